@@ -1,0 +1,1 @@
+//! Softmax and expressive attention: tiled kernels with backward, masks, RoPE, ALiBi, grouped queries, per-position layers and KV cache.

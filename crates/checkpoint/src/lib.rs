@@ -1,0 +1,1 @@
+//! Safetensors checkpoints with atomic writes and strict name and shape checks.

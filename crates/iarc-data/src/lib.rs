@@ -1,0 +1,1 @@
+//! The IARC task-switching benchmark: generator, vocabulary, window splits and batches.

@@ -1,0 +1,1 @@
+//! Layers, losses, optimisers, schedules and named parameters on the Specialformer tensor core.

@@ -1,0 +1,1 @@
+//! Test support: comparator, numerical gradient check and golden-file reader.

@@ -1,0 +1,1 @@
+//! Training loop: sharded batches with reproducible bits, schedules, metrics, checkpoints and exact resume.

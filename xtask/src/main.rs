@@ -1,0 +1,2 @@
+//! Development tasks: validate, bench, parity, study.
+fn main() {}
