@@ -31,7 +31,10 @@ impl Shape {
         );
         let mut inline = [0; MAX_RANK];
         inline[..sizes.len()].copy_from_slice(sizes);
-        Self { sizes: inline, rank: sizes.len() as u8 }
+        Self {
+            sizes: inline,
+            rank: sizes.len() as u8,
+        }
     }
 
     /// The shape of a scalar: no axes, one element.
@@ -101,7 +104,11 @@ impl Shape {
         if axis < self.rank() {
             Ok(())
         } else {
-            Err(TensorError::AxisOutOfRange { op, axis, shape: *self })
+            Err(TensorError::AxisOutOfRange {
+                op,
+                axis,
+                shape: *self,
+            })
         }
     }
 
@@ -132,7 +139,10 @@ impl Shape {
                 }
             };
         }
-        Ok(Shape { sizes, rank: rank as u8 })
+        Ok(Shape {
+            sizes,
+            rank: rank as u8,
+        })
     }
 }
 

@@ -49,7 +49,11 @@ pub fn gemm_batched<E: Element>(
     mut c: ArrayViewMut3<'_, E>,
     parallelism: Parallelism,
 ) {
-    for ((a, b), c) in a.axis_iter(Axis(0)).zip(b.axis_iter(Axis(0))).zip(c.axis_iter_mut(Axis(0))) {
+    for ((a, b), c) in a
+        .axis_iter(Axis(0))
+        .zip(b.axis_iter(Axis(0)))
+        .zip(c.axis_iter_mut(Axis(0)))
+    {
         gemm(alpha, a, b, beta, c, parallelism);
     }
 }

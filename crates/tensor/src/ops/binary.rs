@@ -112,7 +112,11 @@ fn inner_axes(out: &Shape, strides: &[usize; crate::MAX_RANK]) -> (usize, bool) 
             .count()
     };
     let (contiguous, repeated) = (matches(false), matches(true));
-    if repeated > contiguous { (repeated, true) } else { (contiguous, false) }
+    if repeated > contiguous {
+        (repeated, true)
+    } else {
+        (contiguous, false)
+    }
 }
 
 /// f(a, b) with broadcasting.
@@ -131,11 +135,19 @@ pub(crate) fn broadcast_map<E: Element, F: Function2<E>>(
             parallelism.for_each_chunk(out, CHUNK, |i, out| {
                 let at = i * CHUNK;
                 let (a, b) = (Run::Slice(&left[at..]), Run::Slice(&right[at..]));
-                dispatch(Loop { function, a, b, out });
+                dispatch(Loop {
+                    function,
+                    a,
+                    b,
+                    out,
+                });
             });
         }));
     }
-    let (sa, sb) = (strides_against(&a.shape(), &shape), strides_against(&b.shape(), &shape));
+    let (sa, sb) = (
+        strides_against(&a.shape(), &shape),
+        strides_against(&b.shape(), &shape),
+    );
     let ((na, repeat_a), (nb, repeat_b)) = (inner_axes(&shape, &sa), inner_axes(&shape, &sb));
     let outer = shape.rank() - na.min(nb);
     let run: usize = shape[outer..].iter().product();
@@ -151,9 +163,22 @@ pub(crate) fn broadcast_map<E: Element, F: Function2<E>>(
                     at_a += here * sa[axis];
                     at_b += here * sb[axis];
                 }
-                let a = if repeat_a { Run::Repeat(left[at_a]) } else { Run::Slice(&left[at_a..]) };
-                let b = if repeat_b { Run::Repeat(right[at_b]) } else { Run::Slice(&right[at_b..]) };
-                dispatch(Loop { function, a, b, out });
+                let a = if repeat_a {
+                    Run::Repeat(left[at_a])
+                } else {
+                    Run::Slice(&left[at_a..])
+                };
+                let b = if repeat_b {
+                    Run::Repeat(right[at_b])
+                } else {
+                    Run::Slice(&right[at_b..])
+                };
+                dispatch(Loop {
+                    function,
+                    a,
+                    b,
+                    out,
+                });
             }
         });
     }))
@@ -168,7 +193,9 @@ impl<E: Element> Op<E, 2> for Add {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 2]> {
         let part = |i: usize| {
-            cx.grad_of(i, || Ok(sum_to(&grad, self.shapes[i], cx.pool(), cx.parallelism())))
+            cx.grad_of(i, || {
+                Ok(sum_to(&grad, self.shapes[i], cx.pool(), cx.parallelism()))
+            })
         };
         Ok([part(0)?, part(1)?])
     }
@@ -187,8 +214,9 @@ impl<E: Element> Op<E, 2> for Sub {
             sum.make_mut_in(cx.pool()).iter_mut().for_each(|v| *v = -*v);
             Ok(sum)
         })?;
-        let left =
-            cx.grad_of(0, || Ok(sum_to(&grad, self.shapes[0], cx.pool(), cx.parallelism())))?;
+        let left = cx.grad_of(0, || {
+            Ok(sum_to(&grad, self.shapes[0], cx.pool(), cx.parallelism()))
+        })?;
         Ok([left, right])
     }
 }
@@ -245,7 +273,14 @@ impl<E: Element> Var<E> {
     ) -> Result<Tensor<E>> {
         let tape = self.tape();
         let (pool, parallelism) = (tape.pool(), tape.parallelism());
-        broadcast_map(name, function, self.value(), other.value(), pool, parallelism)
+        broadcast_map(
+            name,
+            function,
+            self.value(),
+            other.value(),
+            pool,
+            parallelism,
+        )
     }
 
     /// a + b.
@@ -255,7 +290,9 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn add(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("add", Plus, other)?;
-        self.tape().apply([self, other], y, || Add { shapes: [self.shape(), other.shape()] })
+        self.tape().apply([self, other], y, || Add {
+            shapes: [self.shape(), other.shape()],
+        })
     }
 
     /// a − b.
@@ -265,7 +302,9 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn sub(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("sub", Minus, other)?;
-        self.tape().apply([self, other], y, || Sub { shapes: [self.shape(), other.shape()] })
+        self.tape().apply([self, other], y, || Sub {
+            shapes: [self.shape(), other.shape()],
+        })
     }
 
     /// a·b, element by element.

@@ -1,8 +1,13 @@
 //! Differentiable operations, as methods of [`Var`](crate::Var).
 
 mod binary;
+mod linear;
+mod matmul;
 mod reduce;
+mod reshape;
 mod unary;
+
+pub use matmul::Transpose;
 
 /// Number of elements of one unit of parallel work in elementwise loops.
 pub(crate) const CHUNK: usize = 1 << 14;

@@ -68,7 +68,11 @@ impl<E: Element> Op<E, 1> for SumAll {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let value = grad.item()?;
-        Ok([Grad::Value(Tensor::build_in(cx.pool(), self.shape, |out| out.fill(value)))])
+        Ok([Grad::Value(Tensor::build_in(
+            cx.pool(),
+            self.shape,
+            |out| out.fill(value),
+        ))])
     }
 }
 
@@ -80,7 +84,8 @@ impl<E: Element> Var<E> {
     pub fn sum_all(&self) -> Result<Self> {
         let sum: E = self.value().as_slice().iter().copied().sum();
         let shape = self.shape();
-        self.tape().apply([self], Tensor::scalar(sum), || SumAll { shape })
+        self.tape()
+            .apply([self], Tensor::scalar(sum), || SumAll { shape })
     }
 
     /// Mean of all elements: a scalar (NaN for an empty tensor).
@@ -88,6 +93,7 @@ impl<E: Element> Var<E> {
     /// # Errors
     /// Only in checked mode, for a non-finite result.
     pub fn mean_all(&self) -> Result<Self> {
-        self.sum_all()?.scale(E::ONE / E::from_usize(self.value().len()))
+        self.sum_all()?
+            .scale(E::ONE / E::from_usize(self.value().len()))
     }
 }

@@ -69,7 +69,11 @@ macro_rules! vector_math {
         impl VectorMath for $t {
             #[inline(always)]
             fn mul_add_in<L: Level>(self, b: Self, c: Self) -> Self {
-                if L::FMA { self.mul_add(b, c) } else { self * b + c }
+                if L::FMA {
+                    self.mul_add(b, c)
+                } else {
+                    self * b + c
+                }
             }
             #[inline(always)]
             fn exp_in<L: Level>(self) -> Self {
