@@ -1,0 +1,121 @@
+//! Gradients of all trainable parameters, in parameter order.
+
+use specialformer_tensor::{Element, Gradients, Parallelism, Parameter, Tensor};
+
+use crate::error::{NnError, Result};
+use crate::module::NamedParameters;
+use crate::optim::CHUNK;
+
+/// One gradient for each trainable parameter of a model.
+#[derive(Debug)]
+pub struct GradientSet<E: Element = f32> {
+    entries: Vec<(Parameter<E>, Tensor<E>)>,
+}
+
+impl<E: Element> GradientSet<E> {
+    /// Adds up the gradients of several shards of a batch, in shard order, so
+    /// that the sum does not depend on which finished first.
+    ///
+    /// # Errors
+    /// [`NnError::MissingGradient`] for a trainable parameter that no shard
+    /// has a gradient of.
+    pub fn sum(
+        parameters: &NamedParameters<E>,
+        mut shards: Vec<Gradients<E>>,
+        parallelism: Parallelism,
+    ) -> Result<Self> {
+        let mut entries = Vec::with_capacity(parameters.len());
+        for (name, parameter) in parameters.trainable() {
+            let mut parts = shards
+                .iter_mut()
+                .filter_map(|shard| shard.take_parameter(parameter));
+            let Some(mut sum) = parts.next() else {
+                return Err(NnError::MissingGradient {
+                    name: name.to_string(),
+                    shape: parameter.shape(),
+                });
+            };
+            for part in parts {
+                let part = part.as_slice();
+                parallelism.for_each_chunk(sum.make_mut(), CHUNK, |i, out| {
+                    for (s, v) in out.iter_mut().zip(&part[i * CHUNK..]) {
+                        *s += *v;
+                    }
+                });
+            }
+            entries.push((parameter.clone(), sum));
+        }
+        Ok(Self { entries })
+    }
+
+    /// Parameters with their gradients.
+    pub fn iter(&self) -> impl Iterator<Item = (&Parameter<E>, &Tensor<E>)> {
+        self.entries
+            .iter()
+            .map(|(parameter, gradient)| (parameter, gradient))
+    }
+
+    /// Number of parameters.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Adds another set of the same parameters (gradient accumulation).
+    ///
+    /// # Errors
+    /// [`NnError::State`] if the parameters differ.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        let same = self.len() == other.len()
+            && self
+                .entries
+                .iter()
+                .zip(&other.entries)
+                .all(|(a, b)| a.0.id() == b.0.id());
+        if !same {
+            return Err(NnError::State {
+                what: "gradients of different parameters".into(),
+            });
+        }
+        for ((_, sum), (_, part)) in self.entries.iter_mut().zip(&other.entries) {
+            for (s, v) in sum.make_mut().iter_mut().zip(part.as_slice()) {
+                *s += *v;
+            }
+        }
+        Ok(())
+    }
+
+    /// The global norm √Σg² over all parameters, accumulated in f64.
+    pub fn norm(&self) -> f64 {
+        let square = |chunk: &[E]| {
+            // Eight lanes: vectorisable, and the same order everywhere.
+            let mut lanes = [0.0f64; 8];
+            let mut exact = chunk.chunks_exact(8);
+            for eight in &mut exact {
+                for (lane, v) in lanes.iter_mut().zip(eight) {
+                    *lane += v.to_f64() * v.to_f64();
+                }
+            }
+            let tail: f64 = exact
+                .remainder()
+                .iter()
+                .map(|v| v.to_f64() * v.to_f64())
+                .sum();
+            lanes.iter().sum::<f64>() + tail
+        };
+        self.iter()
+            .map(|(_, g)| square(g.as_slice()))
+            .sum::<f64>()
+            .sqrt()
+    }
+
+    /// The factor that brings the global norm down to `max_norm` (1 if it is
+    /// below). PyTorch: `clip_grad_norm_`, which adds 1e-6 to the norm.
+    pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+        (max_norm / (norm + 1e-6)).min(1.0)
+    }
+}
