@@ -1,1 +1,53 @@
 //! Safetensors checkpoints with atomic writes and strict name and shape checks.
+//!
+//! [`TensorWriter`] collects tensors under dotted names and saves them in one
+//! atomic step; [`TensorFile`] opens such a file, or one that any other tool
+//! wrote, and reads tensors from it one at a time. [`atomic_write`] does the
+//! same for files of any other kind.
+//!
+//! ```
+//! use specialformer_checkpoint::{TensorFile, TensorWriter};
+//! use specialformer_tensor::{Shape, Tensor};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("model.safetensors");
+//! let mut writer = TensorWriter::new();
+//! writer.tensor("head.weight", &Tensor::<f32>::ones([2, 3]))?;
+//! writer.metadata("step", "100")?;
+//! writer.save(&path)?;
+//!
+//! let file = TensorFile::open(&path)?;
+//! let mut weights = file.load::<f32, _>([("head.weight", Shape::new(&[2, 3]))])?;
+//! assert_eq!(weights.remove("head.weight").unwrap().as_slice(), [1.0; 6]);
+//! assert_eq!(file.metadata("step"), Some("100"));
+//!
+//! let wrong = file.load::<f32, _>([("head.bias", Shape::new(&[2]))]).unwrap_err().to_string();
+//! assert!(wrong.ends_with("1 missing: `head.bias` [2]; 1 unexpected: `head.weight` [2, 3]"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod atomic;
+mod decode;
+mod error;
+mod header;
+mod matching;
+mod reader;
+mod writer;
+
+pub use atomic::{atomic_write, remove_leftovers};
+pub use decode::Integer;
+pub use error::{CheckpointError, Result};
+pub use matching::Mismatch;
+pub use reader::TensorFile;
+pub use writer::TensorWriter;
+
+/// The version of the metadata layout that this crate writes. It reads this
+/// one and every older one.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The value of the metadata entry `format` in files this crate writes.
+pub const FORMAT: &str = "specialformer";
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
