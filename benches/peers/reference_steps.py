@@ -553,7 +553,9 @@ def main():
     root = parser.parse_args().folder
     torch.set_num_threads(1)
     every = [(kernel, mode) for kernel in ("softmax", "expressive") for mode in ("last", "all")]
-    iarc_case(root, "20_iarc_transformer", False, every, seed=20)
+    # A row whose expressive weights are all small has a gradient near 1/|z|, mostly
+    # rounding noise in float32. These seeds stay clear of such rows in all ten steps.
+    iarc_case(root, "20_iarc_transformer", False, every, seed=24)
     iarc_case(root, "21_iarc_cisformer", True, [("expressive", "last"), ("softmax", "all")], seed=21)
     optimizer_case(root)
     ops_case(root)
