@@ -1,0 +1,81 @@
+//! The error type of the facade.
+
+use specialformer_attention::AttentionError;
+use specialformer_checkpoint::CheckpointError;
+use specialformer_nn::NnError;
+use specialformer_tensor::TensorError;
+use specialformer_train::TrainError;
+
+/// Result with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in assembling, training or running a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is outside its range.
+    #[error("{section}.{field} = {value}: {reason}")]
+    Config {
+        /// Section of the configuration.
+        section: &'static str,
+        /// The setting.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A configuration file does not parse.
+    #[error("{path}: {reason}")]
+    ConfigFile {
+        /// The file.
+        path: String,
+        /// Why not, with line and field.
+        reason: String,
+    },
+    /// The model's input does not fit it.
+    #[error("{model}: {what}")]
+    Input {
+        /// The model.
+        model: &'static str,
+        /// What does not fit.
+        what: String,
+    },
+    /// Reading or writing a file failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A layer failed.
+    #[error(transparent)]
+    Nn(#[from] NnError),
+    /// An attention layer failed.
+    #[error(transparent)]
+    Attention(#[from] AttentionError),
+    /// A checkpoint file is wrong.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Training failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The IARC settings are wrong.
+    #[error(transparent)]
+    Iarc(#[from] specialformer_iarc_data::IarcError),
+}
+
+impl Error {
+    pub(crate) fn config(
+        section: &'static str,
+        field: &'static str,
+        value: impl std::fmt::Display,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::Config { section, field, value: value.to_string(), reason: reason.into() }
+    }
+}

@@ -1,0 +1,113 @@
+//! Models assembled from a configuration.
+
+mod block;
+mod lstm;
+mod mlp;
+mod transformer;
+
+pub use block::{Block, PerPositionFeedForward};
+pub use lstm::LstmModel;
+pub use mlp::MlpModel;
+pub use transformer::Transformer;
+
+use specialformer_nn::{Ctx, Module, ParameterVisitor};
+use specialformer_tensor::{Element, Seed, Var};
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+/// Token ids [B, T], row after row.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens<'a> {
+    ids: &'a [usize],
+    batch: usize,
+}
+
+impl<'a> Tokens<'a> {
+    /// `batch` rows of equal length.
+    ///
+    /// # Errors
+    /// If the ids do not fill the rows.
+    pub fn new(ids: &'a [usize], batch: usize) -> Result<Self> {
+        if batch == 0 || ids.is_empty() || !ids.len().is_multiple_of(batch) {
+            let what = format!("{} tokens do not fill {batch} rows of equal length", ids.len());
+            return Err(Error::Input { model: "tokens", what });
+        }
+        Ok(Self { ids, batch })
+    }
+
+    /// All ids.
+    pub fn ids(&self) -> &'a [usize] {
+        self.ids
+    }
+
+    /// Number of rows B.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Length T of a row.
+    pub fn length(&self) -> usize {
+        self.ids.len() / self.batch
+    }
+}
+
+/// The positions whose outputs are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outputs {
+    /// Every position: logits [B, T, V].
+    All,
+    /// The last position: logits [B, 1, V]. Work that only other positions
+    /// need is left out.
+    Last,
+}
+
+/// A model of one of the kinds of [`ModelConfig`].
+#[derive(Debug, Clone)]
+pub enum Model<E: Element = f32> {
+    /// Transformer or cisformer.
+    Transformer(Transformer<E>),
+    /// LSTM.
+    Lstm(LstmModel<E>),
+    /// Multi-layer perceptron.
+    Mlp(MlpModel<E>),
+}
+
+impl<E: Element> Model<E> {
+    /// Builds a model with start values drawn from `seed`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field that is wrong.
+    pub fn new(config: &ModelConfig, seed: Seed) -> Result<Self> {
+        config.validate()?;
+        let rng = &mut seed.stream("init");
+        Ok(match config {
+            ModelConfig::Transformer(c) => Self::Transformer(Transformer::new(c.stack(), rng)?),
+            ModelConfig::Cisformer(c) => Self::Transformer(Transformer::new(c.stack(), rng)?),
+            ModelConfig::Lstm(c) => Self::Lstm(LstmModel::new(c, rng)?),
+            ModelConfig::Mlp(c) => Self::Mlp(MlpModel::new(c, rng)?),
+        })
+    }
+
+    /// Logits of the wanted positions.
+    ///
+    /// # Errors
+    /// If the tokens do not fit the model.
+    pub fn logits(&self, ctx: &Ctx<E>, tokens: Tokens<'_>, outputs: Outputs) -> Result<Var<E>> {
+        match self {
+            Self::Transformer(model) => model.logits(ctx, tokens, outputs),
+            Self::Lstm(model) => model.logits(ctx, tokens, outputs),
+            Self::Mlp(model) => model.logits(ctx, tokens, outputs),
+        }
+    }
+}
+
+impl<E: Element> Module<E> for Model<E> {
+    fn visit(&self, visitor: &mut ParameterVisitor<E>) {
+        match self {
+            Self::Transformer(model) => model.visit(visitor),
+            Self::Lstm(model) => model.visit(visitor),
+            Self::Mlp(model) => model.visit(visitor),
+        }
+    }
+}
