@@ -1,0 +1,422 @@
+//! What a report shows, as plain data.
+//!
+//! Nothing here knows about models or training: whoever has results fills
+//! these structures, leaves out what does not apply, and renders. The same
+//! structures, serialised, are what the page's scripts read; numbers are
+//! rounded and long curves thinned on the way, so that a page stays small.
+
+use serde::{Serialize, Serializer};
+
+use super::{ReportError, Result};
+
+/// Most points of one curve that a page carries.
+pub(crate) const MAX_POINTS: usize = 400;
+
+/// Everything that one page shows.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct ReportData {
+    /// Heading of the page.
+    pub(crate) title: String,
+    /// One sentence below the heading; empty for none.
+    pub(crate) subtitle: String,
+    /// Remarks that a reader needs beside the results, a paragraph each.
+    pub(crate) notes: Vec<String>,
+    /// The subtasks, in the order of every per-subtask list.
+    pub(crate) subtasks: Vec<Subtask>,
+    /// The accuracy aimed at, as a fraction.
+    pub(crate) target: Option<f64>,
+    /// Results to compare with that are not runs, such as guessing.
+    pub(crate) references: Vec<Reference>,
+    /// The runs; those of one name are the seeds of one model.
+    pub(crate) runs: Vec<Run>,
+    /// Sample windows that runs refer to.
+    pub(crate) windows: Vec<Window>,
+    /// The configuration as TOML; empty for none.
+    #[serde(skip)]
+    pub(crate) config: String,
+    /// Where and how the runs were made.
+    #[serde(skip)]
+    pub(crate) environment: Option<Environment>,
+}
+
+/// One subtask of a multi-task problem.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Subtask {
+    /// Short form, for table columns and axes.
+    pub(crate) symbol: String,
+    /// Full name.
+    pub(crate) name: String,
+}
+
+/// Accuracies to compare with, all as fractions.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Reference {
+    /// What they are.
+    pub(crate) name: String,
+    /// Accuracy over everything.
+    pub(crate) overall: Option<f64>,
+    /// Accuracy of each subtask; empty if unknown.
+    pub(crate) subtasks: Vec<Option<f64>>,
+}
+
+/// One trained model.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Run {
+    /// Name of the model; seeds of one model share it.
+    pub(crate) name: String,
+    /// Number of trainable parameters.
+    pub(crate) parameters: u64,
+    /// How the parameters add up; empty for none.
+    #[serde(skip)]
+    pub(crate) parameter_layout: String,
+    /// Seed of the run.
+    pub(crate) seed: u64,
+    /// Seconds spent training.
+    pub(crate) seconds: Option<f64>,
+    /// Scores at the end, on held-out data.
+    pub(crate) scores: Option<Scores>,
+    /// The learning curve, by rising step.
+    #[serde(serialize_with = "columns")]
+    pub(crate) points: Vec<Point>,
+    /// What the model did with sample windows.
+    pub(crate) samples: Vec<Sample>,
+    /// Distributions of z and of cos(q, k) per head.
+    pub(crate) histograms: Vec<HeadHistogram>,
+}
+
+/// Scores on held-out data.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Scores {
+    /// Over everything.
+    pub(crate) overall: Score,
+    /// For each subtask.
+    pub(crate) subtasks: Vec<Score>,
+}
+
+/// One accuracy, as a fraction.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Score {
+    /// Share of right answers.
+    #[serde(serialize_with = "rounded")]
+    pub(crate) accuracy: f64,
+    /// Its standard error.
+    #[serde(serialize_with = "rounded_option")]
+    pub(crate) standard_error: Option<f64>,
+}
+
+/// One point of a learning curve. What was not measured at this step is
+/// `None`; values that are not finite leave a gap in the curve.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Point {
+    /// Optimiser steps so far.
+    pub(crate) step: u64,
+    /// Tokens seen so far.
+    pub(crate) tokens: u64,
+    /// Loss on the training batch.
+    pub(crate) train_loss: Option<f64>,
+    /// Loss on validation data.
+    pub(crate) validation_loss: Option<f64>,
+    /// Accuracy on validation data, as a fraction.
+    pub(crate) accuracy: Option<f64>,
+    /// The same for each subtask; empty if not measured here.
+    pub(crate) subtask_accuracy: Vec<f64>,
+    /// Learning rate.
+    pub(crate) learning_rate: Option<f64>,
+    /// Global norm of the gradient before clipping.
+    pub(crate) gradient_norm: Option<f64>,
+    /// Training speed.
+    pub(crate) tokens_per_second: Option<f64>,
+}
+
+/// A window of tokens and the answer that follows from it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Window {
+    /// The tokens, oldest first.
+    pub(crate) tokens: Vec<Token>,
+    /// The right next token.
+    pub(crate) answer: String,
+    /// Subtask of the answer, an index into [`ReportData::subtasks`].
+    pub(crate) subtask: Option<usize>,
+    /// Positions that the answer follows from; empty if unknown.
+    pub(crate) sources: Vec<usize>,
+}
+
+/// One token of a window.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Token {
+    /// How it is written.
+    pub(crate) text: String,
+    /// Subtask that it belongs to, an index into [`ReportData::subtasks`].
+    pub(crate) subtask: Option<usize>,
+}
+
+/// What one run did with one window.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Sample {
+    /// Index into [`ReportData::windows`].
+    pub(crate) window: usize,
+    /// The predicted token.
+    pub(crate) prediction: String,
+    /// The likeliest tokens and their probabilities, best first; may be empty.
+    pub(crate) candidates: Vec<Candidate>,
+    /// Whether queries see earlier keys only.
+    pub(crate) causal: bool,
+    /// Attention maps; empty for a model without attention.
+    pub(crate) maps: Vec<AttentionMap>,
+}
+
+/// A token that a model considered.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Candidate {
+    /// How it is written.
+    pub(crate) token: String,
+    /// Its probability.
+    #[serde(serialize_with = "rounded")]
+    pub(crate) probability: f64,
+}
+
+/// Attention weights of one head on one window.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct AttentionMap {
+    /// Layer, from 0.
+    pub(crate) layer: usize,
+    /// Head, from 0.
+    pub(crate) head: usize,
+    /// Row-major [queries, T]. Fewer than T queries are the last ones of the
+    /// window, as when only the last position is computed.
+    #[serde(serialize_with = "rounded_weights")]
+    pub(crate) weights: Vec<f32>,
+}
+
+/// What a histogram counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Quantity {
+    /// z = q·k / √D.
+    Z,
+    /// cos(q, k) = q·k / (|q| |k|).
+    Cosine,
+}
+
+/// Distribution of a quantity over all allowed (query, key) pairs of a head.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct HeadHistogram {
+    /// Layer, from 0.
+    pub(crate) layer: usize,
+    /// Head, from 0.
+    pub(crate) head: usize,
+    /// What is counted.
+    pub(crate) quantity: Quantity,
+    /// Bin edges, rising, one more than there are bins.
+    #[serde(serialize_with = "rounded_list")]
+    pub(crate) edges: Vec<f64>,
+    /// Pairs in each bin.
+    pub(crate) counts: Vec<u64>,
+    /// Attention weight summed over the pairs of each bin; may be empty.
+    #[serde(serialize_with = "rounded_list")]
+    pub(crate) attended: Vec<f64>,
+}
+
+/// Where and how the runs were made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Environment {
+    /// Version of the program.
+    pub(crate) version: String,
+    /// SIMD instructions in use.
+    pub(crate) simd: String,
+    /// Threads in use.
+    pub(crate) threads: usize,
+    /// Seconds from start to end.
+    pub(crate) seconds: f64,
+    /// Further rows: label and value.
+    pub(crate) extra: Vec<(String, String)>,
+}
+
+/// The runs of one model.
+#[derive(Debug)]
+pub(crate) struct Model<'a> {
+    /// The name that the runs share.
+    pub(crate) name: &'a str,
+    /// The runs, one per seed.
+    pub(crate) runs: Vec<&'a Run>,
+}
+
+/// Gathers runs by name, in order of first appearance.
+pub(crate) fn models(runs: &[Run]) -> Vec<Model<'_>> {
+    let mut models: Vec<Model<'_>> = Vec::new();
+    for run in runs {
+        match models.iter_mut().find(|model| model.name == run.name) {
+            Some(model) => model.runs.push(run),
+            None => models.push(Model { name: &run.name, runs: vec![run] }),
+        }
+    }
+    models
+}
+
+impl ReportData {
+    /// Checks that lists which belong together have matching lengths and
+    /// that indices point at something.
+    ///
+    /// # Errors
+    /// [`ReportError::Inconsistent`] naming the run and the field.
+    pub(crate) fn check(&self) -> Result<()> {
+        let subtasks = self.subtasks.len();
+        let fail = |at: String, what: String| Err(ReportError::Inconsistent { at, what });
+        for reference in &self.references {
+            let given = reference.subtasks.len();
+            if given != 0 && given != subtasks {
+                let at = format!("reference `{}`", reference.name);
+                return fail(at, format!("{given} scores for {subtasks} subtasks"));
+            }
+        }
+        for (index, window) in self.windows.iter().enumerate() {
+            let at = || format!("window {index}");
+            let tags = window.tokens.iter().filter_map(|token| token.subtask);
+            if let Some(bad) = tags.chain(window.subtask).find(|&tag| tag >= subtasks) {
+                return fail(at(), format!("subtask {bad} of {subtasks}"));
+            }
+            let length = window.tokens.len();
+            if let Some(bad) = window.sources.iter().find(|&&source| source >= length) {
+                return fail(at(), format!("source {bad} of {length} tokens"));
+            }
+        }
+        for run in &self.runs {
+            let at = || format!("run `{}`, seed {}", run.name, run.seed);
+            if let Some(scores) = &run.scores
+                && scores.subtasks.len() != subtasks
+            {
+                let given = scores.subtasks.len();
+                return fail(at(), format!("{given} scores for {subtasks} subtasks"));
+            }
+            for point in &run.points {
+                let given = point.subtask_accuracy.len();
+                if given != 0 && given != subtasks {
+                    let what = format!("step {}: {given} accuracies", point.step);
+                    return fail(at(), format!("{what} for {subtasks} subtasks"));
+                }
+            }
+            for sample in &run.samples {
+                let Some(window) = self.windows.get(sample.window) else {
+                    let windows = self.windows.len();
+                    return fail(at(), format!("window {} of {windows}", sample.window));
+                };
+                let length = window.tokens.len();
+                for map in &sample.maps {
+                    let size = map.weights.len();
+                    if length == 0 || size == 0 || size % length != 0 || size > length * length {
+                        let head = format!("layer {}, head {}", map.layer, map.head);
+                        let what = format!("{size} attention weights for {length} tokens");
+                        return fail(at(), format!("{head}: {what}"));
+                    }
+                }
+            }
+            for histogram in &run.histograms {
+                let (edges, bins) = (histogram.edges.len(), histogram.counts.len());
+                let attended = histogram.attended.len();
+                let rising = histogram.edges.windows(2).all(|pair| pair[0] < pair[1]);
+                if edges != bins + 1 || (attended != 0 && attended != bins) || !rising {
+                    let head = format!("layer {}, head {}", histogram.layer, histogram.head);
+                    let what = "rising edges, one more than counts; attended as counts or empty";
+                    let given = format!("{edges} edges, {bins} counts, {attended} attended");
+                    return fail(at(), format!("{head}: histogram needs {what}: {given}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Point {
+    fn is_evaluation(&self) -> bool {
+        self.accuracy.is_some() || self.validation_loss.is_some()
+    }
+}
+
+/// The points that a page shows: at most about [`MAX_POINTS`], evenly spread,
+/// evaluations and the rest counted apart so that neither crowds out the
+/// other; the first and the last are always kept.
+pub(crate) fn thinned(points: &[Point]) -> Vec<&Point> {
+    if points.len() <= MAX_POINTS {
+        return points.iter().collect();
+    }
+    let evaluations = points.iter().filter(|point| point.is_evaluation()).count();
+    let strides = [points.len() - evaluations, evaluations]
+        .map(|count| count.div_ceil(MAX_POINTS / 2).max(1));
+    let mut seen = [0, 0];
+    let last = points.len() - 1;
+    let keep = |(index, point): (usize, &Point)| {
+        let kind = usize::from(point.is_evaluation());
+        seen[kind] += 1;
+        (seen[kind] - 1) % strides[kind] == 0 || index == 0 || index == last
+    };
+    let mut keep = keep;
+    points.iter().enumerate().filter(|&entry| keep(entry)).map(|(_, point)| point).collect()
+}
+
+/// Five significant digits; `None` for what is not finite.
+fn round(value: f64) -> Option<f64> {
+    value.is_finite().then(|| format!("{value:.4e}").parse().unwrap_or(value))
+}
+
+fn rounded<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    round(*value).serialize(serializer)
+}
+
+fn rounded_option<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.and_then(round).serialize(serializer)
+}
+
+fn rounded_list<S: Serializer>(values: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(|&value| round(value)))
+}
+
+/// Four decimals: finer than a shade can show.
+fn rounded_weights<S: Serializer>(values: &[f32], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(|&value| {
+        let value = f64::from(value);
+        value.is_finite().then(|| (value * 1e4).round() / 1e4)
+    }))
+}
+
+/// A thinned curve by columns; a column without any value is left out.
+#[derive(Serialize)]
+struct Columns {
+    step: Vec<u64>,
+    tokens: Vec<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    train_loss: Vec<Option<f64>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    validation_loss: Vec<Option<f64>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    accuracy: Vec<Option<f64>>,
+    subtasks: Vec<Vec<Option<f64>>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    learning_rate: Vec<Option<f64>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gradient_norm: Vec<Option<f64>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tokens_per_second: Vec<Option<f64>>,
+}
+
+fn columns<S: Serializer>(points: &[Point], serializer: S) -> Result<S::Ok, S::Error> {
+    let points = thinned(points);
+    let column = |field: &dyn Fn(&Point) -> Option<f64>| -> Vec<Option<f64>> {
+        let values: Vec<_> = points.iter().map(|point| field(point).and_then(round)).collect();
+        if values.iter().all(Option::is_none) { Vec::new() } else { values }
+    };
+    let subtasks = points.iter().map(|point| point.subtask_accuracy.len()).max().unwrap_or(0);
+    Columns {
+        step: points.iter().map(|point| point.step).collect(),
+        tokens: points.iter().map(|point| point.tokens).collect(),
+        train_loss: column(&|point| point.train_loss),
+        validation_loss: column(&|point| point.validation_loss),
+        accuracy: column(&|point| point.accuracy),
+        subtasks: (0..subtasks)
+            .map(|task| column(&|point| point.subtask_accuracy.get(task).copied()))
+            .collect(),
+        learning_rate: column(&|point| point.learning_rate),
+        gradient_norm: column(&|point| point.gradient_norm),
+        tokens_per_second: column(&|point| point.tokens_per_second),
+    }
+    .serialize(serializer)
+}

@@ -1,0 +1,232 @@
+//! Tests of the page as a whole.
+
+use super::data::{MAX_POINTS, thinned};
+use super::*;
+
+/// The embedded data, parsed.
+fn embedded(page: &str) -> serde_json::Value {
+    let start = page.find("id=\"report-data\">").expect("data element") + "id=\"report-data\">".len();
+    let end = start + page[start..].find("</script>").expect("end of data");
+    serde_json::from_str(&page[start..end]).expect("valid JSON")
+}
+
+#[test]
+fn study_has_every_section_and_its_data() {
+    let data = fake::study();
+    let page = render(&data).unwrap();
+    for id in ["results", "curves", "attention", "geometry", "config", "environment"] {
+        assert!(page.contains(&format!("<section id=\"{id}\"")), "{id}");
+        assert!(page.contains(&format!("href=\"#{id}\"")), "{id}");
+    }
+    let json = embedded(&page);
+    assert_eq!(json["runs"].as_array().unwrap().len(), data.runs.len());
+    assert_eq!(json["runs"][0]["points"]["step"][0], 20);
+    assert_eq!(json["runs"][0]["samples"][0]["maps"][0]["weights"].as_array().unwrap().len(), 256);
+    assert_eq!(json["runs"][0]["histograms"][1]["quantity"], "cosine");
+    assert!(page.len() < 1_500_000, "{} bytes", page.len());
+}
+
+#[test]
+fn page_loads_nothing() {
+    let page = render(&fake::study()).unwrap();
+    let page = page.replace("http://www.w3.org/2000/svg", "");
+    for reference in ["http:", "https:", "src=", "@import", "url(", "fetch(", "XMLHttpRequest"] {
+        assert!(!page.contains(reference), "{reference}");
+    }
+    assert_eq!(page.matches("<link").count(), 1);
+}
+
+#[test]
+fn static_markup_shows_table_and_curve() {
+    let page = render(&fake::study()).unwrap();
+    let markup = &page[..page.find("<script").unwrap()];
+    assert!(markup.contains("<th scope=\"row\">cisformer, expressive"), "table");
+    assert!(markup.contains("class=\"number score best\""), "best cell");
+    assert!(markup.contains("<svg role=\"img\"") && markup.contains("<polyline"), "curve");
+    assert!(markup.contains("var(--series-0)") && !markup.contains("#FA00"), "colours");
+}
+
+#[test]
+fn hostile_text_stays_text() {
+    let hostile = "</script><script>alert(1)</script><img src=x onerror='\"=\"#FA0001\"'>&\u{0}";
+    let mut data = fake::study();
+    data.title = hostile.into();
+    data.subtitle = hostile.into();
+    data.notes = vec![hostile.into()];
+    data.config = format!("name = {hostile}\n# {hostile}\n[{hostile}]\n");
+    data.subtasks[0].name = hostile.into();
+    data.subtasks[1].symbol = hostile.into();
+    data.references[0].name = hostile.into();
+    for run in &mut data.runs {
+        run.name.push_str(hostile);
+        run.parameter_layout = hostile.into();
+        for sample in &mut run.samples {
+            sample.prediction = hostile.into();
+        }
+    }
+    data.windows[0].tokens[0].text = hostile.into();
+    data.windows[0].answer = hostile.into();
+    let environment = data.environment.as_mut().unwrap();
+    environment.version = hostile.into();
+    environment.extra = vec![(hostile.into(), hostile.into())];
+    let page = render(&data).unwrap();
+    // Two script elements of ours, nothing else.
+    assert_eq!(page.matches("<script").count(), 2);
+    assert_eq!(page.matches("</script").count(), 2);
+    assert!(!page.contains("<img") && !page.contains("alert(1)</script>"));
+    assert_eq!(embedded(&page)["title"], hostile);
+    let plot = plot_svg(&data).unwrap().unwrap();
+    assert!(!plot.contains("<script") && !plot.contains('\u{0}'));
+}
+
+#[test]
+fn absent_parts_leave_no_empty_section() {
+    let page = render(&fake::lstm()).unwrap();
+    for id in ["results", "curves", "attention"] {
+        assert!(page.contains(&format!("<section id=\"{id}\"")), "{id}");
+    }
+    for id in ["geometry", "config", "environment"] {
+        assert!(!page.contains(&format!("<section id=\"{id}\"")), "{id}");
+    }
+    assert!(!page.contains("Attention maps"), "an LSTM has no attention");
+
+    let page = render(&ReportData::default()).unwrap();
+    assert!(!page.contains("<section") && !page.contains("<nav"));
+    assert_eq!(embedded(&page)["runs"], serde_json::json!([]));
+
+    let config = "steps = 1".to_owned();
+    let page = render(&ReportData { config, ..ReportData::default() }).unwrap();
+    assert!(page.contains("<section id=\"config\""));
+}
+
+#[test]
+fn a_run_may_have_nothing_but_a_name() {
+    let run = Run { name: "empty".into(), ..Run::default() };
+    let data = ReportData { runs: vec![run], ..ReportData::default() };
+    let page = render(&data).unwrap();
+    assert!(page.contains("<section id=\"results\"") && !page.contains("<section id=\"curves\""));
+    assert!(plot_svg(&data).unwrap().is_none());
+}
+
+#[test]
+fn values_that_are_not_finite_become_gaps() {
+    let mut data = fake::study();
+    let run = &mut data.runs[0];
+    for (index, value) in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].into_iter().enumerate() {
+        let point = &mut run.points[9 + 10 * index];
+        point.accuracy = Some(value);
+        point.train_loss = Some(value);
+        point.subtask_accuracy = vec![value; 4];
+    }
+    run.scores.as_mut().unwrap().overall.accuracy = f64::NAN;
+    run.samples[0].maps[0].weights[0] = f32::NAN;
+    run.samples[0].candidates[0].probability = f64::NAN;
+    run.histograms[0].attended[0] = f64::NAN;
+    data.environment.as_mut().unwrap().seconds = f64::NAN;
+    let page = render(&data).unwrap();
+    let json = embedded(&page);
+    assert_eq!(json["runs"][0]["points"]["accuracy"][9], serde_json::Value::Null);
+    assert_eq!(json["runs"][0]["samples"][0]["maps"][0]["weights"][0], serde_json::Value::Null);
+    let markup = &page[..page.find("<script").unwrap()];
+    assert!(!markup.contains("NaN") && !markup.contains("inf<"));
+
+    for run in &mut data.runs {
+        run.points.iter_mut().for_each(|point| point.accuracy = Some(f64::NAN));
+    }
+    let plot = plot_svg(&data).unwrap().expect("falls back to the loss");
+    assert!(plot.contains("Validation loss"));
+}
+
+#[test]
+fn contradictions_are_named() {
+    let message = |change: &dyn Fn(&mut ReportData)| {
+        let mut data = fake::study();
+        change(&mut data);
+        render(&data).unwrap_err().to_string()
+    };
+    let run = "report: run `cisformer, expressive`, seed 0: ";
+    assert_eq!(
+        message(&|data| data.runs[0].scores.as_mut().unwrap().subtasks.truncate(3)),
+        format!("{run}3 scores for 4 subtasks")
+    );
+    assert_eq!(
+        message(&|data| data.runs[0].points[9].subtask_accuracy.truncate(1)),
+        format!("{run}step 200: 1 accuracies for 4 subtasks")
+    );
+    assert_eq!(
+        message(&|data| data.runs[0].samples[0].window = 9),
+        format!("{run}window 9 of 4")
+    );
+    assert_eq!(
+        message(&|data| data.runs[0].samples[0].maps[1].weights.truncate(20)),
+        format!("{run}layer 0, head 1: 20 attention weights for 16 tokens")
+    );
+    assert_eq!(
+        message(&|data| data.runs[0].histograms[0].edges.truncate(3)),
+        format!(
+            "{run}layer 0, head 0: histogram needs rising edges, one more than counts; \
+             attended as counts or empty: 3 edges, 48 counts, 48 attended"
+        )
+    );
+    assert_eq!(
+        message(&|data| data.windows[2].tokens[0].subtask = Some(4)),
+        "report: window 2: subtask 4 of 4"
+    );
+    assert_eq!(
+        message(&|data| data.windows[2].sources = vec![16]),
+        "report: window 2: source 16 of 16 tokens"
+    );
+    assert_eq!(
+        message(&|data| data.references[0].subtasks.truncate(2)),
+        "report: reference `guessing from task and last token`: 2 scores for 4 subtasks"
+    );
+}
+
+#[test]
+fn long_curves_are_thinned_evenly() {
+    let points: Vec<Point> = (0..10_000)
+        .map(|step| Point {
+            step,
+            train_loss: Some(1.0),
+            accuracy: (step % 100 == 0).then_some(0.5),
+            ..Point::default()
+        })
+        .collect();
+    let kept = thinned(&points);
+    assert!(kept.len() <= MAX_POINTS + 2, "{}", kept.len());
+    assert_eq!((kept[0].step, kept[kept.len() - 1].step), (0, 9_999));
+    assert_eq!(kept.iter().filter(|point| point.accuracy.is_some()).count(), 100);
+    assert!(kept.windows(2).all(|pair| pair[0].step < pair[1].step));
+    assert_eq!(thinned(&points[..300]).len(), 300);
+}
+
+#[test]
+fn plot_is_one_svg_with_a_legend() {
+    let data = fake::study();
+    let plot = plot_svg(&data).unwrap().unwrap();
+    assert!(plot.starts_with("<svg ") && plot.trim_end().ends_with("</svg>"));
+    assert_eq!(plot.matches("<svg").count(), 1);
+    for model in ["cisformer, expressive", "LSTM, hidden 32", "target"] {
+        assert!(plot.contains(model), "{model}");
+    }
+    assert!(!plot.contains("var(--"), "a file has fixed colours");
+}
+
+#[test]
+fn page_and_plot_have_the_same_colours() {
+    let css = include_str!("assets/report.css");
+    for (index, colour) in chart::PALETTE.iter().enumerate() {
+        let line = format!("--series-{index}: #{:02x}{:02x}{:02x};", colour.0, colour.1, colour.2);
+        assert!(css.contains(&line), "{line}");
+    }
+}
+
+/// Writes the made-up pages to the directory in `REPORT_DIR`, to look at.
+#[test]
+#[ignore = "writes files to look at"]
+fn write_samples() {
+    let dir = std::path::PathBuf::from(std::env::var("REPORT_DIR").expect("REPORT_DIR"));
+    std::fs::write(dir.join("study.html"), render(&fake::study()).unwrap()).unwrap();
+    std::fs::write(dir.join("lstm.html"), render(&fake::lstm()).unwrap()).unwrap();
+    std::fs::write(dir.join("plot.svg"), plot_svg(&fake::study()).unwrap().unwrap()).unwrap();
+}
