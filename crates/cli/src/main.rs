@@ -1,1 +1,65 @@
-fn main() {}
+//! The `specialformer` command.
+
+mod args;
+mod commands;
+mod failure;
+mod progress;
+mod report;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command, CommonArgs};
+use clap::Parser;
+
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let command = cli.command.unwrap_or_else(|| Command::Iarc(commands::iarc::quick_job()));
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    let common = match &command {
+        Command::Iarc(args) => &args.common,
+        Command::Train(args) => &args.common,
+        Command::Eval(args) => &args.common,
+        Command::Info(args) => &args.common,
+    };
+    start_logging(common);
+    start_threads(common)?;
+    match command {
+        Command::Iarc(args) => commands::iarc::run(&args),
+        Command::Train(args) => commands::train::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Info(args) => commands::info::run(&args),
+    }
+}
+
+/// Logs go to stderr: warnings and errors, or what `RUST_LOG` asks for.
+fn start_logging(common: &CommonArgs) {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    let default = if common.quiet { "error" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .without_time()
+        .init();
+}
+
+fn start_threads(common: &CommonArgs) -> Result<(), Failure> {
+    let Some(threads) = common.threads else { return Ok(()) };
+    if threads == 0 {
+        return Err(Failure::input("--threads = 0: must be at least 1"));
+    }
+    specialformer::set_threads(threads).map_err(|error| Failure::input(error.to_string()))
+}

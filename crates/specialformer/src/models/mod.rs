@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 /// Token ids [B, T], row after row.
 #[derive(Debug, Clone, Copy)]
 pub struct Tokens<'a> {
-    ids: &'a [usize],
+    ids: &'a [u32],
     batch: usize,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Tokens<'a> {
     ///
     /// # Errors
     /// If the ids do not fill the rows.
-    pub fn new(ids: &'a [usize], batch: usize) -> Result<Self> {
+    pub fn new(ids: &'a [u32], batch: usize) -> Result<Self> {
         if batch == 0 || ids.is_empty() || !ids.len().is_multiple_of(batch) {
             let what = format!("{} tokens do not fill {batch} rows of equal length", ids.len());
             return Err(Error::Input { model: "tokens", what });
@@ -37,7 +37,7 @@ impl<'a> Tokens<'a> {
     }
 
     /// All ids.
-    pub fn ids(&self) -> &'a [usize] {
+    pub fn ids(&self) -> &'a [u32] {
         self.ids
     }
 

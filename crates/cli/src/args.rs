@@ -1,0 +1,131 @@
+//! Command-line arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Transformers that specialise by task, on an ordinary CPU.
+///
+/// Without a command it runs the quick job: `specialformer iarc`.
+#[derive(Debug, Parser)]
+#[command(name = "specialformer", version, about, max_term_width = 100, arg_required_else_help = false)]
+#[command(after_help = "\
+Examples:
+  specialformer                           train the cisformer and a transformer on task switching
+  specialformer iarc --full --seeds 3     the whole study
+  specialformer train run.toml            train what a configuration file describes
+  specialformer eval runs/my-run          score a trained run on its test set
+  specialformer info                      kernels, SIMD level, threads")]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train and compare models on the IARC task-switching benchmark.
+    Iarc(IarcArgs),
+    /// Train what a TOML file describes.
+    Train(TrainArgs),
+    /// Score a trained run on held-out data.
+    Eval(EvalArgs),
+    /// Show version, kernels, SIMD level and threads.
+    Info(InfoArgs),
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct CommonArgs {
+    /// Worker threads (default: one a core). Results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print the result as JSON on stdout; everything else goes to stderr.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Only warnings and errors on stderr.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// `specialformer iarc`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer iarc                                  the quick job, about a minute
+  specialformer iarc --models cisformer-softmax,mlp --steps 4000
+  specialformer iarc --full --seeds 3 --out runs/study")]
+pub(crate) struct IarcArgs {
+    /// Models to train, by name, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub(crate) models: Vec<String>,
+    /// Optimiser steps of 256 windows, the same for every model.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+    /// Train every model with seeds 1..=K.
+    #[arg(long, value_name = "K")]
+    pub(crate) seeds: Option<u64>,
+    /// All models of the study, three seeds.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Folder for the runs, the table, the plot and the report.
+    #[arg(long, value_name = "DIR", default_value = "runs/iarc")]
+    pub(crate) out: PathBuf,
+    /// Continue an interrupted job in the same folder; finished runs are kept.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Windows of the test set.
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub(crate) test_size: usize,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// `specialformer train`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer train configs/iarc-cisformer.toml
+  specialformer train configs/iarc-cisformer.toml --out runs/mine
+  specialformer train configs/iarc-cisformer.toml --out runs/mine --resume")]
+pub(crate) struct TrainArgs {
+    /// The configuration file.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: PathBuf,
+    /// The run folder (default: runs/<name of the configuration>).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Continue an interrupted run, bit for bit as if never interrupted.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// `specialformer eval`.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct EvalArgs {
+    /// The run folder.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Score on validation instead of test data.
+    #[arg(long)]
+    pub(crate) validation: bool,
+    /// Number of rows to score.
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub(crate) size: usize,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// `specialformer info`.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct InfoArgs {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}

@@ -1,0 +1,6 @@
+//! One file for each command.
+
+pub(crate) mod eval;
+pub(crate) mod iarc;
+pub(crate) mod info;
+pub(crate) mod train;
