@@ -41,6 +41,28 @@ impl Parallelism {
         }
     }
 
+    /// [`Parallelism::for_each_chunk`] over two slices in step: `f` gets the
+    /// chunks of equal index. There are as many chunks as the shorter gives.
+    pub fn for_each_chunk_pair<T, U, F>(
+        self,
+        (a, chunk_a): (&mut [T], usize),
+        (b, chunk_b): (&mut [U], usize),
+        f: F,
+    ) where
+        T: Send,
+        U: Send,
+        F: Fn(usize, &mut [T], &mut [U]) + Sync + Send,
+    {
+        let (chunk_a, chunk_b) = (chunk_a.max(1), chunk_b.max(1));
+        if self.is_parallel() && a.len() > chunk_a {
+            let pairs = a.par_chunks_mut(chunk_a).zip(b.par_chunks_mut(chunk_b));
+            pairs.enumerate().for_each(|(i, (a, b))| f(i, a, b));
+        } else {
+            let pairs = a.chunks_mut(chunk_a).zip(b.chunks_mut(chunk_b));
+            pairs.enumerate().for_each(|(i, (a, b))| f(i, a, b));
+        }
+    }
+
     /// Runs `f` for each index of `0..count`.
     pub fn for_each_index<F>(self, count: usize, f: F)
     where

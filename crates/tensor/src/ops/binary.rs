@@ -4,6 +4,7 @@ use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::CHUNK;
+use crate::ops::broadcast::{inner_axes, strides_against};
 use crate::ops::reduce::sum_to;
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
@@ -80,42 +81,6 @@ impl<E: Element, F: Function2<E>> Kernel for Loop<'_, E, F> {
             }
             (Run::Repeat(a), Run::Repeat(b)) => self.out.fill(f.f(a, b)),
         }
-    }
-}
-
-/// Strides of an operand against the output's axes: 0 where it repeats.
-fn strides_against(shape: &Shape, out: &Shape) -> [usize; crate::MAX_RANK] {
-    let own = shape.strides();
-    let mut strides = [0; crate::MAX_RANK];
-    let lead = out.rank() - shape.rank();
-    for axis in 0..shape.rank() {
-        if shape[axis] != 1 {
-            strides[lead + axis] = own[axis];
-        }
-    }
-    strides
-}
-
-/// Number of trailing axes that both operands walk in step with the output,
-/// or that one of them repeats entirely: these form the inner run.
-fn inner_axes(out: &Shape, strides: &[usize; crate::MAX_RANK]) -> (usize, bool) {
-    // Returns the longest suffix on which the operand is contiguous, or, if
-    // it repeats on the last axis of size > 1, on which it is constant.
-    let dense = out.strides();
-    let rank = out.rank();
-    let matches = |repeat: bool| {
-        (0..rank)
-            .rev()
-            .take_while(|&axis| {
-                out[axis] == 1 || strides[axis] == if repeat { 0 } else { dense[axis] }
-            })
-            .count()
-    };
-    let (contiguous, repeated) = (matches(false), matches(true));
-    if repeated > contiguous {
-        (repeated, true)
-    } else {
-        (contiguous, false)
     }
 }
 
