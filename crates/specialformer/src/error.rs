@@ -49,6 +49,14 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Weights do not fit the model.
+    #[error("{path}: {error}")]
+    Weights {
+        /// The file of weights.
+        path: String,
+        /// What does not fit.
+        error: NnError,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -70,6 +78,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// True if training itself went wrong, not what it was given.
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Self::Train(TrainError::NonFinite { .. }))
+    }
+
     pub(crate) fn config(
         section: &'static str,
         field: &'static str,

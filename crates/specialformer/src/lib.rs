@@ -1,1 +1,68 @@
-//! Transformers that specialise by task, on an ordinary CPU: models assembled from the Specialformer crates.
+//! Transformers that specialise by task, on an ordinary CPU: models assembled
+//! from a configuration, trained, inspected and compared.
+//!
+//! ```
+//! use specialformer::prelude::*;
+//!
+//! let config = ModelConfig::Transformer(TransformerConfig {
+//!     vocabulary: 14,
+//!     outputs: Some(10),
+//!     width: 16,
+//!     layers: 2,
+//!     heads: 2,
+//!     kv_heads: None,
+//!     feed_forward: 64,
+//!     window: 16,
+//!     positions: Positions::Learned,
+//!     attention: AttentionKind::Softmax,
+//!     activation: Activation::Gelu,
+//!     dropout: 0.0,
+//!     query_key_scale: 1.0,
+//! });
+//! let model = Model::<f32>::new(&config, Seed::new(1))?;
+//! assert_eq!(NamedParameters::of(&model).count(), 7_242);
+//!
+//! let tokens = [3, 4, 5, 6, 11, 1, 4, 5];
+//! let logits = model.logits(&Ctx::eval(), Tokens::new(&tokens, 2)?, Outputs::Last)?;
+//! assert_eq!(logits.shape().to_vec(), [2, 1, 10]);
+//! # Ok::<(), specialformer::Error>(())
+//! ```
+
+mod config;
+mod error;
+pub mod iarc;
+pub mod inspect;
+mod models;
+mod run;
+mod threads;
+
+pub use config::{
+    CisformerConfig, LstmConfig, MlpConfig, ModelConfig, Positions, TransformerConfig,
+};
+pub use error::{Error, Result};
+pub use models::{
+    Block, LstmModel, MlpModel, Model, Outputs, PerPositionFeedForward, Tokens, Transformer,
+};
+pub use run::{
+    DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train,
+};
+pub use threads::{ThreadsError, set_threads};
+
+pub use specialformer_attention as attention;
+pub use specialformer_checkpoint as checkpoint;
+pub use specialformer_iarc_data as iarc_data;
+pub use specialformer_nn as nn;
+pub use specialformer_tensor as tensor;
+pub use specialformer_train as training;
+
+/// What most programs use.
+pub mod prelude {
+    pub use crate::{
+        CisformerConfig, DataConfig, LstmConfig, MlpConfig, Model, ModelConfig, Outputs, Positions,
+        RunConfig, Tokens, TransformerConfig,
+    };
+    pub use specialformer_attention::AttentionKind;
+    pub use specialformer_nn::{Activation, Ctx, Mode, Module, NamedParameters, Schedule};
+    pub use specialformer_tensor::{Parallelism, Parameter, Seed, Tape, Tensor, Var};
+    pub use specialformer_train::TrainConfig;
+}

@@ -1,0 +1,303 @@
+//! Runs: a model, data and training settings from one TOML file, in one
+//! folder.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use specialformer_checkpoint::TensorFile;
+use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor};
+use specialformer_tensor::Seed;
+use specialformer_train::{
+    BoxError, EvaluationRecord, HeldOut, ModelOutput, Observer, Rows, RunFolder, Summary,
+    TrainConfig, Trainer,
+};
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::iarc::{IarcConfig, IarcDataset, Scoring};
+use crate::models::{Model, Outputs, Tokens};
+
+/// What a configuration file holds.
+///
+/// ```
+/// let config = specialformer::RunConfig::parse(r#"
+///     name = "small"
+///     [model]
+///     kind = "cisformer"
+///     vocabulary = 14
+///     outputs = 10
+///     width = 16
+///     layers = 2
+///     heads = 2
+///     feed_forward = 64
+///     window = 16
+///     attention = { kind = "expressive" }
+///     [data]
+///     kind = "iarc"
+///     [train]
+///     steps = 100
+///     batch_size = 64
+///     learning_rate = 5e-3
+/// "#, "example.toml")?;
+/// assert_eq!(config.train.steps, 100);
+/// # Ok::<(), specialformer::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run's name.
+    pub name: String,
+    /// The model.
+    pub model: ModelConfig,
+    /// The data.
+    pub data: DataConfig,
+    /// How to train.
+    pub train: TrainConfig,
+}
+
+/// The `[data]` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum DataConfig {
+    /// The IARC task-switching benchmark.
+    Iarc(IarcConfig),
+}
+
+impl RunConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::ConfigFile`] with line and field, or
+    /// [`Error::Config`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let name = path.as_ref().display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Io { path: name.clone(), source })?;
+        Self::parse(&text, &name)
+    }
+
+    /// Parses and checks a text; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::ConfigFile`] with line and field, or [`Error::Config`].
+    pub fn parse(text: &str, name: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+            let line = line.map_or(String::new(), |line| format!("line {line}: "));
+            Error::ConfigFile { path: name.into(), reason: format!("{line}{}", error.message()) }
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML.
+    ///
+    /// # Errors
+    /// [`Error::ConfigFile`] if it cannot be written as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self)
+            .map_err(|e| Error::ConfigFile { path: self.name.clone(), reason: e.to_string() })
+    }
+
+    /// Checks every section and that they fit together.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field, or what a section reports.
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.train.validate()?;
+        let DataConfig::Iarc(data) = &self.data;
+        data.benchmark()?;
+        let fail = |field, value: usize, reason: String| {
+            Err(Error::config("model", field, value, reason))
+        };
+        if self.model.vocabulary() != data.vocabulary() {
+            let reason = format!("the data has {} tokens", data.vocabulary());
+            return fail("vocabulary", self.model.vocabulary(), reason);
+        }
+        if self.model.outputs() < data.digits {
+            let reason = format!("the data has {} classes", data.digits);
+            return fail("outputs", self.model.outputs(), reason);
+        }
+        match (&self.model, self.model.window()) {
+            (ModelConfig::Mlp(_), Some(window)) if window != data.window => {
+                let reason = format!("data.window = {}, and an MLP sees whole windows", data.window);
+                return fail("window", window, reason);
+            }
+            (_, Some(window)) if window < data.window => {
+                let reason = format!("data.window = {} is longer", data.window);
+                return fail("window", window, reason);
+            }
+            _ => {}
+        }
+        if matches!(self.model, ModelConfig::Mlp(_)) && data.scoring == Scoring::All {
+            let reason = "an MLP sees whole windows and learns from the last position only";
+            return Err(Error::config("data", "scoring", "all", reason));
+        }
+        Ok(())
+    }
+
+    fn dataset(&self) -> Result<IarcDataset> {
+        let DataConfig::Iarc(data) = &self.data;
+        IarcDataset::new(data, self.train.seed)
+    }
+
+    /// Builds the model with the start values of the run's seed.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn build_model(&self) -> Result<Model> {
+        Model::new(&self.model, Seed::new(self.train.seed))
+    }
+}
+
+impl specialformer_train::Model for Model {
+    fn forward(&self, ctx: &Ctx, input: &Rows<'_>) -> Result<ModelOutput, BoxError> {
+        let tokens = Tokens::new(input.tokens(), input.rows())?;
+        let outputs = match input.positions() {
+            1 => Outputs::Last,
+            _ => Outputs::All,
+        };
+        Ok(ModelOutput::new(self.logits(ctx, tokens, outputs)?))
+    }
+}
+
+/// Number of scalars in a model's parameters, by part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ParameterCount {
+    /// All of them.
+    pub total: usize,
+    /// Parts of the model with their numbers, in order.
+    pub parts: Vec<(String, usize)>,
+}
+
+impl ParameterCount {
+    /// Counts a model's parameters; the blocks are one part each.
+    pub fn of(model: &impl Module) -> Self {
+        let parameters = NamedParameters::of(model);
+        let mut parts: Vec<(String, usize)> = Vec::new();
+        for (name, parameter) in parameters.iter() {
+            let mut path = name.split('.');
+            let mut part = path.next().unwrap_or_default().to_string();
+            if let Some(index) = path.next().filter(|p| p.parse::<usize>().is_ok()) {
+                part = format!("{part}.{index}");
+            }
+            let count = parameter.shape().elements();
+            match parts.last_mut() {
+                Some((last, sum)) if *last == part => *sum += count,
+                _ => parts.push((part, count)),
+            }
+        }
+        Self { total: parameters.count(), parts }
+    }
+
+    /// The layout in one line: `embedding 224 + blocks.0 51,456 + …`.
+    pub fn layout(&self) -> String {
+        let parts: Vec<_> =
+            self.parts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        parts.join(" + ")
+    }
+}
+
+/// How to treat a run folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Make a new run; a folder with files in it is refused.
+    New,
+    /// Continue the run in the folder.
+    Resume,
+}
+
+/// A trained run.
+#[derive(Debug)]
+pub struct TrainedRun {
+    /// The model with its final weights.
+    pub model: Model,
+    /// How the training went.
+    pub summary: Summary,
+}
+
+/// The metadata key under which weights carry their model's configuration.
+const MODEL_KEY: &str = "specialformer.model";
+
+/// Trains what `config` describes in `folder`.
+///
+/// # Errors
+/// If the configuration is invalid, the folder cannot be used, or training
+/// fails.
+pub fn train<'a>(
+    config: &'a RunConfig,
+    folder: &Path,
+    start: Start,
+    observer: impl Observer + 'a,
+    stop: impl Fn() -> bool + Send + 'a,
+) -> Result<TrainedRun> {
+    config.validate()?;
+    let model = config.build_model()?;
+    let folder = match start {
+        Start::New => RunFolder::create(folder)?,
+        Start::Resume => RunFolder::open(folder)?,
+    };
+    if start == Start::New {
+        folder.write_config(&config.to_toml()?)?;
+    }
+    let description = serde_json::to_string(&config.model)
+        .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
+    let settings = (&config.model, &config.data);
+    let trainer = Trainer::new(&model, config.dataset()?, config.train.clone())?
+        .observer(observer)
+        .stop_when(stop)
+        .model_metadata(MODEL_KEY, description);
+    let mut trainer = match start {
+        Start::New => trainer.start_in(folder, &settings)?,
+        Start::Resume => trainer.resume_in(folder, &settings)?,
+    };
+    let summary = trainer.run()?;
+    drop(trainer);
+    Ok(TrainedRun { model, summary })
+}
+
+/// Loads the configuration and the weights of a run: the final ones, or those
+/// of its newest checkpoint.
+///
+/// # Errors
+/// If the folder holds no run, or its weights do not fit the configuration
+/// (naming every tensor that does not).
+pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
+    let config_path = folder.join("config.toml");
+    if !config_path.is_file() {
+        return Err(Error::ConfigFile {
+            path: config_path.display().to_string(),
+            reason: "no such file: not a run folder".into(),
+        });
+    }
+    let config = RunConfig::load(config_path)?;
+    let model = config.build_model()?;
+    let path = RunFolder::weights(folder)?;
+    let parameters = NamedParameters::of(&model);
+    let file = TensorFile::read(&path)?;
+    let in_file = |error| Error::Weights { path: path.display().to_string(), error };
+    parameters.load(file.into_tensors()?).map_err(in_file)?;
+    Ok((config, model))
+}
+
+/// Scores a model on held-out data.
+///
+/// # Errors
+/// If the model does not fit the data.
+pub fn evaluate(
+    config: &RunConfig,
+    model: &Model,
+    set: HeldOut,
+    size: usize,
+) -> Result<Option<EvaluationRecord>> {
+    let train = TrainConfig { eval_size: size, ..config.train.clone() };
+    Ok(Trainer::new(model, config.dataset()?, train)?.evaluate(set)?)
+}
+
+/// So that a model can be passed where a module is wanted by reference.
+impl Module for &Model {
+    fn visit(&self, visitor: &mut ParameterVisitor) {
+        (**self).visit(visitor);
+    }
+}
