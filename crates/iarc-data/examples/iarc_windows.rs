@@ -16,10 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{}\n", window?.render(iarc.vocabulary())?);
     }
 
-    let mut batches = iarc.batches(BatchOptions {
-        seed,
-        ..BatchOptions::default()
-    })?;
+    let mut batches = iarc.batches(BatchOptions { seed, ..BatchOptions::default() })?;
     let mut batch = Batch::zeros(256, iarc.settings().window);
     let mut baseline = GuessBaseline::new();
     let mut fastest = Duration::MAX;
@@ -36,9 +33,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("  {subtask}    {:>13}", scores.of(subtask));
     }
     println!("  all  {:>13}\n", scores.overall());
-    println!(
-        "A batch of 256 windows takes {:.1} µs.",
-        fastest.as_secs_f64() * 1e6
-    );
+    println!("A batch of 256 windows takes {:.1} µs.", fastest.as_secs_f64() * 1e6);
     Ok(())
 }

@@ -34,12 +34,7 @@ impl GuessBaseline {
     /// Counts what follows the windows of a batch.
     pub fn observe(&mut self, batch: &Batch) {
         for (subtask, last, target) in last_positions(batch) {
-            *self
-                .counts
-                .entry((subtask, last))
-                .or_default()
-                .entry(target)
-                .or_default() += 1;
+            *self.counts.entry((subtask, last)).or_default().entry(target).or_default() += 1;
         }
     }
 
@@ -68,10 +63,6 @@ impl GuessBaseline {
 fn last_positions(batch: &Batch) -> impl Iterator<Item = (Subtask, Token, Token)> + '_ {
     let last = batch.tokens.ncols() - 1;
     (0..batch.len()).map(move |b| {
-        (
-            batch.subtasks[[b, last]],
-            batch.tokens[[b, last]],
-            batch.targets[[b, last]],
-        )
+        (batch.subtasks[[b, last]], batch.tokens[[b, last]], batch.targets[[b, last]])
     })
 }

@@ -41,12 +41,7 @@ pub struct BatchOptions {
 /// Training windows, last position, B = 256, seed 0.
 impl Default for BatchOptions {
     fn default() -> Self {
-        Self {
-            split: Split::Train,
-            scoring: Scoring::Last,
-            batch_size: 256,
-            seed: 0,
-        }
+        Self { split: Split::Train, scoring: Scoring::Last, batch_size: 256, seed: 0 }
     }
 }
 
@@ -112,14 +107,14 @@ impl Batch {
         for row in 0..self.len() {
             sampler.draw()?;
             let window = sampler.tokens.len() - 1;
-            let copies = "rows of a fresh batch are contiguous";
-            let tokens = self.tokens.row_mut(row).into_slice().expect(copies);
+            let contiguous = "rows of a fresh batch are contiguous";
+            let tokens = self.tokens.row_mut(row).into_slice().expect(contiguous);
             tokens.copy_from_slice(&sampler.tokens[..window]);
-            let targets = self.targets.row_mut(row).into_slice().expect(copies);
+            let targets = self.targets.row_mut(row).into_slice().expect(contiguous);
             targets.copy_from_slice(&sampler.tokens[1..]);
-            let subtasks = self.subtasks.row_mut(row).into_slice().expect(copies);
+            let subtasks = self.subtasks.row_mut(row).into_slice().expect(contiguous);
             subtasks.copy_from_slice(&sampler.subtasks[1..]);
-            let mask = self.loss_mask.row_mut(row).into_slice().expect(copies);
+            let mask = self.loss_mask.row_mut(row).into_slice().expect(contiguous);
             match scoring {
                 Scoring::Last => mask.fill(false),
                 Scoring::All => {
@@ -200,12 +195,7 @@ impl Batches {
         check_count("batch_size", options.batch_size, iarc.settings().window)?;
         let words = batch_words(&options, 0);
         let sampler = Sampler::new(iarc.token_stream(words), options.split);
-        Ok(Self {
-            iarc,
-            options,
-            sampler,
-            next_batch: 0,
-        })
+        Ok(Self { iarc, options, sampler, next_batch: 0 })
     }
 
     /// The options that the batches are made with.
@@ -233,8 +223,7 @@ impl Batches {
         if !batch.has_shape(shape) {
             *batch = Batch::zeros(shape.0, shape.1);
         }
-        self.sampler
-            .restart(batch_words(&self.options, self.next_batch));
+        self.sampler.restart(batch_words(&self.options, self.next_batch));
         batch.fill(&mut self.sampler, self.options.scoring)?;
         self.next_batch = self.next_batch.wrapping_add(1);
         Ok(())
@@ -245,19 +234,13 @@ impl Batches {
     /// # Errors
     /// As [`next_batch`](Self::next_batch).
     pub fn batch_at(&self, index: u64) -> Result<Batch> {
-        let mut at = Self {
-            next_batch: index,
-            ..self.clone()
-        };
+        let mut at = Self { next_batch: index, ..self.clone() };
         at.next_batch()
     }
 
     /// Where the sequence is.
     pub fn cursor(&self) -> Cursor {
-        Cursor {
-            next_batch: self.next_batch,
-            fingerprint: self.fingerprint(),
-        }
+        Cursor { next_batch: self.next_batch, fingerprint: self.fingerprint() }
     }
 
     /// Continues from a saved cursor.
@@ -268,10 +251,7 @@ impl Batches {
     pub fn seek(&mut self, cursor: Cursor) -> Result<()> {
         let expected = self.fingerprint();
         if cursor.fingerprint != expected {
-            return Err(IarcError::ForeignCursor {
-                expected,
-                found: cursor.fingerprint,
-            });
+            return Err(IarcError::ForeignCursor { expected, found: cursor.fingerprint });
         }
         self.next_batch = cursor.next_batch;
         Ok(())
@@ -296,9 +276,7 @@ impl Batches {
             self.options.seed,
         ]
         .into_iter()
-        .fold(0, |hash, field| {
-            stir(hash ^ field).wrapping_add(0x9e37_79b9_7f4a_7c15)
-        })
+        .fold(0, |hash, field| stir(hash ^ field).wrapping_add(0x9e37_79b9_7f4a_7c15))
     }
 }
 

@@ -32,10 +32,7 @@ impl Iarc {
     /// As [`Settings::validate`].
     pub fn new(settings: Settings) -> Result<Self> {
         settings.validate()?;
-        Ok(Self {
-            settings,
-            vocabulary: Vocabulary::new(settings.digits)?,
-        })
+        Ok(Self { settings, vocabulary: Vocabulary::new(settings.digits)? })
     }
 
     /// The settings.

@@ -37,9 +37,7 @@ impl Words {
         for (bytes, field) in key.chunks_exact_mut(8).zip(fields) {
             bytes.copy_from_slice(&field.to_le_bytes());
         }
-        Self {
-            inner: ChaCha8Rng::from_seed(key),
-        }
+        Self { inner: ChaCha8Rng::from_seed(key) }
     }
 
     pub(crate) fn word(&mut self) -> u32 {
@@ -86,9 +84,7 @@ mod tests {
     #[test]
     fn words_are_the_chacha8_key_stream() {
         // First block of the published ChaCha8 test vector with a zero key.
-        let mut words = Words {
-            inner: ChaCha8Rng::from_seed([0; 32]),
-        };
+        let mut words = Words { inner: ChaCha8Rng::from_seed([0; 32]) };
         let bytes: Vec<u8> = (0..8).flat_map(|_| words.word().to_le_bytes()).collect();
         assert_eq!(
             bytes,
@@ -108,10 +104,7 @@ mod tests {
             counts[words.below(7) as usize] += 1;
         }
         // Five standard deviations of a binomial count.
-        assert!(
-            counts.iter().all(|count| (count - 10_000).abs() < 465),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count| (count - 10_000).abs() < 465), "{counts:?}");
         assert_eq!(words.below(1), 0);
     }
 

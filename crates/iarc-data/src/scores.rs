@@ -27,8 +27,7 @@ impl Tally {
     /// It is 0 at a = 0 and a = 1; there, about 3 / n bounds the distance to
     /// the true accuracy with 95 % confidence.
     pub fn standard_error(self) -> Option<f64> {
-        self.accuracy()
-            .map(|a| (a * (1.0 - a) / self.total as f64).sqrt())
+        self.accuracy().map(|a| (a * (1.0 - a) / self.total as f64).sqrt())
     }
 
     fn add(&mut self, other: Self) {
@@ -73,10 +72,7 @@ impl Scores {
 
     /// Counts one answer.
     pub fn record(&mut self, subtask: Subtask, correct: bool) {
-        self.tallies[subtask.index()].add(Tally {
-            correct: u64::from(correct),
-            total: 1,
-        });
+        self.tallies[subtask.index()].add(Tally { correct: u64::from(correct), total: 1 });
     }
 
     /// Counts the answers to a batch: `predictions[b]` is the token predicted
@@ -95,10 +91,7 @@ impl Scores {
     ) -> Result<()> {
         if predictions.len() != batch.len() {
             let predictions = predictions.len();
-            return Err(IarcError::PredictionCount {
-                predictions,
-                windows: batch.len(),
-            });
+            return Err(IarcError::PredictionCount { predictions, windows: batch.len() });
         }
         let targets = batch.last_targets();
         for ((&subtask, target), prediction) in
@@ -148,10 +141,7 @@ mod tests {
 
     #[test]
     fn accuracy_and_standard_error() {
-        let tally = Tally {
-            correct: 75,
-            total: 100,
-        };
+        let tally = Tally { correct: 75, total: 100 };
         assert_eq!(tally.accuracy(), Some(0.75));
         assert!((tally.standard_error().unwrap() - 0.043_301_27).abs() < 1e-8);
         assert_eq!(tally.to_string(), "75.00 ± 4.33");
@@ -169,13 +159,7 @@ mod tests {
         }
         left.merge(&right);
         assert_eq!(left, both);
-        assert_eq!(
-            both.overall(),
-            Tally {
-                correct: 14,
-                total: 40
-            }
-        );
+        assert_eq!(both.overall(), Tally { correct: 14, total: 40 });
         assert_eq!(
             both.to_string(),
             "I 40.00 ± 15.49  A 30.00 ± 14.49  R 30.00 ± 14.49  C 40.00 ± 15.49  all 35.00 ± 7.54"
@@ -186,16 +170,8 @@ mod tests {
     fn a_wrong_number_of_predictions_is_refused() {
         let mut scores = Scores::new();
         let predictions = ndarray::arr1(&[1, 2, 3]);
-        let error = scores
-            .record_batch(&Batch::zeros(2, 16), predictions.view())
-            .unwrap_err();
-        assert_eq!(
-            error,
-            IarcError::PredictionCount {
-                predictions: 3,
-                windows: 2
-            }
-        );
+        let error = scores.record_batch(&Batch::zeros(2, 16), predictions.view()).unwrap_err();
+        assert_eq!(error, IarcError::PredictionCount { predictions: 3, windows: 2 });
         assert_eq!(error.to_string(), "iarc: 3 predictions for 2 windows");
         assert_eq!(scores, Scores::new());
     }

@@ -35,22 +35,14 @@ impl RunCaps {
 
     /// The largest of the four.
     pub fn largest(self) -> usize {
-        self.increment
-            .max(self.add)
-            .max(self.reverse)
-            .max(self.context)
+        self.increment.max(self.add).max(self.reverse).max(self.context)
     }
 }
 
 /// 12 for I, A and C, 6 for R.
 impl Default for RunCaps {
     fn default() -> Self {
-        Self {
-            increment: 12,
-            add: 12,
-            reverse: 6,
-            context: 12,
-        }
+        Self { increment: 12, add: 12, reverse: 6, context: 12 }
     }
 }
 
@@ -114,14 +106,10 @@ impl Settings {
     /// p = 0 or p = 1 runs have one length each and less may do.
     pub fn needed_window(&self) -> usize {
         let caps = self.run_caps;
-        let reverse = caps
-            .reverse
-            .saturating_mul(2)
-            .saturating_add(caps.reverse.saturating_sub(1) / 2);
+        let reverse =
+            caps.reverse.saturating_mul(2).saturating_add(caps.reverse.saturating_sub(1) / 2);
         let furthest_pointer = self.pointer_range.min(self.digits);
-        let context = furthest_pointer
-            .saturating_add(2)
-            .saturating_add(furthest_pointer / 2);
+        let context = furthest_pointer.saturating_add(2).saturating_add(furthest_pointer / 2);
         reverse.max(context).max(caps.largest())
     }
 
@@ -164,11 +152,7 @@ impl Settings {
             return Err(invalid("window", self.window, requirement));
         }
         if self.window > MAX_WINDOW {
-            return Err(invalid(
-                "window",
-                self.window,
-                format!("must be at most {MAX_WINDOW}"),
-            ));
+            return Err(invalid("window", self.window, format!("must be at most {MAX_WINDOW}")));
         }
         Ok(())
     }
@@ -176,11 +160,7 @@ impl Settings {
 
 pub(crate) fn check_digits(digits: usize) -> Result<()> {
     if !(2..=MAX_DIGITS).contains(&digits) {
-        return Err(invalid(
-            "digits",
-            digits,
-            format!("must be between 2 and {MAX_DIGITS}"),
-        ));
+        return Err(invalid("digits", digits, format!("must be between 2 and {MAX_DIGITS}")));
     }
     Ok(())
 }
@@ -190,11 +170,7 @@ pub(crate) fn invalid(
     value: impl ToString,
     requirement: impl Into<String>,
 ) -> IarcError {
-    IarcError::InvalidSetting {
-        field,
-        value: value.to_string(),
-        requirement: requirement.into(),
-    }
+    IarcError::InvalidSetting { field, value: value.to_string(), requirement: requirement.into() }
 }
 
 #[cfg(test)]
@@ -204,12 +180,7 @@ mod tests {
     #[test]
     fn defaults_need_fourteen_tokens() {
         assert_eq!(Settings::default().needed_window(), 14);
-        Settings {
-            window: 14,
-            ..Settings::default()
-        }
-        .validate()
-        .unwrap();
+        Settings { window: 14, ..Settings::default() }.validate().unwrap();
     }
 
     #[test]
@@ -218,31 +189,16 @@ mod tests {
         let caps = good.run_caps;
         let with_caps = |run_caps| Settings { run_caps, ..good };
         let cases = [
+            (Settings { digits: 1, ..good }, "digits = 1: must be between 2 and 65536"),
             (
-                Settings { digits: 1, ..good },
-                "digits = 1: must be between 2 and 65536",
-            ),
-            (
-                Settings {
-                    switch_probability: 1.5,
-                    ..good
-                },
+                Settings { switch_probability: 1.5, ..good },
                 "switch_probability = 1.5: must be between 0 and 1",
             ),
             (
-                Settings {
-                    switch_probability: f64::NAN,
-                    ..good
-                },
+                Settings { switch_probability: f64::NAN, ..good },
                 "switch_probability = NaN: must be between 0 and 1",
             ),
-            (
-                Settings {
-                    pointer_range: 0,
-                    ..good
-                },
-                "pointer_range = 0: must be at least 1",
-            ),
+            (Settings { pointer_range: 0, ..good }, "pointer_range = 0: must be at least 1"),
             (
                 with_caps(RunCaps { add: 1, ..caps }),
                 "run_caps.add = 1: must be at least 2, the shortest run",
@@ -251,13 +207,7 @@ mod tests {
                 with_caps(RunCaps { reverse: 7, ..caps }),
                 "window = 16: must be at least 17, the tokens that the rules need with these settings",
             ),
-            (
-                Settings {
-                    window: MAX_WINDOW + 1,
-                    ..good
-                },
-                "window = 65537: must be at most 65536",
-            ),
+            (Settings { window: MAX_WINDOW + 1, ..good }, "window = 65537: must be at most 65536"),
         ];
         for (settings, message) in cases {
             let error = settings.validate().unwrap_err();

@@ -89,11 +89,7 @@ mod tests {
         assert_eq!(hashes, PINNED, "{hashes:#018x?}");
     }
 
-    const PINNED: [u64; 3] = [
-        0xd28e_0629_7088_31cf,
-        0x068d_6924_4e7a_036b,
-        0xe220_a839_7b1d_cdaf,
-    ];
+    const PINNED: [u64; 3] = [0xd28e_0629_7088_31cf, 0x068d_6924_4e7a_036b, 0xe220_a839_7b1d_cdaf];
 
     #[test]
     fn every_residue_is_equally_likely() {
@@ -104,10 +100,7 @@ mod tests {
             counts[(window_hash(&window) % 16) as usize] += 1;
         }
         // 2401 expected, standard deviation 47.
-        assert!(
-            counts.iter().all(|count| (count - 2401).abs() < 5 * 47),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count| (count - 2401).abs() < 5 * 47), "{counts:?}");
     }
 
     #[test]

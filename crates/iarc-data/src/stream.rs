@@ -126,11 +126,7 @@ impl TokenStream {
                 || self.words.chance(self.switch_threshold))
         {
             let token = self.push_control();
-            return LabelledToken {
-                token,
-                subtask: self.subtask,
-                reach: 0,
-            };
+            return LabelledToken { token, subtask: self.subtask, reach: 0 };
         }
         let digits = self.vocabulary.digits() as u32;
         let last = self.past(0);
@@ -154,11 +150,7 @@ impl TokenStream {
         let reach = to_source.max(self.run + 1);
         self.push_digit(digit);
         self.run += 1;
-        LabelledToken {
-            token: digit,
-            subtask: self.subtask,
-            reach,
-        }
+        LabelledToken { token: digit, subtask: self.subtask, reach }
     }
 
     /// `d[n−back]`.
@@ -169,10 +161,7 @@ impl TokenStream {
 
     fn push_digit(&mut self, digit: u32) {
         let mask = self.history.len() - 1;
-        self.history[self.written & mask] = Past {
-            digit,
-            position: self.position,
-        };
+        self.history[self.written & mask] = Past { digit, position: self.position };
         self.written = self.written.wrapping_add(1);
         self.position = self.position.wrapping_add(1);
     }

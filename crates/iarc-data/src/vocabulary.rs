@@ -87,9 +87,7 @@ impl Vocabulary {
     /// `2 <= digits <= `[`MAX_DIGITS`](crate::MAX_DIGITS).
     pub fn new(digits: usize) -> Result<Self> {
         crate::settings::check_digits(digits)?;
-        Ok(Self {
-            digits: digits as u32,
-        })
+        Ok(Self { digits: digits as u32 })
     }
 
     /// N, the number of digits; they are also the classes that a model has to
@@ -117,9 +115,9 @@ impl Vocabulary {
     pub fn symbol(self, token: Token) -> Option<Symbol> {
         match token.checked_sub(self.digits) {
             None => Some(Symbol::Digit(token)),
-            Some(control) => Subtask::ALL
-                .get(control as usize)
-                .map(|&subtask| Symbol::Control(subtask)),
+            Some(control) => {
+                Subtask::ALL.get(control as usize).map(|&subtask| Symbol::Control(subtask))
+            }
         }
     }
 
@@ -138,11 +136,7 @@ impl Vocabulary {
                 Some(Symbol::Control(subtask)) => text.push(subtask.letter()),
                 None => {
                     let size = self.size();
-                    return Err(IarcError::TokenOutOfRange {
-                        token,
-                        position,
-                        size,
-                    });
+                    return Err(IarcError::TokenOutOfRange { token, position, size });
                 }
             }
         }
@@ -157,12 +151,11 @@ impl Vocabulary {
         text.split_whitespace()
             .enumerate()
             .map(|(position, symbol)| {
-                self.parse_symbol(symbol)
-                    .ok_or_else(|| IarcError::UnknownSymbol {
-                        symbol: symbol.to_owned(),
-                        position,
-                        largest: self.digits() - 1,
-                    })
+                self.parse_symbol(symbol).ok_or_else(|| IarcError::UnknownSymbol {
+                    symbol: symbol.to_owned(),
+                    position,
+                    largest: self.digits() - 1,
+                })
             })
             .collect()
     }
@@ -188,14 +181,8 @@ mod tests {
         let vocabulary = Vocabulary::new(12).unwrap();
         assert_eq!(vocabulary.size(), 16);
         assert_eq!(vocabulary.symbol(11), Some(Symbol::Digit(11)));
-        assert_eq!(
-            vocabulary.symbol(12),
-            Some(Symbol::Control(Subtask::Increment))
-        );
-        assert_eq!(
-            vocabulary.symbol(15),
-            Some(Symbol::Control(Subtask::Context))
-        );
+        assert_eq!(vocabulary.symbol(12), Some(Symbol::Control(Subtask::Increment)));
+        assert_eq!(vocabulary.symbol(15), Some(Symbol::Control(Subtask::Context)));
         assert_eq!(vocabulary.symbol(16), None);
         assert_eq!(vocabulary.render(&[11, 14, 0]).unwrap(), "11 R 0");
     }
@@ -204,10 +191,7 @@ mod tests {
     fn text_outside_the_vocabulary_is_refused() {
         let vocabulary = Vocabulary::new(10).unwrap();
         for bad in ["10", "+1", "-1", "i", "AR", "99999999999", "é"] {
-            assert!(
-                matches!(vocabulary.parse(bad), Err(IarcError::UnknownSymbol { .. })),
-                "{bad}"
-            );
+            assert!(matches!(vocabulary.parse(bad), Err(IarcError::UnknownSymbol { .. })), "{bad}");
         }
         assert_eq!(vocabulary.parse(" \n").unwrap(), Vec::<Token>::new());
         assert_eq!(

@@ -47,10 +47,7 @@ impl Window {
             symbols.push(' ');
         }
         let target = vocabulary.render(&[self.target])?;
-        Ok(format!(
-            "{symbols}→ {target}\n{tasks}  {}",
-            self.target_subtask
-        ))
+        Ok(format!("{symbols}→ {target}\n{tasks}  {}", self.target_subtask))
     }
 }
 
@@ -98,11 +95,7 @@ impl Sampler {
         let vocabulary = self.stream.vocabulary();
         for _ in 0..candidates {
             self.stream.skip_random(window);
-            let fields = self
-                .tokens
-                .iter_mut()
-                .zip(&mut self.subtasks)
-                .zip(&mut self.reaches);
+            let fields = self.tokens.iter_mut().zip(&mut self.subtasks).zip(&mut self.reaches);
             for ((token, subtask), reach) in fields {
                 let next = self.stream.next_token();
                 (*token, *subtask, *reach) = (next.token, next.subtask, next.reach);
@@ -113,10 +106,7 @@ impl Sampler {
                 return Ok(());
             }
         }
-        Err(IarcError::EmptySplit {
-            split: self.split,
-            tried: candidates,
-        })
+        Err(IarcError::EmptySplit { split: self.split, tried: candidates })
     }
 }
 
@@ -132,9 +122,7 @@ pub struct Windows {
 
 impl Windows {
     pub(crate) fn new(stream: TokenStream, split: Split) -> Self {
-        Self {
-            sampler: Sampler::new(stream, split),
-        }
+        Self { sampler: Sampler::new(stream, split) }
     }
 
     /// The next window.
@@ -143,9 +131,7 @@ impl Windows {
     /// [`IarcError::EmptySplit`] if the settings allow no window of the split.
     pub fn next_window(&mut self) -> Result<Window> {
         self.sampler.draw()?;
-        let Sampler {
-            tokens, subtasks, ..
-        } = &self.sampler;
+        let Sampler { tokens, subtasks, .. } = &self.sampler;
         let window = tokens.len() - 1;
         Ok(Window {
             tokens: tokens[..window].to_vec(),
@@ -176,10 +162,7 @@ mod tests {
         let mut sampler = Sampler::new(stream, Split::Test);
         assert_eq!(
             sampler.draw_among(0),
-            Err(IarcError::EmptySplit {
-                split: Split::Test,
-                tried: 0
-            })
+            Err(IarcError::EmptySplit { split: Split::Test, tried: 0 })
         );
         // One candidate is of the test split about once in 19 times.
         let drawn = (0..1000).filter(|_| sampler.draw_among(1).is_ok()).count();
@@ -204,19 +187,8 @@ mod tests {
             target: 0,
             target_subtask: Subtask::Increment,
         };
-        assert_eq!(
-            window.render(vocabulary).unwrap(),
-            "9 10 I 11 → 0\nR R  I I    I"
-        );
-        let error = Window {
-            target: 16,
-            ..window
-        }
-        .render(vocabulary)
-        .unwrap_err();
-        assert!(matches!(
-            error,
-            IarcError::TokenOutOfRange { token: 16, .. }
-        ));
+        assert_eq!(window.render(vocabulary).unwrap(), "9 10 I 11 → 0\nR R  I I    I");
+        let error = Window { target: 16, ..window }.render(vocabulary).unwrap_err();
+        assert!(matches!(error, IarcError::TokenOutOfRange { token: 16, .. }));
     }
 }

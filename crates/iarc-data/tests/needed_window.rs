@@ -19,9 +19,9 @@ fn search(settings: &Settings) -> usize {
                 Subtask::Increment => vec![0],
                 Subtask::Add => vec![0, 1],
                 Subtask::Reverse => vec![2 * run],
-                Subtask::Context => (0..settings.digits)
-                    .map(|d| 1 + d % settings.pointer_range)
-                    .collect(),
+                Subtask::Context => {
+                    (0..settings.digits).map(|d| 1 + d % settings.pointer_range).collect()
+                }
             };
             let mut newest_first = vec![Kind::Digit; run];
             newest_first.push(Kind::Control);
@@ -69,18 +69,9 @@ fn formula_equals_the_search() {
         for pointer_range in [1, 2, 3, 4, 7, 8, 11] {
             for reverse in 2..=6 {
                 for cap in [2, 3, 5, 12, 20] {
-                    let run_caps = RunCaps {
-                        increment: cap,
-                        add: 3,
-                        reverse,
-                        context: 4,
-                    };
-                    let settings = Settings {
-                        digits,
-                        pointer_range,
-                        run_caps,
-                        ..Settings::default()
-                    };
+                    let run_caps = RunCaps { increment: cap, add: 3, reverse, context: 4 };
+                    let settings =
+                        Settings { digits, pointer_range, run_caps, ..Settings::default() };
                     assert_eq!(settings.needed_window(), search(&settings), "{settings:?}");
                     cases += 1;
                 }
@@ -93,51 +84,27 @@ fn formula_equals_the_search() {
 #[test]
 fn every_cap_can_be_the_largest() {
     for task in Subtask::ALL {
-        let mut run_caps = RunCaps {
-            increment: 2,
-            add: 2,
-            reverse: 2,
-            context: 2,
-        };
+        let mut run_caps = RunCaps { increment: 2, add: 2, reverse: 2, context: 2 };
         match task {
             Subtask::Increment => run_caps.increment = 9,
             Subtask::Add => run_caps.add = 9,
             Subtask::Reverse => run_caps.reverse = 5,
             Subtask::Context => run_caps.context = 9,
         }
-        let settings = Settings {
-            digits: 4,
-            pointer_range: 2,
-            run_caps,
-            ..Settings::default()
-        };
+        let settings = Settings { digits: 4, pointer_range: 2, run_caps, ..Settings::default() };
         assert_eq!(settings.needed_window(), search(&settings));
     }
 }
 
 #[test]
 fn sequences_reach_as_far_as_the_formula_says_and_no_further() {
-    for (digits, pointer_range, reverse, cap, window) in [
-        (10, 8, 6, 12, 14),
-        (10, 3, 2, 7, 7),
-        (5, 9, 3, 4, 9),
-        (4, 2, 5, 6, 12),
-        (2, 8, 2, 2, 5),
-    ] {
-        let run_caps = RunCaps {
-            increment: cap,
-            add: cap,
-            reverse,
-            context: cap,
-        };
+    for (digits, pointer_range, reverse, cap, window) in
+        [(10, 8, 6, 12, 14), (10, 3, 2, 7, 7), (5, 9, 3, 4, 9), (4, 2, 5, 6, 12), (2, 8, 2, 2, 5)]
+    {
+        let run_caps = RunCaps { increment: cap, add: cap, reverse, context: cap };
         // Many switches, so that short runs come one after another.
-        let settings = Settings {
-            digits,
-            pointer_range,
-            run_caps,
-            window,
-            switch_probability: 0.5,
-        };
+        let settings =
+            Settings { digits, pointer_range, run_caps, window, switch_probability: 0.5 };
         assert_eq!(settings.needed_window(), window);
         let stream = Iarc::new(settings).unwrap().stream(1);
         let furthest = stream.take(2_000_000).map(|next| next.reach).max();
@@ -148,24 +115,10 @@ fn sequences_reach_as_far_as_the_formula_says_and_no_further() {
 #[test]
 fn a_shorter_window_is_refused() {
     for digits in [4, 10, 20] {
-        let settings = Settings {
-            digits,
-            pointer_range: 30,
-            ..Settings::default()
-        };
+        let settings = Settings { digits, pointer_range: 30, ..Settings::default() };
         let needed = settings.needed_window();
-        assert!(
-            Iarc::new(Settings {
-                window: needed,
-                ..settings
-            })
-            .is_ok()
-        );
-        let error = Iarc::new(Settings {
-            window: needed - 1,
-            ..settings
-        })
-        .unwrap_err();
+        assert!(Iarc::new(Settings { window: needed, ..settings }).is_ok());
+        let error = Iarc::new(Settings { window: needed - 1, ..settings }).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(

@@ -12,18 +12,9 @@ use specialformer_iarc_data::{
 /// against the oracle; returns the number of positions that carried a loss.
 fn check_batches(iarc: &Iarc, batch_size: usize, count: u64, seed: u64) -> usize {
     let (settings, vocabulary) = (iarc.settings(), iarc.vocabulary());
-    let options = BatchOptions {
-        batch_size,
-        seed,
-        ..BatchOptions::default()
-    };
+    let options = BatchOptions { batch_size, seed, ..BatchOptions::default() };
     let last_mode = iarc.batches(options).unwrap();
-    let all_mode = iarc
-        .batches(BatchOptions {
-            scoring: Scoring::All,
-            ..options
-        })
-        .unwrap();
+    let all_mode = iarc.batches(BatchOptions { scoring: Scoring::All, ..options }).unwrap();
     let mut positions = 0;
     for index in 0..count {
         let batch = all_mode.batch_at(index).unwrap();
@@ -40,34 +31,23 @@ fn check_batches(iarc: &Iarc, batch_size: usize, count: u64, seed: u64) -> usize
                 if carries {
                     assert_eq!(Some(target), answer, "{row:?} at {t}");
                     let control =
-                        row[..=t]
-                            .iter()
-                            .rev()
-                            .find_map(|&token| match vocabulary.symbol(token) {
-                                Some(Symbol::Control(subtask)) => Some(subtask),
-                                _ => None,
-                            });
+                        row[..=t].iter().rev().find_map(|&token| match vocabulary.symbol(token) {
+                            Some(Symbol::Control(subtask)) => Some(subtask),
+                            _ => None,
+                        });
                     assert_eq!(Some(batch.subtasks[[b, t]]), control);
                     positions += 1;
                 } else if let Some(Symbol::Control(subtask)) = vocabulary.symbol(target) {
                     assert_eq!(batch.subtasks[[b, t]], subtask);
                 }
             }
-            assert!(
-                batch.loss_mask[[b, settings.window - 1]],
-                "the last position always counts"
-            );
+            assert!(batch.loss_mask[[b, settings.window - 1]], "the last position always counts");
         }
         let last = last_mode.batch_at(index).unwrap();
         assert_eq!(last.tokens, batch.tokens);
         assert_eq!(last.targets, batch.targets);
         assert_eq!(last.loss_positions(), batch_size);
-        assert!(
-            last.loss_mask
-                .column(settings.window - 1)
-                .iter()
-                .all(|&carries| carries)
-        );
+        assert!(last.loss_mask.column(settings.window - 1).iter().all(|&carries| carries));
     }
     positions
 }
@@ -83,43 +63,14 @@ fn default_windows_hold_every_answer() {
 
 #[test]
 fn harder_settings_hold_every_answer() {
-    let caps = RunCaps {
-        increment: 20,
-        add: 30,
-        reverse: 20,
-        context: 40,
-    };
+    let caps = RunCaps { increment: 20, add: 30, reverse: 20, context: 40 };
     for settings in [
-        Settings {
-            window: 14,
-            ..Settings::default()
-        },
-        Settings {
-            window: 128,
-            digits: 100,
-            pointer_range: 64,
-            ..Settings::default()
-        },
-        Settings {
-            window: 49,
-            run_caps: caps,
-            ..Settings::default()
-        },
-        Settings {
-            window: 64,
-            digits: 65_536,
-            pointer_range: 40,
-            ..Settings::default()
-        },
-        Settings {
-            switch_probability: 0.0,
-            ..Settings::default()
-        },
-        Settings {
-            switch_probability: 1.0,
-            window: 15,
-            ..Settings::default()
-        },
+        Settings { window: 14, ..Settings::default() },
+        Settings { window: 128, digits: 100, pointer_range: 64, ..Settings::default() },
+        Settings { window: 49, run_caps: caps, ..Settings::default() },
+        Settings { window: 64, digits: 65_536, pointer_range: 40, ..Settings::default() },
+        Settings { switch_probability: 0.0, ..Settings::default() },
+        Settings { switch_probability: 1.0, window: 15, ..Settings::default() },
     ] {
         check_batches(&Iarc::new(settings).unwrap(), 64, 5, 3);
     }
@@ -130,10 +81,7 @@ fn evaluation_sets_and_single_windows_hold_every_answer() {
     let iarc = Iarc::new(Settings::default()).unwrap();
     let set = iarc.evaluation_set(Split::Test, 3000).unwrap();
     for (row, &target) in set.tokens.rows().into_iter().zip(set.last_targets()) {
-        assert_eq!(
-            oracle(iarc.settings(), iarc.vocabulary(), &row.to_vec()),
-            Some(target)
-        );
+        assert_eq!(oracle(iarc.settings(), iarc.vocabulary(), &row.to_vec()), Some(target));
     }
     for window in iarc.windows(4, Split::Validation).take(3000) {
         let window = window.unwrap();
@@ -161,11 +109,7 @@ fn rules_by_example() {
         ("5 6 7 C 8", 8),
     ] {
         let tokens = vocabulary.parse(seen).unwrap();
-        assert_eq!(
-            oracle(&settings, vocabulary, &tokens),
-            Some(answer),
-            "{seen}"
-        );
+        assert_eq!(oracle(&settings, vocabulary, &tokens), Some(answer), "{seen}");
     }
 }
 

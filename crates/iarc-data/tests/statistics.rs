@@ -25,23 +25,9 @@ fn run_lengths(iarc: &Iarc, tokens: usize) -> [Vec<usize>; 4] {
 
 #[test]
 fn run_lengths_and_controls_have_the_configured_frequencies() {
-    let caps = RunCaps {
-        increment: 5,
-        add: 12,
-        reverse: 3,
-        context: 2,
-    };
-    for (p, run_caps) in [
-        (0.1, RunCaps::default()),
-        (0.35, caps),
-        (0.0, caps),
-        (1.0, caps),
-    ] {
-        let settings = Settings {
-            switch_probability: p,
-            run_caps,
-            ..Settings::default()
-        };
+    let caps = RunCaps { increment: 5, add: 12, reverse: 3, context: 2 };
+    for (p, run_caps) in [(0.1, RunCaps::default()), (0.35, caps), (0.0, caps), (1.0, caps)] {
+        let settings = Settings { switch_probability: p, run_caps, ..Settings::default() };
         let lengths = run_lengths(&Iarc::new(settings).unwrap(), 400_000);
         let runs: usize = lengths.iter().map(Vec::len).sum();
         for subtask in Subtask::ALL {
@@ -84,11 +70,8 @@ fn the_next_control_does_not_depend_on_the_current_task() {
         pairs[pair[0].index()][pair[1].index()] += 1.0;
     }
     let expected = (controls.len() - 1) as f64 / 16.0;
-    let chi_squared: f64 = pairs
-        .iter()
-        .flatten()
-        .map(|count| (count - expected).powi(2) / expected)
-        .sum();
+    let chi_squared: f64 =
+        pairs.iter().flatten().map(|count| (count - expected).powi(2) / expected).sum();
     // 15 degrees of freedom: 44.3 is exceeded with probability 1e-4.
     assert!(chi_squared < 44.3, "{chi_squared}");
 }
@@ -96,11 +79,8 @@ fn the_next_control_does_not_depend_on_the_current_task() {
 /// Variance of a share over batches, relative to that of independent windows.
 fn design_effect(shares: &[f64], batch_size: usize) -> f64 {
     let mean = shares.iter().sum::<f64>() / shares.len() as f64;
-    let variance = shares
-        .iter()
-        .map(|share| (share - mean).powi(2))
-        .sum::<f64>()
-        / shares.len() as f64;
+    let variance =
+        shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / shares.len() as f64;
     variance * batch_size as f64 / (mean * (1.0 - mean))
 }
 
@@ -108,10 +88,7 @@ fn design_effect(shares: &[f64], batch_size: usize) -> f64 {
 fn windows_of_a_batch_are_as_good_as_independent() {
     let iarc = Iarc::new(Settings::default()).unwrap();
     let batches: Vec<_> = iarc
-        .batches(BatchOptions {
-            batch_size: 64,
-            ..BatchOptions::default()
-        })
+        .batches(BatchOptions { batch_size: 64, ..BatchOptions::default() })
         .unwrap()
         .take(4000)
         .map(Result::unwrap)
@@ -122,10 +99,7 @@ fn windows_of_a_batch_are_as_good_as_independent() {
             .map(|batch| {
                 let targets = batch.last_targets();
                 let pairs = batch.last_subtasks().into_iter().zip(targets);
-                pairs
-                    .filter(|&(&subtask, &target)| wanted(subtask, target))
-                    .count() as f64
-                    / 64.0
+                pairs.filter(|&(&subtask, &target)| wanted(subtask, target)).count() as f64 / 64.0
             })
             .collect()
     };
@@ -163,10 +137,7 @@ fn batches_and_the_plain_sequence_have_the_same_targets() {
     let (plain_sum, sampled_sum) = (plain.iter().sum::<f64>(), sampled.iter().sum::<f64>());
     for (a, b) in plain.iter().zip(sampled) {
         // Frequent windows make the splits' shares differ a little from 1/16.
-        assert!(
-            (a / plain_sum - b / sampled_sum).abs() < 0.002,
-            "{plain:?} {sampled:?}"
-        );
+        assert!((a / plain_sum - b / sampled_sum).abs() < 0.002, "{plain:?} {sampled:?}");
     }
 }
 
@@ -179,19 +150,13 @@ fn guessing_scores_as_stated() {
     }
     // Which of the frequent windows are test windows moves the accuracy there
     // by more than the sampling does.
-    for (split, tolerance) in [
-        (Split::Train, 0.01),
-        (Split::Validation, 0.03),
-        (Split::Test, 0.03),
-    ] {
+    for (split, tolerance) in [(Split::Train, 0.01), (Split::Validation, 0.03), (Split::Test, 0.03)]
+    {
         let scores = baseline.evaluate(&iarc.evaluation_set(split, 65_536).unwrap());
         println!("{split}: {scores}");
         for (subtask, expected) in Subtask::ALL.into_iter().zip([0.89, 0.15, 0.30, 0.32]) {
             let accuracy = scores.of(subtask).accuracy().unwrap();
-            assert!(
-                (accuracy - expected).abs() < tolerance,
-                "{split} {subtask}: {accuracy}"
-            );
+            assert!((accuracy - expected).abs() < tolerance, "{split} {subtask}: {accuracy}");
         }
     }
     assert_eq!(GuessBaseline::new().predict(Subtask::Add, 0), None);

@@ -15,11 +15,8 @@ pub(crate) fn oracle(settings: &Settings, vocabulary: Vocabulary, seen: &[Token]
     let is_letter = |symbol: &&str| symbol.starts_with(['I', 'A', 'R', 'C']);
     let control = symbols.iter().rposition(is_letter)?;
     let number = |symbol: &str| symbol.parse::<usize>().expect("a digit");
-    let mut before: Vec<usize> = symbols[..control]
-        .iter()
-        .filter(|s| !is_letter(s))
-        .map(|s| number(s))
-        .collect();
+    let mut before: Vec<usize> =
+        symbols[..control].iter().filter(|s| !is_letter(s)).map(|s| number(s)).collect();
     let after: Vec<usize> = symbols[control + 1..].iter().map(|s| number(s)).collect();
     let answer = match symbols[control] {
         // The digits before R, last first, one for each digit since.
@@ -45,23 +42,13 @@ pub(crate) fn oracle(settings: &Settings, vocabulary: Vocabulary, seen: &[Token]
 /// pointer range and caps, the window as short as allowed or longer.
 pub(crate) fn any_settings() -> impl Strategy<Value = Settings> {
     let caps = (2..20_usize, 2..20_usize, 2..12_usize, 2..20_usize).prop_map(
-        |(increment, add, reverse, context)| RunCaps {
-            increment,
-            add,
-            reverse,
-            context,
-        },
+        |(increment, add, reverse, context)| RunCaps { increment, add, reverse, context },
     );
     let probability = prop_oneof![Just(0.0), Just(1.0), 0.0..1.0];
     (2..40_usize, probability, 1..50_usize, caps, 0..20_usize).prop_map(
         |(digits, switch_probability, pointer_range, run_caps, spare)| {
-            let mut settings = Settings {
-                digits,
-                window: 0,
-                switch_probability,
-                pointer_range,
-                run_caps,
-            };
+            let mut settings =
+                Settings { digits, window: 0, switch_probability, pointer_range, run_caps };
             settings.window = settings.needed_window() + spare;
             settings
         },
