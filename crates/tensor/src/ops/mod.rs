@@ -4,9 +4,11 @@ mod binary;
 mod broadcast;
 mod linear;
 mod matmul;
+mod permute;
 mod reduce;
 mod reshape;
 mod rows;
+mod softmax;
 mod unary;
 
 pub use matmul::Transpose;
@@ -14,3 +16,7 @@ pub use reduce::KeepAxes;
 
 /// Number of elements of one unit of parallel work in elementwise loops.
 pub(crate) const CHUNK: usize = 1 << 14;
+
+/// Elements that a kernel takes through several passes together: few enough
+/// to stay in the first-level cache, enough for full vectors.
+pub(crate) const BLOCK: usize = 1 << 10;
