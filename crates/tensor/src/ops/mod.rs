@@ -2,8 +2,10 @@
 
 mod binary;
 mod broadcast;
+mod cross_entropy;
 mod linear;
 mod matmul;
+mod norm;
 mod permute;
 mod reduce;
 mod reshape;
@@ -11,6 +13,7 @@ mod rows;
 mod softmax;
 mod unary;
 
+pub use cross_entropy::{CrossEntropy, Reduction};
 pub use matmul::Transpose;
 pub use reduce::KeepAxes;
 
