@@ -2,15 +2,24 @@
 
 mod binary;
 mod broadcast;
+mod cross_entropy;
 mod linear;
 mod matmul;
+mod norm;
+mod permute;
 mod reduce;
 mod reshape;
 mod rows;
+mod softmax;
 mod unary;
 
+pub use cross_entropy::{CrossEntropy, Reduction};
 pub use matmul::Transpose;
 pub use reduce::KeepAxes;
 
 /// Number of elements of one unit of parallel work in elementwise loops.
 pub(crate) const CHUNK: usize = 1 << 14;
+
+/// Elements that a kernel takes through several passes together: few enough
+/// to stay in the first-level cache, enough for full vectors.
+pub(crate) const BLOCK: usize = 1 << 10;

@@ -166,10 +166,6 @@ macro_rules! functions {
                 }
             )*
         }
-
-        /// Names of the functions declared here, for the gradient registry.
-        #[cfg(test)]
-        pub(crate) const NAMES: &[&str] = &[$(stringify!($method)),*];
     };
 }
 

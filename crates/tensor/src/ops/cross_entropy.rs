@@ -1,0 +1,372 @@
+//! Softmax cross-entropy of logits against class indices, in one pass.
+
+use crate::autograd::{BackwardContext, Grad, Op, Var};
+use crate::element::Element;
+use crate::error::{Result, TensorError};
+use crate::ops::reduce::sum_to;
+use crate::ops::softmax::{exponentials, unit_of};
+use crate::shape::Shape;
+use crate::simd::{Kernel, Level, VectorMath, dispatch};
+use crate::tensor::Tensor;
+
+/// How losses of positions become one number.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Reduction {
+    /// The sum divided by the number of positions that are not ignored.
+    #[default]
+    Mean,
+    /// The sum.
+    Sum,
+    /// The sum divided by a given number. A batch that is trained in parts
+    /// divides by the whole batch's count in each, so that the parts' losses
+    /// and gradients add up to those of the whole.
+    Divisor(f64),
+}
+
+/// Options of [`Var::cross_entropy`].
+///
+/// ```
+/// use specialformer_tensor::{CrossEntropy, Tape, Tensor};
+/// let tape = Tape::<f64>::new();
+/// let logits = tape.variable(Tensor::zeros([2, 4]));
+/// let loss = logits.cross_entropy(&[3, CrossEntropy::IGNORE], &CrossEntropy::default())?;
+/// assert!((loss.value().item()? - 4f64.ln()).abs() < 1e-12);
+/// let gradients = tape.backward(&loss)?;
+/// assert_eq!(gradients.of(&logits).unwrap().as_slice()[..4], [0.25, 0.25, 0.25, -0.75]);
+/// # Ok::<(), specialformer_tensor::TensorError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CrossEntropy {
+    /// How the positions' losses become one number.
+    pub reduction: Reduction,
+    /// Share ε of the target that is spread evenly over all classes, in
+    /// [0, 1] (Szegedy et al. 2016).
+    pub label_smoothing: f64,
+    /// The target that marks a position to leave out.
+    pub ignore: usize,
+}
+
+impl CrossEntropy {
+    /// The target that marks a position to leave out, by default.
+    pub const IGNORE: usize = usize::MAX;
+}
+
+impl Default for CrossEntropy {
+    fn default() -> Self {
+        Self {
+            reduction: Reduction::Mean,
+            label_smoothing: 0.0,
+            ignore: Self::IGNORE,
+        }
+    }
+}
+
+/// Losses of positions, and the gradient of their scaled sum.
+struct Forward<'a, E> {
+    logits: &'a [E],
+    targets: &'a [usize],
+    width: usize,
+    ignore: usize,
+    smoothing: E,
+    scale: E,
+    losses: &'a mut [E],
+    grad: &'a mut [E],
+}
+
+impl<E: Element> Kernel for Forward<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self {
+            targets,
+            losses,
+            smoothing,
+            scale,
+            width,
+            ..
+        } = self;
+        let on_target = E::ONE - smoothing;
+        let on_each = smoothing / E::from_usize(width);
+        exponentials::<L, E>(self.logits, self.grad, width, |row, shift, sum, x, grad| {
+            let target = targets[row];
+            if target == self.ignore {
+                losses[row] = E::ZERO;
+                grad.fill(E::ZERO);
+                return;
+            }
+            let log_sum = shift + VectorMath::ln_in::<L>(sum);
+            let factor = scale / sum;
+            let mut loss = on_target * (log_sum - x[target]);
+            if smoothing == E::ZERO {
+                for g in grad.iter_mut() {
+                    *g *= factor;
+                }
+            } else {
+                loss += on_each * crate::ops::rows::sum_of(x, |x| log_sum - x);
+                for g in grad.iter_mut() {
+                    *g = *g * factor - scale * on_each;
+                }
+            }
+            grad[target] -= scale * on_target;
+            losses[row] = loss * scale;
+        });
+    }
+}
+
+struct CrossEntropyOp<E: Element> {
+    /// The gradient for an output gradient of 1.
+    grad: Tensor<E>,
+}
+
+impl<E: Element> Op<E, 1> for CrossEntropyOp<E> {
+    const NAME: &'static str = "cross_entropy";
+
+    fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
+        let factor = grad.item()?;
+        if factor == E::ONE {
+            return Ok([Grad::Value(self.grad.clone())]);
+        }
+        let saved = self.grad.as_slice();
+        let unit = crate::ops::CHUNK;
+        let scaled = Tensor::build_in(cx.pool(), self.grad.shape(), |out| {
+            cx.parallelism().for_each_chunk(out, unit, |i, out| {
+                for (out, &g) in out.iter_mut().zip(&saved[i * unit..]) {
+                    *out = g * factor;
+                }
+            });
+        });
+        Ok([Grad::Value(scaled)])
+    }
+}
+
+impl<E: Element> Var<E> {
+    /// Softmax cross-entropy of logits against class indices:
+    ///
+    /// ℓ_n = −Σ_v q_nv·log softmax(x_n)_v with q_nv = (1 − ε)·[v = t_n] + ε/V,
+    ///
+    /// reduced to a scalar over the positions that are not ignored. PyTorch:
+    /// `cross_entropy(x, t, ignore_index=…, label_smoothing=ε)`.
+    ///
+    /// # Shapes
+    /// logits [..., V], `targets` one for each row → scalar.
+    ///
+    /// # Errors
+    /// [`TensorError::BadShape`] if there are not as many targets as rows;
+    /// [`TensorError::IndexOutOfRange`] for a target that is neither a class
+    /// nor ignored; [`TensorError::InvalidArgument`] for a label smoothing
+    /// outside [0, 1] or a divisor that is not positive and finite.
+    ///
+    /// # Gradient
+    /// (softmax(x_n) − q_n) / divisor, zero at ignored positions.
+    ///
+    /// # Numerics
+    /// If every position is ignored, loss and gradient are 0 (PyTorch: NaN).
+    /// The maximum of a row is subtracted first, so nothing overflows. A
+    /// target with logit −∞ costs +∞.
+    pub fn cross_entropy(&self, targets: &[usize], options: &CrossEntropy) -> Result<Self> {
+        const OP: &str = "cross_entropy";
+        let shape = self.shape();
+        let width = shape.last_size();
+        let rows = self.value().len() / width.max(1);
+        if shape.rank() == 0 || width == 0 || rows != targets.len() {
+            let what = format!("{} targets need as many rows of logits", targets.len());
+            return Err(TensorError::BadShape {
+                op: OP,
+                what,
+                shape,
+            });
+        }
+        if !(0.0..=1.0).contains(&options.label_smoothing) {
+            let what = format!(
+                "label smoothing must be in [0, 1], got {}",
+                options.label_smoothing
+            );
+            return Err(TensorError::InvalidArgument { op: OP, what });
+        }
+        let mut counted = 0;
+        for (position, &index) in targets.iter().enumerate() {
+            if index != options.ignore {
+                if index >= width {
+                    let size = width;
+                    return Err(TensorError::IndexOutOfRange {
+                        op: OP,
+                        index,
+                        position,
+                        size,
+                    });
+                }
+                counted += 1;
+            }
+        }
+        let divisor = match options.reduction {
+            Reduction::Mean => f64::max(counted as f64, 1.0),
+            Reduction::Sum => 1.0,
+            Reduction::Divisor(divisor) if divisor > 0.0 && divisor.is_finite() => divisor,
+            Reduction::Divisor(divisor) => {
+                let what = format!("the divisor must be positive and finite, got {divisor}");
+                return Err(TensorError::InvalidArgument { op: OP, what });
+            }
+        };
+
+        let tape = self.tape();
+        let (pool, parallelism) = (tape.pool(), tape.parallelism());
+        let logits = self.value().as_slice();
+        let scale = E::from_f64(1.0 / divisor);
+        let smoothing = E::from_f64(options.label_smoothing);
+        let unit = unit_of(width);
+        let unit_rows = unit / width;
+        // The gradient costs a pass over values that are in cache anyway, so
+        // it is made here and not from a second round of exponentials.
+        let mut losses = Tensor::zeros_in(pool, Shape::scalar());
+        let grad = Tensor::build_in(pool, shape, |grad| {
+            losses = Tensor::build_in(pool, rows, |losses| {
+                parallelism.for_each_chunk_pair(
+                    (losses, unit_rows),
+                    (grad, unit),
+                    |i, losses, grad| {
+                        dispatch(Forward {
+                            logits: &logits[i * unit..][..grad.len()],
+                            targets: &targets[i * unit_rows..],
+                            width,
+                            ignore: options.ignore,
+                            smoothing,
+                            scale,
+                            losses,
+                            grad,
+                        });
+                    },
+                );
+            });
+        });
+        let loss = sum_to(&losses, Shape::scalar(), pool, parallelism);
+        tape.apply([self], loss, || CrossEntropyOp { grad })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::Tape;
+    use specialformer_testkit::{assert_close_slices, random_array, random_indices};
+
+    fn naive(x: &Tensor<f64>, targets: &[usize], smoothing: f64) -> (f64, usize) {
+        let width = x.shape().last_size();
+        let (mut sum, mut count) = (0.0, 0);
+        for (row, &target) in x.as_slice().chunks(width).zip(targets) {
+            if target == CrossEntropy::IGNORE {
+                continue;
+            }
+            let log_sum = row.iter().map(|x| x.exp()).sum::<f64>().ln();
+            let on_each: f64 = row.iter().map(|x| log_sum - x).sum::<f64>() / width as f64;
+            sum += (1.0 - smoothing) * (log_sum - row[target]) + smoothing * on_each;
+            count += 1;
+        }
+        (sum, count)
+    }
+
+    #[test]
+    fn equals_the_naive_formula_with_every_reduction() {
+        for (rows, width) in [(5, 3), (3000, 14), (4, 1500), (6, 1)] {
+            let x = Tensor::from_array(random_array(1, &[rows, width], -2.0, 2.0));
+            let mut targets = random_indices(2, rows, width);
+            targets[1] = CrossEntropy::IGNORE;
+            for smoothing in [0.0, 0.1, 1.0] {
+                let (sum, count) = naive(&x, &targets, smoothing);
+                for (reduction, divisor) in [
+                    (Reduction::Mean, count as f64),
+                    (Reduction::Sum, 1.0),
+                    (Reduction::Divisor(7.5), 7.5),
+                ] {
+                    let tape = Tape::new();
+                    let options = CrossEntropy {
+                        reduction,
+                        label_smoothing: smoothing,
+                        ..Default::default()
+                    };
+                    let loss = tape
+                        .variable(x.clone())
+                        .cross_entropy(&targets, &options)
+                        .unwrap();
+                    assert_close_slices(loss.value().as_slice(), &[sum / divisor], 1e-10, 1e-12);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let x = Tensor::from_array(random_array(1, &[5000, 14], -2.0, 2.0)).cast::<f32>();
+        let targets = random_indices(2, 5000, 14);
+        let run = |parallelism| {
+            let config = crate::TapeConfig {
+                parallelism,
+                ..Default::default()
+            };
+            let tape = Tape::with_config(config);
+            let x = tape.variable(x.clone());
+            let loss = x.cross_entropy(&targets, &CrossEntropy::default()).unwrap();
+            let mut gradients = tape.backward(&loss).unwrap();
+            (
+                loss.value().item().unwrap(),
+                gradients.variables.remove(&x.node.unwrap()).unwrap(),
+            )
+        };
+        use crate::Parallelism::{Rayon, Serial};
+        let (serial, parallel) = (run(Serial), run(Rayon));
+        assert_eq!(serial.0, parallel.0);
+        assert_eq!(serial.1.as_slice(), parallel.1.as_slice());
+    }
+
+    #[test]
+    fn all_ignored_gives_zero() {
+        let tape = Tape::<f32>::new();
+        let x = tape.variable(Tensor::ones([2, 3]));
+        let loss = x
+            .cross_entropy(&[CrossEntropy::IGNORE; 2], &CrossEntropy::default())
+            .unwrap();
+        assert_eq!(loss.value().item().unwrap(), 0.0);
+        assert_eq!(
+            tape.backward(&loss).unwrap().of(&x).unwrap().as_slice(),
+            [0.0; 6]
+        );
+    }
+
+    #[test]
+    fn bad_calls_are_errors() {
+        let tape = Tape::<f32>::new();
+        let x = tape.constant(Tensor::ones([2, 3]));
+        let with = |options: &CrossEntropy, targets: &[usize]| {
+            x.cross_entropy(targets, options).unwrap_err().to_string()
+        };
+        let default = CrossEntropy::default();
+        assert_eq!(
+            with(&default, &[0, 3]),
+            "cross_entropy: index 3 at position 1 is out of range for size 3"
+        );
+        assert_eq!(
+            with(&default, &[0]),
+            "cross_entropy: 1 targets need as many rows of logits, got [2, 3]"
+        );
+        assert_eq!(
+            with(
+                &CrossEntropy {
+                    label_smoothing: 1.5,
+                    ..default
+                },
+                &[0, 1]
+            ),
+            "cross_entropy: label smoothing must be in [0, 1], got 1.5"
+        );
+        assert_eq!(
+            with(
+                &CrossEntropy {
+                    reduction: Reduction::Divisor(0.0),
+                    ..default
+                },
+                &[0, 1]
+            ),
+            "cross_entropy: the divisor must be positive and finite, got 0"
+        );
+    }
+}
