@@ -1,1 +1,7 @@
-//! Benchmarks of the workspace.
+//! What the benchmarks measure: whole training steps of the models in the
+//! README's tables, and how much memory they take.
+
+pub mod cases;
+pub mod peak_rss;
+
+pub use cases::Case;

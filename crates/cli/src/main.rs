@@ -3,8 +3,11 @@
 mod args;
 mod commands;
 mod failure;
+mod job;
 mod progress;
 mod report;
+mod run_report;
+mod table;
 
 use std::process::ExitCode;
 

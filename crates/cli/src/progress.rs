@@ -52,11 +52,8 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away and leaves one line.
-    pub(crate) fn finish(self, line: &str) {
+    /// Takes the bar away.
+    pub(crate) fn clear(self) {
         self.bar.finish_and_clear();
-        if !self.bar.is_hidden() || self.plain.is_some() {
-            eprintln!("{line}");
-        }
     }
 }

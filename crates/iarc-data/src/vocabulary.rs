@@ -42,6 +42,16 @@ impl Subtask {
             Self::Context => 'C',
         }
     }
+
+    /// The task's name in words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Increment => "increment",
+            Self::Add => "addition",
+            Self::Reverse => "reverse copy",
+            Self::Context => "context",
+        }
+    }
 }
 
 /// Writes the letter.

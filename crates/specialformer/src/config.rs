@@ -158,7 +158,7 @@ pub struct MlpConfig {
     /// Widths of the hidden layers.
     pub hidden: Vec<usize>,
     /// Activation between the layers.
-    #[serde(default = "relu")]
+    #[serde(default = "gelu")]
     pub activation: Activation,
 }
 
@@ -166,9 +166,6 @@ fn gelu() -> Activation {
     Activation::Gelu
 }
 
-fn relu() -> Activation {
-    Activation::Relu
-}
 
 fn one() -> f64 {
     1.0

@@ -266,7 +266,7 @@ pub fn study_models(data: &IarcConfig) -> Vec<StudyModel> {
         outputs: Some(data.digits),
         window: data.window,
         hidden: vec![440],
-        activation: Activation::Relu,
+        activation: Activation::Gelu,
     });
     let small = |positions, attention| transformer(positions, attention, 16, 2, 64);
     let large = |positions, attention| transformer(positions, attention, 64, 4, 256);

@@ -46,7 +46,7 @@ pub use models::{
 pub use run::{
     DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train,
 };
-pub use threads::{ThreadsError, set_threads};
+pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;
 pub use specialformer_checkpoint as checkpoint;

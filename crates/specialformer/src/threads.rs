@@ -19,3 +19,8 @@ pub fn set_threads(threads: usize) -> Result<(), ThreadsError> {
         .build_global()
         .map_err(|e| ThreadsError { threads, reason: e.to_string() })
 }
+
+/// The number of worker threads in use.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}

@@ -1,7 +1,7 @@
 //! The decoder-only transformer, and the cisformer, which differs from it in
 //! whose parameters each position uses.
 
-use specialformer_attention::Queries;
+use specialformer_attention::{AttentionConfig, Position, Queries, alibi_slopes};
 use specialformer_nn::{Ctx, Embedding, Linear, Module, Norm, ParameterVisitor, init};
 use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
@@ -38,14 +38,17 @@ impl<E: Element> Transformer<E> {
         if self.config.per_position { "cisformer" } else { "transformer" }
     }
 
-    /// Number of attention heads and their width.
-    pub fn heads(&self) -> (usize, usize) {
-        (self.config.attention.heads, self.config.attention.head_width)
+    /// The settings of all blocks' attention.
+    pub fn attention_config(&self) -> &AttentionConfig {
+        &self.config.attention
     }
 
-    /// The attention function of all blocks.
-    pub fn attention_kind(&self) -> specialformer_attention::AttentionKind {
-        self.config.attention.kind
+    /// The ALiBi slope of a head, 0 without ALiBi.
+    pub(crate) fn alibi_slope(&self, head: usize) -> f64 {
+        match self.config.attention.position {
+            Position::Alibi => alibi_slopes(self.config.attention.heads)[head],
+            _ => 0.0,
+        }
     }
 
     fn embed(&self, ctx: &Ctx<E>, tokens: Tokens<'_>) -> Result<Var<E>> {

@@ -1,0 +1,99 @@
+//! Our side of the comparison with other frameworks: runs training steps on
+//! request, over a line protocol on stdin and stdout that all peers speak
+//! (see `benches/peers/README.md`).
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use specialformer_benches::{Case, cases, peak_rss};
+
+fn main() {
+    let threads = match threads_argument() {
+        Ok(threads) => threads,
+        Err(message) => {
+            eprintln!("bench-server: {message}");
+            std::process::exit(2);
+        }
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.expect("a pool of this size can be made");
+    say(&json!({
+        "ready": true,
+        "peer": "specialformer",
+        "version": env!("CARGO_PKG_VERSION"),
+        "threads": threads,
+    }));
+    pool.install(serve);
+}
+
+fn threads_argument() -> Result<usize, String> {
+    let mut arguments = std::env::args().skip(1);
+    let mut threads = 1;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--threads" => {
+                let value = arguments.next().unwrap_or_default();
+                threads = value.parse().ok().filter(|&n| n > 0).ok_or_else(|| {
+                    format!("--threads = {value}: must be a positive number")
+                })?;
+            }
+            other => return Err(format!("unknown argument {other}")),
+        }
+    }
+    Ok(threads)
+}
+
+fn serve() {
+    let mut running: Option<(String, Box<dyn Case>)> = None;
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["quit"] => break,
+            ["list"] => say(&json!({ "cases": cases::NAMES })),
+            ["run", name, count] => match count.parse::<usize>() {
+                Ok(count) => say(&run(&mut running, name, count)),
+                Err(_) => say(&json!({ "error": format!("not a number of steps: {count}") })),
+            },
+            _ => say(&json!({ "error": format!("not understood: {line}") })),
+        }
+    }
+}
+
+/// Runs steps of a case; the case before it is dropped first, so that memory
+/// is that of one case.
+fn run(running: &mut Option<(String, Box<dyn Case>)>, name: &str, count: usize) -> Value {
+    if running.as_ref().is_none_or(|(current, _)| current != name) {
+        *running = None;
+        let Some(mut case) = cases::build(name) else {
+            return json!({ "case": name, "error": "unknown case" });
+        };
+        peak_rss::reset();
+        for _ in 0..3 {
+            case.step();
+        }
+        *running = Some((name.to_string(), case));
+    }
+    let Some((_, case)) = running else { unreachable!("it was just set") };
+    let mut seconds = Vec::with_capacity(count);
+    for _ in 0..count {
+        let started = Instant::now();
+        case.step();
+        seconds.push(started.elapsed().as_secs_f64());
+    }
+    json!({
+        "case": name,
+        "seconds": seconds,
+        "rss_bytes": peak_rss::above_reset(),
+        "flops": case.flops(),
+    })
+}
+
+fn say(value: &Value) {
+    let mut out = std::io::stdout().lock();
+    // A closed pipe means that the runner is gone.
+    if writeln!(out, "{value}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}

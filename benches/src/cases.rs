@@ -1,0 +1,220 @@
+//! The cases: the same models, batches and optimisers as the peers' twins
+//! (layouts in `benches/peers/README.md`).
+
+use specialformer::attention::{AttentionArgs, AttentionKind, attention};
+use specialformer::iarc::{IarcConfig, study_models};
+use specialformer::nn::NamedParameters;
+use specialformer::tensor::{Parallelism, RngStream, Seed, Tape, TapeConfig, Tensor};
+use specialformer::training::{Batch, BoxError, Dataset, HeldOut, TrainConfig, Trainer};
+use specialformer::{Model, ModelConfig, Positions, TransformerConfig};
+
+/// Something whose steps are timed.
+pub trait Case {
+    /// One step.
+    fn step(&mut self);
+    /// Floating-point operations of a step's matrix products, forward and
+    /// backward.
+    fn flops(&self) -> f64;
+}
+
+/// Names of all cases.
+pub const NAMES: [&str; 10] = [
+    "iarc_cisformer_expressive",
+    "iarc_cisformer_softmax",
+    "iarc_transformer_softmax",
+    "iarc_transformer_expressive",
+    "iarc_lstm32",
+    "iarc_mlp440",
+    "decoder_d64",
+    "decoder_d512",
+    "attention_softmax",
+    "attention_expressive",
+];
+
+/// The case of that name.
+pub fn build(name: &str) -> Option<Box<dyn Case>> {
+    let study = |model: &str, parameters: usize, flops: f64| -> Option<Box<dyn Case>> {
+        let models = study_models(&IarcConfig::default());
+        let model = models.into_iter().find(|m| m.name == model)?;
+        let shape = Shape { rows: 256, length: 16, positions: 1, vocabulary: 14, classes: 10 };
+        Some(Box::new(Training::new(&model.config, shape, Some(1.0), parameters, flops)))
+    };
+    let rows = 256.0 * 16.0;
+    // Per token: q, k, v, o and both feed-forward products; the last layer
+    // computes keys and values of all tokens, the rest of one in sixteen.
+    let block = |d: f64, f: f64| 4.0 * d * d + 2.0 * d * f;
+    let small = 6.0 * rows * (block(16.0, 64.0) * (1.0 + 1.0 / 16.0) + 2.0 * 16.0 * 16.0);
+    match name {
+        "iarc_cisformer_expressive" => study("cisformer-expressive", 103_466, small),
+        "iarc_cisformer_softmax" => study("cisformer-softmax", 103_466, small),
+        "iarc_transformer_softmax" => study("transformer-softmax", 7_242, small),
+        "iarc_transformer_expressive" => study("transformer-expressive", 7_242, small),
+        "iarc_lstm32" => study("lstm-small", 6_954, 6.0 * rows * 4.0 * 32.0 * 48.0),
+        "iarc_mlp440" => study("mlp", 103_410, 6.0 * 256.0 * (224.0 * 440.0 + 4400.0)),
+        "decoder_d64" => Some(decoder(64, 2, 2, 256, 24, 256, 64)),
+        "decoder_d512" => Some(decoder(512, 6, 8, 2048, 256, 8, 1024)),
+        "attention_softmax" => Some(Box::new(Attention::new(AttentionKind::Softmax))),
+        "attention_expressive" => Some(Box::new(Attention::new(AttentionKind::expressive()))),
+        _ => None,
+    }
+}
+
+fn decoder(
+    width: usize,
+    layers: usize,
+    heads: usize,
+    feed_forward: usize,
+    window: usize,
+    batch: usize,
+    vocabulary: usize,
+) -> Box<dyn Case> {
+    let config = ModelConfig::Transformer(TransformerConfig {
+        vocabulary,
+        outputs: None,
+        width,
+        layers,
+        heads,
+        kv_heads: None,
+        feed_forward,
+        window,
+        positions: Positions::Learned,
+        attention: AttentionKind::Softmax,
+        activation: specialformer::nn::Activation::Gelu,
+        dropout: 0.0,
+        query_key_scale: 1.0,
+    });
+    let shape =
+        Shape { rows: batch, length: window, positions: window, vocabulary, classes: vocabulary };
+    let [d, f, t, v] = [width, feed_forward, window, vocabulary].map(|n| n as f64);
+    let per_token = layers as f64 * (4.0 * d * d + 2.0 * d * f + t * d) + d * v;
+    let flops = 6.0 * batch as f64 * t * per_token;
+    let parameters = layers * (4 * (width * width + width) + 2 * width * feed_forward)
+        + layers * (feed_forward + width + 4 * width)
+        + 2 * width * vocabulary
+        + vocabulary
+        + window * width
+        + 2 * width;
+    Box::new(Training::new(&config, shape, None, parameters, flops))
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    length: usize,
+    positions: usize,
+    vocabulary: usize,
+    classes: usize,
+}
+
+/// A few batches of random tokens, over and over.
+struct RandomBatches {
+    batches: Vec<Batch>,
+    next: usize,
+}
+
+impl RandomBatches {
+    fn new(shape: Shape) -> Self {
+        let mut rng = Seed::new(1).stream("batches");
+        let draw = |rng: &mut RngStream, count: usize, below: usize| -> Vec<u32> {
+            (0..count).map(|_| rng.below(below) as u32).collect()
+        };
+        let batches = (0..8).map(|_| {
+            let tokens = draw(&mut rng, shape.rows * shape.length, shape.vocabulary);
+            let targets = draw(&mut rng, shape.rows * shape.positions, shape.classes);
+            Batch::from_vecs(shape.rows, tokens, targets).expect("the sizes fit")
+        });
+        Self { batches: batches.collect(), next: 0 }
+    }
+}
+
+impl Dataset for RandomBatches {
+    fn next_batch(&mut self, _rows: usize, batch: &mut Batch) -> Result<(), BoxError> {
+        batch.clone_from(&self.batches[self.next]);
+        self.next = (self.next + 1) % self.batches.len();
+        Ok(())
+    }
+
+    fn cursor(&self) -> Vec<u64> {
+        vec![self.next as u64]
+    }
+
+    fn seek(&mut self, _cursor: &[u64]) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn held_out(&self, _set: HeldOut, _size: usize) -> Result<Option<Batch>, BoxError> {
+        Ok(None)
+    }
+}
+
+/// Forward, backward, clipping if asked for, Adam.
+struct Training {
+    trainer: Trainer<'static, Model>,
+    flops: f64,
+}
+
+impl Training {
+    fn new(
+        config: &ModelConfig,
+        shape: Shape,
+        clip_norm: Option<f64>,
+        parameters: usize,
+        flops: f64,
+    ) -> Self {
+        let model = Model::new(config, Seed::new(1)).expect("the configuration is valid");
+        assert_eq!(NamedParameters::of(&model).count(), parameters, "parameter count");
+        // The server lives as long as the process; so may its models.
+        let model: &'static Model = Box::leak(Box::new(model));
+        let train = TrainConfig { clip_norm, ..TrainConfig::new(u64::MAX, shape.rows, 1e-3) };
+        let trainer = Trainer::new(model, RandomBatches::new(shape), train);
+        Self { trainer: trainer.expect("the configuration is valid"), flops }
+    }
+}
+
+impl Case for Training {
+    fn step(&mut self) {
+        self.trainer.step().expect("a step of random tokens works");
+    }
+
+    fn flops(&self) -> f64 {
+        self.flops
+    }
+}
+
+/// Attention alone, causal: forward, then backward from a random cotangent.
+struct Attention {
+    config: TapeConfig,
+    kind: AttentionKind,
+    inputs: [Tensor; 3],
+    cotangent: Tensor,
+}
+
+impl Attention {
+    /// B 8, H 8, T 512, D 64.
+    fn new(kind: AttentionKind) -> Self {
+        let mut rng = Seed::new(1).stream("attention");
+        let mut random = || Tensor::from_fn([8, 512, 8, 64], || rng.normal() as f32);
+        Self {
+            config: TapeConfig { parallelism: Parallelism::Rayon, ..TapeConfig::default() },
+            kind,
+            inputs: [random(), random(), random()],
+            cotangent: random(),
+        }
+    }
+}
+
+impl Case for Attention {
+    fn step(&mut self) {
+        let tape = Tape::with_config(self.config.clone());
+        let [q, k, v] = self.inputs.each_ref().map(|x| tape.variable(x.clone()));
+        let args = AttentionArgs { kind: self.kind, causal: true, ..AttentionArgs::default() };
+        let y = attention(&q, &k, &v, &args).expect("the shapes fit");
+        let gradients = tape.backward_from(&y, self.cotangent.clone()).expect("it is tracked");
+        std::hint::black_box(gradients);
+    }
+
+    /// Two products forward and five backward over half of the T×T pairs.
+    fn flops(&self) -> f64 {
+        7.0 * 2.0 * 64.0 * 512.0 * 512.0 * 64.0 / 2.0
+    }
+}

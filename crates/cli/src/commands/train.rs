@@ -1,0 +1,39 @@
+//! `specialformer train`.
+
+use std::path::{Path, PathBuf};
+
+use specialformer::{RunConfig, Start};
+
+use crate::args::TrainArgs;
+use crate::failure::Failure;
+use crate::{job, run_report, table};
+
+pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
+    let config = RunConfig::load(&args.config)?;
+    let folder = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let start = if args.resume { Start::Resume } else { Start::New };
+    let quiet = args.common.quiet || args.common.json;
+    let finished = job::train(&config, &folder, start, quiet)?;
+    let report = run_report::build(&config.name, &[&finished], finished.result.seconds)?;
+    let report_path = run_report::write(&report, &folder)?;
+    if args.common.json {
+        let text = serde_json::to_string_pretty(&finished.result);
+        println!("{}", text.map_err(|e| Failure::work(e.to_string()))?);
+        return Ok(());
+    }
+    let result = &finished.result;
+    println!("{}: {} parameters", result.name, table::grouped(result.parameters as u64));
+    if let Some(test) = &result.test {
+        print!("{}", table::evaluation(test));
+    }
+    println!("run    {}", show(&folder));
+    println!("model  {}", show(&folder.join("model.safetensors")));
+    println!("report {}", show(&report_path));
+    Ok(())
+}
+
+fn show(path: &Path) -> String {
+    let absolute: PathBuf = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let here = std::env::current_dir().unwrap_or_default();
+    absolute.strip_prefix(here).unwrap_or(&absolute).display().to_string()
+}

@@ -1,0 +1,83 @@
+//! Result tables as text and Markdown.
+
+use specialformer::training::{AccuracyRecord, EvaluationRecord, HeldOut};
+
+/// Rows of cells, the first of them the head, as aligned text: the first
+/// column left, the others right.
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| {
+            if i == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// The same rows as a Markdown table.
+pub(crate) fn markdown(rows: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        text += &format!("| {} |\n", row.join(" | "));
+        if i == 0 {
+            text += "|---|";
+            text += &"---:|".repeat(row.len().saturating_sub(1));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// 12345678 as `12,345,678`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// An evaluation, one line for each label.
+pub(crate) fn evaluation(record: &EvaluationRecord) -> String {
+    let set = match record.set {
+        HeldOut::Validation => "validation",
+        HeldOut::Test => "test",
+    };
+    let row = |name: &str, record: &AccuracyRecord| {
+        vec![
+            name.to_string(),
+            format!("{:.2} ± {:.2}", 100.0 * record.accuracy, 100.0 * record.standard_error),
+            grouped(record.count),
+        ]
+    };
+    let mut rows = vec![vec![set.to_string(), "accuracy %".into(), "targets".into()]];
+    let labels = &record.evaluation.labels;
+    rows.extend(labels.iter().map(|(name, record)| row(name, record)));
+    rows.push(row("all", &record.evaluation.overall));
+    format!("{}loss {:.4}\n", aligned(&rows), record.evaluation.loss)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_line_up() {
+        let rows = vec![vec!["model".into(), "all".into()], vec!["x".into(), "99.10".into()]];
+        assert_eq!(aligned(&rows), "model    all\nx      99.10\n");
+        assert_eq!(markdown(&rows), "| model | all |\n|---|---:|\n| x | 99.10 |\n");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(grouped(12), "12");
+    }
+}
