@@ -5,8 +5,8 @@
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{
-    AdamW, Embedding, Init, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap, embedding,
-    linear, loss, ops,
+    AdamW, Embedding, Init, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap, linear,
+    loss, ops,
 };
 use peer_server::{BATCHES, Case, Decoder, Failure, locked_version, serve, threads_from_arguments};
 
@@ -111,7 +111,10 @@ impl Model {
             })
             .collect();
         Ok(Self {
-            token_embedding: embedding(vocabulary, width, vars.pp("token_embedding"))?,
+            token_embedding: Embedding::new(
+                vars.get_with_hints((vocabulary, width), "token_embedding", small)?,
+                width,
+            ),
             position_embedding: vars.get_with_hints(
                 (length, width),
                 "position_embedding",
