@@ -1,2 +1,77 @@
-//! Development tasks: validate, bench, parity, study.
-fn main() {}
+//! Development tasks, run as `cargo xtask TASK`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod markers;
+mod parity;
+mod shell;
+mod study;
+mod validate;
+
+/// Development tasks of the workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check everything that has to hold before a change is merged.
+    Validate(validate::Options),
+    /// Run every golden case that the code covers and compare.
+    Parity {
+        /// Folder of case folders (default: the committed ones).
+        folder: Option<PathBuf>,
+    },
+    /// Run the benchmarks, on their own or against other libraries.
+    Bench(bench::Options),
+    /// Run a named experiment; finished runs are kept and not repeated.
+    Study(study::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Validate(options) => validate::run(&options),
+        Task::Parity { folder } => parity::run(folder.as_deref()),
+        Task::Bench(options) => bench::run(&options),
+        Task::Study(options) => study::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn peers_take_an_optional_list() {
+        let peers = |words: &[&str]| {
+            let words = ["xtask", "bench"].iter().chain(words);
+            match Arguments::try_parse_from(words).unwrap().task {
+                Task::Bench(options) => options.peers,
+                _ => unreachable!("parsed `bench`"),
+            }
+        };
+        assert_eq!(peers(&[]), None);
+        assert_eq!(peers(&["--peers"]).unwrap().len(), 3);
+        assert_eq!(peers(&["--peers=candle"]), Some(vec![bench::Peer::Candle]));
+    }
+}

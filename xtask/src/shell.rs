@@ -1,0 +1,107 @@
+//! Running other programs.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Result whose error is a message for the person at the terminal.
+pub(crate) type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// The workspace's folder.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+}
+
+/// A program that runs in the workspace's folder and reads no input.
+pub(crate) fn program(name: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(name);
+    command.current_dir(root()).stdin(Stdio::null());
+    command
+}
+
+/// The cargo that started this process.
+pub(crate) fn cargo() -> Command {
+    program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// The command as one would type it.
+pub(crate) fn spelled(command: &Command) -> String {
+    let file_name = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(file_name).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs a command with its output on the terminal.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    eprintln!("$ {}", spelled(command));
+    let status = command.status().map_err(|e| cannot_start(command, &e))?;
+    if status.success() { Ok(()) } else { Err(format!("`{}`: {status}", spelled(command)).into()) }
+}
+
+/// Runs a command and returns what it prints.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command.output().map_err(|e| cannot_start(command, &e))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("`{}`: {}\n{message}", spelled(command), output.status).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// True if a command starts and succeeds, whatever it prints.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+}
+
+/// Builds with cargo and returns the executables, by name and path.
+pub(crate) fn build(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let mut command = cargo();
+    command.arg("build").args(arguments);
+    eprintln!("$ {}", spelled(&command));
+    command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| cannot_start(&command, &e))?;
+    let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+    let mut executables = Vec::new();
+    for line in lines {
+        executables.extend(executable_in(&line?));
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        return Err(format!("`{}`: {status}", spelled(&command)).into());
+    }
+    Ok(executables)
+}
+
+/// The executable that a line of cargo's messages announces.
+fn executable_in(line: &str) -> Option<(String, PathBuf)> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let path = message.get("executable")?.as_str()?;
+    Some((message["target"]["name"].as_str()?.to_owned(), path.into()))
+}
+
+fn cannot_start(command: &Command, error: &std::io::Error) -> String {
+    format!("cannot start `{}`: {error}", spelled(command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_name_the_command() {
+        let error = run(program("false").arg("--now")).unwrap_err().to_string();
+        assert!(error.starts_with("`false --now`: exit status: 1"), "{error}");
+        let error = run(&mut program("no-such-program")).unwrap_err().to_string();
+        assert!(error.starts_with("cannot start `no-such-program`: "), "{error}");
+        assert_eq!(output(program("echo").arg("hello")).unwrap(), "hello\n");
+    }
+
+    #[test]
+    fn executables_are_found_in_messages() {
+        let line =
+            r#"{"reason":"compiler-artifact","target":{"name":"server"},"executable":"/t/server"}"#;
+        assert_eq!(executable_in(line), Some(("server".into(), "/t/server".into())));
+        assert_eq!(executable_in(r#"{"target":{"name":"lib"},"executable":null}"#), None);
+    }
+}

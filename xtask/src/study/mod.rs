@@ -1,0 +1,62 @@
+//! `study`: named experiments whose results stand in the README.
+
+use clap::Args;
+
+use crate::markers;
+use crate::shell::{Result, root};
+use queue::{Experiment, Queue};
+
+mod queue;
+mod statistics;
+
+/// Which experiment, and how much of it.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The experiment's name.
+    #[arg(required_unless_present = "list")]
+    name: Option<String>,
+
+    /// List the experiments.
+    #[arg(long)]
+    list: bool,
+
+    /// A short version that shows that it works; its results are kept apart.
+    #[arg(long)]
+    small: bool,
+
+    /// Write the table into README.md, from the results there are.
+    #[arg(long, conflicts_with = "small")]
+    write_readme: bool,
+}
+
+/// All experiments.
+fn experiments() -> Vec<Box<dyn Experiment>> {
+    Vec::new()
+}
+
+/// Runs what is left of an experiment and prints its table.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let experiments = experiments();
+    if options.list {
+        experiments.iter().for_each(|e| println!("{:<12} {}", e.name(), e.purpose()));
+        return Ok(());
+    }
+    let name = options.name.as_deref().unwrap_or_default();
+    let found = experiments.iter().find(|experiment| experiment.name() == name);
+    let experiment = found.ok_or_else(|| {
+        let known: Vec<_> = experiments.iter().map(|e| e.name()).collect();
+        format!("no experiment `{name}`, there are: {}", known.join(", "))
+    })?;
+    let queue = Queue::open(experiment.as_ref(), options.small, &root().join("studies"))?;
+    let outcome = queue.work(experiment.as_ref());
+    let records = queue.records()?;
+    if !records.is_empty() {
+        let table = experiment.table(&records)?;
+        println!("\n{table}");
+        if options.write_readme {
+            let marker = format!("study-{name}");
+            markers::replace_in(&root().join("README.md"), &marker, &table, "")?;
+        }
+    }
+    outcome
+}
