@@ -17,15 +17,15 @@ pub(crate) const PALETTE: [RGBColor; 8] = [
     RGBColor(0x00, 0x8a, 0x64),
     RGBColor(0xb0, 0x4a, 0x8f),
     RGBColor(0x9a, 0x73, 0x00),
+    RGBColor(0x2a, 0x37, 0x44),
+    RGBColor(0x9c, 0x2f, 0x4a),
     RGBColor(0x2b, 0x93, 0xd1),
-    RGBColor(0x5b, 0x53, 0xb5),
-    RGBColor(0x5a, 0x5f, 0x66),
 ];
 
 const WIDTH: u32 = 960;
 const HEIGHT: u32 = 420;
 const LEGEND_ROW: i32 = 24;
-const LEGEND_NAME: usize = 38;
+const LEGEND_NAME: usize = 44;
 
 /// Where a drawing's colours come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,16 +91,21 @@ impl Metric {
         let points = || data.runs.iter().flat_map(|run| &run.points);
         [Self::Accuracy, Self::ValidationLoss, Self::TrainLoss]
             .into_iter()
-            .find(|metric| points().any(|point| metric.value(point).is_some()))
+            .find(|metric| {
+                points()
+                    .filter_map(|point| metric.value(point))
+                    .any(f64::is_finite)
+            })
     }
 
+    /// The value if it was measured; NaN if it is not finite.
     fn value(self, point: &Point) -> Option<f64> {
         let value = match self {
             Self::Accuracy => point.accuracy.map(|accuracy| accuracy * 100.0),
             Self::ValidationLoss => point.validation_loss,
             Self::TrainLoss => point.train_loss,
         };
-        value.filter(|value| value.is_finite())
+        value.map(|value| if value.is_finite() { value } else { f64::NAN })
     }
 
     fn label(self) -> &'static str {
@@ -121,13 +126,20 @@ type Curve = Vec<(f64, f64)>;
 /// # Errors
 /// [`ReportError::Plot`] if drawing fails.
 pub(crate) fn learning_curves(data: &ReportData, ink: Ink) -> Result<Option<String>> {
-    let Some(metric) = Metric::of(data) else { return Ok(None) };
+    let Some(metric) = Metric::of(data) else {
+        return Ok(None);
+    };
     let models = models(&data.runs);
     let mut svg = String::new();
-    draw(data, &models, metric, ink, &mut svg).map_err(|error| ReportError::Plot(error.to_string()))?;
+    draw(data, &models, metric, ink, &mut svg)
+        .map_err(|error| ReportError::Plot(error.to_string()))?;
     let label = format!("{} against optimiser steps, by model", metric.label());
     let label = html::escape(&label);
-    let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{label}\" "), 1);
+    let svg = svg.replacen(
+        "<svg ",
+        &format!("<svg role=\"img\" aria-label=\"{label}\" "),
+        1,
+    );
     Ok(Some(ink.resolve(svg)))
 }
 
@@ -140,7 +152,13 @@ fn draw(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let curves: Vec<Vec<Curve>> = models
         .iter()
-        .map(|model| model.runs.iter().map(|run| curve(&run.points, metric)).collect())
+        .map(|model| {
+            model
+                .runs
+                .iter()
+                .map(|run| curve(&run.points, metric))
+                .collect()
+        })
         .collect();
     let all = || curves.iter().flatten().flatten();
     let last_step = all().map(|point| point.0).fold(1.0, f64::max);
@@ -152,10 +170,18 @@ fn draw(
     };
     let low = if high - low < 1e-6 { high - 1.0 } else { low };
 
-    let longest = models.iter().map(|model| model.name.chars().count()).max().unwrap_or(0);
-    let legend_width = 96 + longest.min(LEGEND_NAME) as u32 * 7;
+    let longest = models
+        .iter()
+        .map(|model| model.name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let legend_width = 104 + longest.min(LEGEND_NAME) as u32 * 32 / 5;
     let rows = models.len() as u32 + u32::from(metric == Metric::Accuracy && data.target.is_some());
-    let title_height = if ink == Ink::Paper && !data.title.is_empty() { 44 } else { 0 };
+    let title_height = if ink == Ink::Paper && !data.title.is_empty() {
+        44
+    } else {
+        0
+    };
     let height = (HEIGHT + title_height).max(title_height + 60 + rows * LEGEND_ROW as u32);
 
     let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
@@ -164,7 +190,11 @@ fn draw(
         root.fill(&WHITE)?;
         let (head, body) = root.split_vertically(title_height);
         let style = FontDesc::new(FontFamily::SansSerif, 22.0, FontStyle::Bold);
-        head.draw(&Text::new(plain(&data.title, 90), (24, 18), style.color(&RGBColor(28, 30, 33))))?;
+        head.draw(&Text::new(
+            plain(&data.title, 90),
+            (24, 18),
+            style.color(&RGBColor(28, 30, 33)),
+        ))?;
         body
     } else {
         if ink == Ink::Paper {
@@ -176,7 +206,7 @@ fn draw(
     let mut chart = ChartBuilder::on(&plot)
         .margin_top(14)
         .margin_right(18)
-        .margin_left(8)
+        .margin_left(12)
         .x_label_area_size(52)
         .y_label_area_size(62)
         .build_cartesian_2d(0.0..last_step, low..high)?;
@@ -196,10 +226,17 @@ fn draw(
         .y_desc(metric.label())
         .draw()?;
 
-    let target = data.target.filter(|target| metric == Metric::Accuracy && target.is_finite());
+    let target = data
+        .target
+        .filter(|target| metric == Metric::Accuracy && target.is_finite());
     if let Some(target) = target {
         let line = vec![(0.0, target * 100.0), (last_step, target * 100.0)];
-        chart.draw_series(DashedLineSeries::new(line, 4, 4, ink.text().stroke_width(1)))?;
+        chart.draw_series(DashedLineSeries::new(
+            line,
+            4,
+            4,
+            ink.text().stroke_width(1),
+        ))?;
     }
     let mut ranked = Vec::new();
     for (index, (model, seeds)) in models.iter().zip(&curves).enumerate() {
@@ -211,21 +248,30 @@ fn draw(
         }
         let mean = mean(seeds);
         line(&mut chart, &mean, index, colour.stroke_width(2))?;
-        ranked.push((index, model.name, mean.last().map(|point| point.1)));
+        let last = mean
+            .iter()
+            .rev()
+            .map(|point| point.1)
+            .find(|value| value.is_finite());
+        ranked.push((index, model.name, last));
     }
-    let sign = if metric == Metric::Accuracy { -1.0 } else { 1.0 };
+    let sign = if metric == Metric::Accuracy {
+        -1.0
+    } else {
+        1.0
+    };
     let key = |value: Option<f64>| value.map_or(f64::INFINITY, |value| sign * value);
     ranked.sort_by(|a, b| key(a.2).total_cmp(&key(b.2)));
 
     let mut y = 26;
     for (index, name, value) in ranked {
         let colour = ink.series(index);
-        let swatch = vec![(6, y), (30, y)];
+        let swatch = vec![(6, y - 2), (30, y - 2)];
         if index < PALETTE.len() {
             legend.draw(&PathElement::new(swatch, colour.stroke_width(3)))?;
         } else {
             for start in [6, 16, 26] {
-                let dash = vec![(start, y), (start + 6, y)];
+                let dash = vec![(start, y - 2), (start + 6, y - 2)];
                 legend.draw(&PathElement::new(dash, colour.stroke_width(3)))?;
             }
         }
@@ -233,43 +279,56 @@ fn draw(
             Metric::Accuracy => format!("{value:.1}"),
             _ => format!("{value:.3}"),
         });
-        legend.draw(&Text::new(plain(name, LEGEND_NAME), (38, y - 8), font(16, ink.text())))?;
+        legend.draw(&Text::new(
+            plain(name, LEGEND_NAME),
+            (38, y - 8),
+            font(16, ink.text()),
+        ))?;
         let at = (legend_width as i32 - 46, y - 8);
         legend.draw(&Text::new(value, at, font(16, ink.text())))?;
         y += LEGEND_ROW;
     }
     if let Some(target) = target {
         for start in [6, 14, 22] {
-            let dash = vec![(start, y), (start + 4, y)];
+            let dash = vec![(start, y - 2), (start + 4, y - 2)];
             legend.draw(&PathElement::new(dash, ink.text().stroke_width(1)))?;
         }
         legend.draw(&Text::new("target", (38, y - 8), font(16, ink.text())))?;
         let at = (legend_width as i32 - 46, y - 8);
-        legend.draw(&Text::new(format!("{:.1}", target * 100.0), at, font(16, ink.text())))?;
+        legend.draw(&Text::new(
+            format!("{:.1}", target * 100.0),
+            at,
+            font(16, ink.text()),
+        ))?;
     }
     root.present()?;
     Ok(())
 }
 
-/// Adds a line; models beyond the palette are dashed.
+/// Adds a line, broken where a value is not finite; models beyond the palette
+/// are dashed.
 fn line(
     chart: &mut Chart<'_, '_>,
     points: &[(f64, f64)],
     index: usize,
     style: ShapeStyle,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let points = points.iter().copied();
-    if index < PALETTE.len() {
-        chart.draw_series(LineSeries::new(points, style))?;
-    } else {
-        chart.draw_series(DashedLineSeries::new(points, 7, 4, style))?;
+    for part in points.split(|point| !point.1.is_finite()) {
+        let part = part.iter().copied();
+        if index < PALETTE.len() {
+            chart.draw_series(LineSeries::new(part, style))?;
+        } else {
+            chart.draw_series(DashedLineSeries::new(part, 7, 4, style))?;
+        }
     }
     Ok(())
 }
 
 fn curve(points: &[Point], metric: Metric) -> Curve {
     let points = thinned(points).into_iter();
-    points.filter_map(|point| metric.value(point).map(|value| (point.step as f64, value))).collect()
+    points
+        .filter_map(|point| metric.value(point).map(|value| (point.step as f64, value)))
+        .collect()
 }
 
 /// Mean over seeds, at the steps that all of them have, so that a seed which
@@ -280,13 +339,19 @@ fn mean(seeds: &[Curve]) -> Curve {
         let sum = sums.entry(step as u64).or_default();
         *sum = (sum.0 + 1, sum.1 + value);
     }
-    let shared = sums.into_iter().filter(|(_, (count, _))| *count == seeds.len());
-    shared.map(|(step, (count, sum))| (step as f64, sum / count as f64)).collect()
+    let shared = sums
+        .into_iter()
+        .filter(|(_, (count, _))| *count == seeds.len());
+    shared
+        .map(|(step, (count, sum))| (step as f64, sum / count as f64))
+        .collect()
 }
 
 /// Text that is safe in XML and at most `limit` characters long.
 fn plain(text: &str, limit: usize) -> String {
-    let clean = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
+    let clean = text
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c });
     if text.chars().count() <= limit {
         return clean.collect();
     }

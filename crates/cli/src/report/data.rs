@@ -69,6 +69,8 @@ pub(crate) struct Run {
     /// How the parameters add up; empty for none.
     #[serde(skip)]
     pub(crate) parameter_layout: String,
+    /// Attention function, such as `softmax` or `expressive`; empty for none.
+    pub(crate) attention: String,
     /// Seed of the run.
     pub(crate) seed: u64,
     /// Seconds spent training.
@@ -247,7 +249,10 @@ pub(crate) fn models(runs: &[Run]) -> Vec<Model<'_>> {
     for run in runs {
         match models.iter_mut().find(|model| model.name == run.name) {
             Some(model) => model.runs.push(run),
-            None => models.push(Model { name: &run.name, runs: vec![run] }),
+            None => models.push(Model {
+                name: &run.name,
+                runs: vec![run],
+            }),
         }
     }
     models
@@ -350,12 +355,19 @@ pub(crate) fn thinned(points: &[Point]) -> Vec<&Point> {
         (seen[kind] - 1) % strides[kind] == 0 || index == 0 || index == last
     };
     let mut keep = keep;
-    points.iter().enumerate().filter(|&entry| keep(entry)).map(|(_, point)| point).collect()
+    points
+        .iter()
+        .enumerate()
+        .filter(|&entry| keep(entry))
+        .map(|(_, point)| point)
+        .collect()
 }
 
 /// Five significant digits; `None` for what is not finite.
 fn round(value: f64) -> Option<f64> {
-    value.is_finite().then(|| format!("{value:.4e}").parse().unwrap_or(value))
+    value
+        .is_finite()
+        .then(|| format!("{value:.4e}").parse().unwrap_or(value))
 }
 
 fn rounded<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -378,33 +390,59 @@ fn rounded_weights<S: Serializer>(values: &[f32], serializer: S) -> Result<S::Ok
     }))
 }
 
+/// A value of a curve, rounded; `"NaN"` if it is not finite, which JSON has
+/// no number for and which must not look like a value never measured.
+struct Measured(f64);
+
+impl Serialize for Measured {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match round(self.0) {
+            Some(value) => serializer.serialize_f64(value),
+            None => serializer.serialize_str("NaN"),
+        }
+    }
+}
+
+type Column = Vec<Option<Measured>>;
+
 /// A thinned curve by columns; a column without any value is left out.
 #[derive(Serialize)]
 struct Columns {
     step: Vec<u64>,
     tokens: Vec<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    train_loss: Vec<Option<f64>>,
+    train_loss: Column,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    validation_loss: Vec<Option<f64>>,
+    validation_loss: Column,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    accuracy: Vec<Option<f64>>,
-    subtasks: Vec<Vec<Option<f64>>>,
+    accuracy: Column,
+    subtasks: Vec<Column>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    learning_rate: Vec<Option<f64>>,
+    learning_rate: Column,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    gradient_norm: Vec<Option<f64>>,
+    gradient_norm: Column,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    tokens_per_second: Vec<Option<f64>>,
+    tokens_per_second: Column,
 }
 
 fn columns<S: Serializer>(points: &[Point], serializer: S) -> Result<S::Ok, S::Error> {
     let points = thinned(points);
-    let column = |field: &dyn Fn(&Point) -> Option<f64>| -> Vec<Option<f64>> {
-        let values: Vec<_> = points.iter().map(|point| field(point).and_then(round)).collect();
-        if values.iter().all(Option::is_none) { Vec::new() } else { values }
+    let column = |field: &dyn Fn(&Point) -> Option<f64>| -> Column {
+        let values: Column = points
+            .iter()
+            .map(|point| field(point).map(Measured))
+            .collect();
+        if values.iter().all(Option::is_none) {
+            Vec::new()
+        } else {
+            values
+        }
     };
-    let subtasks = points.iter().map(|point| point.subtask_accuracy.len()).max().unwrap_or(0);
+    let subtasks = points
+        .iter()
+        .map(|point| point.subtask_accuracy.len())
+        .max()
+        .unwrap_or(0);
     Columns {
         step: points.iter().map(|point| point.step).collect(),
         tokens: points.iter().map(|point| point.tokens).collect(),

@@ -40,7 +40,11 @@ pub(crate) const NONE: &str = "–";
 
 /// A fraction as a percentage without the sign: `0.98123` gives `98.12`.
 pub(crate) fn percent(fraction: f64) -> String {
-    if fraction.is_finite() { format!("{:.2}", fraction * 100.0) } else { NONE.to_owned() }
+    if fraction.is_finite() {
+        format!("{:.2}", fraction * 100.0)
+    } else {
+        NONE.to_owned()
+    }
 }
 
 /// Groups digits by threes: `103466` gives `103,466`.
@@ -93,7 +97,10 @@ mod tests {
 
     #[test]
     fn escapes_text_and_json() {
-        assert_eq!(escape("<a href=\"x\">'&'\u{0}"), "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;\u{fffd}");
+        assert_eq!(
+            escape("<a href=\"x\">'&'\u{0}"),
+            "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;\u{fffd}"
+        );
         let json = serde_json::to_string("</script><!-- & \u{2028}").unwrap();
         let safe = escape_json(&json);
         assert!(!safe.contains(['<', '>', '&', '\u{2028}']), "{safe}");
@@ -103,11 +110,26 @@ mod tests {
 
     #[test]
     fn formats_numbers() {
-        assert_eq!((thousands(0), thousands(999), thousands(103_466)), ("0".into(), "999".into(), "103,466".into()));
+        assert_eq!(
+            (thousands(0), thousands(999), thousands(103_466)),
+            ("0".into(), "999".into(), "103,466".into())
+        );
         assert_eq!(thousands(1_000_000), "1,000,000");
-        assert_eq!((compact(12_500.0), compact(2e6), compact(0.25)), ("12.5k".into(), "2M".into(), "0.25".into()));
-        assert_eq!((percent(0.98123), percent(f64::NAN)), ("98.12".into(), "–".into()));
-        assert_eq!((duration(4.25), duration(95.2)), ("4.2 s".into(), "1 min 35 s".into()));
-        assert_eq!((duration(59.6), duration(7_260.0), duration(f64::NAN)), ("1 min 0 s".into(), "2 h 1 min".into(), "–".into()));
+        assert_eq!(
+            (compact(12_500.0), compact(2e6), compact(0.25)),
+            ("12.5k".into(), "2M".into(), "0.25".into())
+        );
+        assert_eq!(
+            (percent(0.98123), percent(f64::NAN)),
+            ("98.12".into(), "–".into())
+        );
+        assert_eq!(
+            (duration(4.25), duration(95.2)),
+            ("4.2 s".into(), "1 min 35 s".into())
+        );
+        assert_eq!(
+            (duration(59.6), duration(7_260.0), duration(f64::NAN)),
+            ("1 min 0 s".into(), "2 h 1 min".into(), "–".into())
+        );
     }
 }

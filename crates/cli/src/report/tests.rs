@@ -5,7 +5,8 @@ use super::*;
 
 /// The embedded data, parsed.
 fn embedded(page: &str) -> serde_json::Value {
-    let start = page.find("id=\"report-data\">").expect("data element") + "id=\"report-data\">".len();
+    let start =
+        page.find("id=\"report-data\">").expect("data element") + "id=\"report-data\">".len();
     let end = start + page[start..].find("</script>").expect("end of data");
     serde_json::from_str(&page[start..end]).expect("valid JSON")
 }
@@ -14,14 +15,27 @@ fn embedded(page: &str) -> serde_json::Value {
 fn study_has_every_section_and_its_data() {
     let data = fake::study();
     let page = render(&data).unwrap();
-    for id in ["results", "curves", "attention", "geometry", "config", "environment"] {
+    for id in [
+        "results",
+        "curves",
+        "attention",
+        "geometry",
+        "config",
+        "environment",
+    ] {
         assert!(page.contains(&format!("<section id=\"{id}\"")), "{id}");
         assert!(page.contains(&format!("href=\"#{id}\"")), "{id}");
     }
     let json = embedded(&page);
     assert_eq!(json["runs"].as_array().unwrap().len(), data.runs.len());
     assert_eq!(json["runs"][0]["points"]["step"][0], 20);
-    assert_eq!(json["runs"][0]["samples"][0]["maps"][0]["weights"].as_array().unwrap().len(), 256);
+    assert_eq!(
+        json["runs"][0]["samples"][0]["maps"][0]["weights"]
+            .as_array()
+            .unwrap()
+            .len(),
+        256
+    );
     assert_eq!(json["runs"][0]["histograms"][1]["quantity"], "cosine");
     assert!(page.len() < 1_500_000, "{} bytes", page.len());
 }
@@ -30,7 +44,15 @@ fn study_has_every_section_and_its_data() {
 fn page_loads_nothing() {
     let page = render(&fake::study()).unwrap();
     let page = page.replace("http://www.w3.org/2000/svg", "");
-    for reference in ["http:", "https:", "src=", "@import", "url(", "fetch(", "XMLHttpRequest"] {
+    for reference in [
+        "http:",
+        "https:",
+        "src=",
+        "@import",
+        "url(",
+        "fetch(",
+        "XMLHttpRequest",
+    ] {
         assert!(!page.contains(reference), "{reference}");
     }
     assert_eq!(page.matches("<link").count(), 1);
@@ -40,10 +62,19 @@ fn page_loads_nothing() {
 fn static_markup_shows_table_and_curve() {
     let page = render(&fake::study()).unwrap();
     let markup = &page[..page.find("<script").unwrap()];
-    assert!(markup.contains("<th scope=\"row\">cisformer, expressive"), "table");
+    assert!(
+        markup.contains("<th scope=\"row\">cisformer, expressive"),
+        "table"
+    );
     assert!(markup.contains("class=\"number score best\""), "best cell");
-    assert!(markup.contains("<svg role=\"img\"") && markup.contains("<polyline"), "curve");
-    assert!(markup.contains("var(--series-0)") && !markup.contains("#FA00"), "colours");
+    assert!(
+        markup.contains("<svg role=\"img\"") && markup.contains("<polyline"),
+        "curve"
+    );
+    assert!(
+        markup.contains("var(--series-0)") && !markup.contains("#FA00"),
+        "colours"
+    );
 }
 
 #[test]
@@ -95,14 +126,24 @@ fn absent_parts_leave_no_empty_section() {
     assert_eq!(embedded(&page)["runs"], serde_json::json!([]));
 
     let config = "steps = 1".to_owned();
-    let page = render(&ReportData { config, ..ReportData::default() }).unwrap();
+    let page = render(&ReportData {
+        config,
+        ..ReportData::default()
+    })
+    .unwrap();
     assert!(page.contains("<section id=\"config\""));
 }
 
 #[test]
 fn a_run_may_have_nothing_but_a_name() {
-    let run = Run { name: "empty".into(), ..Run::default() };
-    let data = ReportData { runs: vec![run], ..ReportData::default() };
+    let run = Run {
+        name: "empty".into(),
+        ..Run::default()
+    };
+    let data = ReportData {
+        runs: vec![run],
+        ..ReportData::default()
+    };
     let page = render(&data).unwrap();
     assert!(page.contains("<section id=\"results\"") && !page.contains("<section id=\"curves\""));
     assert!(plot_svg(&data).unwrap().is_none());
@@ -112,7 +153,10 @@ fn a_run_may_have_nothing_but_a_name() {
 fn values_that_are_not_finite_become_gaps() {
     let mut data = fake::study();
     let run = &mut data.runs[0];
-    for (index, value) in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].into_iter().enumerate() {
+    for (index, value) in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY]
+        .into_iter()
+        .enumerate()
+    {
         let point = &mut run.points[9 + 10 * index];
         point.accuracy = Some(value);
         point.train_loss = Some(value);
@@ -125,13 +169,22 @@ fn values_that_are_not_finite_become_gaps() {
     data.environment.as_mut().unwrap().seconds = f64::NAN;
     let page = render(&data).unwrap();
     let json = embedded(&page);
-    assert_eq!(json["runs"][0]["points"]["accuracy"][9], serde_json::Value::Null);
-    assert_eq!(json["runs"][0]["samples"][0]["maps"][0]["weights"][0], serde_json::Value::Null);
+    assert_eq!(
+        json["runs"][0]["points"]["accuracy"][8],
+        serde_json::Value::Null
+    );
+    assert_eq!(json["runs"][0]["points"]["accuracy"][9], "NaN");
+    assert_eq!(
+        json["runs"][0]["samples"][0]["maps"][0]["weights"][0],
+        serde_json::Value::Null
+    );
     let markup = &page[..page.find("<script").unwrap()];
     assert!(!markup.contains("NaN") && !markup.contains("inf<"));
 
     for run in &mut data.runs {
-        run.points.iter_mut().for_each(|point| point.accuracy = Some(f64::NAN));
+        run.points
+            .iter_mut()
+            .for_each(|point| point.accuracy = Some(f64::NAN));
     }
     let plot = plot_svg(&data).unwrap().expect("falls back to the loss");
     assert!(plot.contains("Validation loss"));
@@ -195,7 +248,10 @@ fn long_curves_are_thinned_evenly() {
     let kept = thinned(&points);
     assert!(kept.len() <= MAX_POINTS + 2, "{}", kept.len());
     assert_eq!((kept[0].step, kept[kept.len() - 1].step), (0, 9_999));
-    assert_eq!(kept.iter().filter(|point| point.accuracy.is_some()).count(), 100);
+    assert_eq!(
+        kept.iter().filter(|point| point.accuracy.is_some()).count(),
+        100
+    );
     assert!(kept.windows(2).all(|pair| pair[0].step < pair[1].step));
     assert_eq!(thinned(&points[..300]).len(), 300);
 }
@@ -216,7 +272,10 @@ fn plot_is_one_svg_with_a_legend() {
 fn page_and_plot_have_the_same_colours() {
     let css = include_str!("assets/report.css");
     for (index, colour) in chart::PALETTE.iter().enumerate() {
-        let line = format!("--series-{index}: #{:02x}{:02x}{:02x};", colour.0, colour.1, colour.2);
+        let line = format!(
+            "--series-{index}: #{:02x}{:02x}{:02x};",
+            colour.0, colour.1, colour.2
+        );
         assert!(css.contains(&line), "{line}");
     }
 }
@@ -228,5 +287,16 @@ fn write_samples() {
     let dir = std::path::PathBuf::from(std::env::var("REPORT_DIR").expect("REPORT_DIR"));
     std::fs::write(dir.join("study.html"), render(&fake::study()).unwrap()).unwrap();
     std::fs::write(dir.join("lstm.html"), render(&fake::lstm()).unwrap()).unwrap();
-    std::fs::write(dir.join("plot.svg"), plot_svg(&fake::study()).unwrap().unwrap()).unwrap();
+    let mut gaps = fake::study();
+    for run in &mut gaps.runs {
+        run.points[99..130]
+            .iter_mut()
+            .for_each(|point| point.accuracy = Some(f64::NAN));
+    }
+    std::fs::write(dir.join("gaps.html"), render(&gaps).unwrap()).unwrap();
+    std::fs::write(
+        dir.join("plot.svg"),
+        plot_svg(&fake::study()).unwrap().unwrap(),
+    )
+    .unwrap();
 }

@@ -4,7 +4,7 @@ SF.section("attention", (root, part) => {
   const {data, html, svg, finite} = SF;
   const runs = data.runs.filter((run) => run.samples.some((sample) => sample.maps.length > 0));
   const state = {run: 0, window: 0, map: 0, scale: "unit"};
-  const seeds = (run) => data.runs.filter((other) => other.name === run.name).length > 1;
+  const seeds = (run) => runs.filter((other) => other.name === run.name).length > 1;
   const windowsOf = (run) => run.samples.filter((sample) => sample.maps.length > 0);
   const task = (token) => token.subtask === null ? "" : ` task-${token.subtask % 8}`;
   const taskName = (token) => token.subtask === null ? "" : ` (${data.subtasks[token.subtask].name})`;
@@ -22,7 +22,7 @@ SF.section("attention", (root, part) => {
     return {run, sample, map: sample.maps[state.map], window: data.windows[sample.window]};
   };
 
-  const runSelect = SF.select("Model", runs.map((run, index) => [index, seeds(run) ? `${run.name}, seed ${run.seed}` : run.name]), 0, (value) => { state.run = +value; refresh(true); });
+  const runSelect = SF.select("Model", runs.map((run, index) => [index, seeds(run) ? `${run.name}, seed ${run.seed}` : run.name]), 0, (value) => { state.run = +value; refresh(); });
   const windowSelect = SF.select("Window", [], "", (value) => { state.window = +value; refresh(); });
   const layerSelect = SF.select("Layer", [], "", (value) => pick(+value, null));
   const headSelect = SF.select("Head", [], "", (value) => pick(null, +value));
@@ -123,7 +123,7 @@ SF.section("attention", (root, part) => {
   }
 
   // A head in small: cells gathered by shade, one path each.
-  function thumbnail(map, length) {
+  function thumbnail(map, length, causal) {
     const queries = map.weights.length / length;
     const levels = 12, paths = new Map();
     const top = state.scale === "unit" ? 1 : Math.max(1e-6, ...map.weights.filter(finite));
@@ -133,8 +133,9 @@ SF.section("attention", (root, part) => {
       const start = `M${index % length} ${length - queries + Math.floor(index / length)}h1v1h-1z`;
       paths.set(level, (paths.get(level) || "") + start);
     });
+    const rows = Array.from({length: queries}, (_, row) => length - queries + row);
     return svg("svg", {viewBox: `0 0 ${length} ${length}`, class: "heat", "aria-hidden": "true", "shape-rendering": "crispEdges"},
-      svg("rect", {class: "bed", width: length, height: length}),
+      svg("path", {class: "bed", d: rows.map((row) => `M0 ${row}h${causal ? row + 1 : length}v1H0z`).join("")}),
       [...paths].map(([level, d]) => svg("path", {class: "cell", d, "fill-opacity": (level / levels).toFixed(2)})));
   }
 
@@ -154,7 +155,7 @@ SF.section("attention", (root, part) => {
       rows.length > 0 && html("dl", {class: "bars"}, rows));
   }
 
-  function refresh(focus) {
+  function refresh() {
     const now = current();
     const {sample, map, window} = now;
     const samples = windowsOf(runs[state.run]);
@@ -176,10 +177,9 @@ SF.section("attention", (root, part) => {
     const grid = html("div", {class: "heads", role: "group", "aria-label": "All heads", vars: {"--heads": Math.min(most, 4)}},
       sample.maps.map((item, index) => html("button", {
         type: "button", "aria-pressed": String(index === state.map), "aria-label": `Layer ${item.layer + 1}, head ${item.head + 1}`,
-        onclick: () => { state.map = index; refresh(); grid2().children[index].focus(); },
-      }, thumbnail(item, length), `L${item.layer + 1} H${item.head + 1}`)));
-    side.replaceChildren(answer(now), html("div", null, html("h4", null, "All heads"), grid));
+        onclick: () => { state.map = index; refresh(); side.querySelector(".heads").children[index].focus(); },
+      }, thumbnail(item, length, sample.causal), `L${item.layer + 1} H${item.head + 1}`)));
+    side.replaceChildren(answer(now), html("div", {class: "all-heads"}, html("h4", null, "All heads"), grid));
   }
-  const grid2 = () => side.querySelector(".heads");
   refresh();
 });

@@ -27,7 +27,7 @@ const SF = (() => {
     for (const [unit, name] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
       if (size >= unit) return +(value / unit).toFixed(2) + name;
     }
-    if (size !== 0 && size < 1e-3) return value.toExponential(0).replace("e", "e");
+    if (size !== 0 && size < 1e-3) return String(+value.toPrecision(2));
     return String(+value.toPrecision(4));
   }
   const exact = (value) => finite(value) ? (Math.abs(value) >= 1e4 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4))) : "–";
@@ -70,8 +70,8 @@ const SF = (() => {
   // Axes with a light grid; `box` is {left, right, top, bottom} of the plot.
   function axes(root, box, x, y, options) {
     const density = options.density || 1;
-    const columns = Math.max(2, Math.floor((box.right - box.left) / 95 * density));
-    const rows = Math.max(2, Math.floor((box.bottom - box.top) / 55 * density));
+    const columns = Math.max(2, Math.floor((box.right - box.left) / (density < 1 ? 36 : 72)));
+    const rows = Math.max(2, Math.floor((box.bottom - box.top) / 55));
     for (const tick of y ? y.ticks(rows) : []) {
       const place = y(tick);
       root.append(

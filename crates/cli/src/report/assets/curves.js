@@ -21,13 +21,13 @@ SF.section("curves", (root, part) => {
   const hidden = new Set();
   const guess = data.references.map((reference) => ({...reference}));
 
-  // Mean over seeds where all have a value, so early stops do not bend it.
+  // Mean over seeds where all have a value, so early stops do not bend it;
+  // not finite where one of them is not.
   function mean(lines) {
     const sums = new Map();
     for (const line of lines) for (const [x, y] of line) {
-      if (!finite(y)) continue;
       const sum = sums.get(x) || [0, 0];
-      sums.set(x, [sum[0] + 1, sum[1] + y]);
+      sums.set(x, [sum[0] + 1, sum[1] + Number(y)]);
     }
     return [...sums].filter(([, sum]) => sum[0] === lines.length).map(([x, sum]) => [x, sum[1] / sum[0]]).sort((a, b) => a[0] - b[0]);
   }
@@ -41,13 +41,11 @@ SF.section("curves", (root, part) => {
       return [x, sum / weight];
     });
   }
-  // Steps at which a metric was not taken are skipped; a value that was not
-  // finite is null where neighbours of its kind exist, and breaks the line.
+  // Steps at which a metric was not taken (null) are skipped; a value that was
+  // not finite ("NaN") stays and breaks the line.
   function points(run, metric) {
     const values = metric.of(run.points) || [];
-    const xs = run.points[state.axis];
-    const sparse = metric.noisy || !run.points.accuracy ? false : true;
-    return xs.map((x, index) => [x, values[index] ?? (sparse ? undefined : null)]).filter(([, y]) => y !== undefined);
+    return run.points[state.axis].map((x, index) => [x, values[index] ?? null]).filter(([, y]) => y !== null);
   }
   function lines(metric, thin) {
     const series = [];
@@ -87,7 +85,7 @@ SF.section("curves", (root, part) => {
       xFormat: SF.short, yFormat: SF.short, valueFormat: metric.format,
       xTitle: (x) => state.axis === "step" ? `Step ${SF.whole(x)}` : `${SF.short(x)} tokens`,
       yDomain: metric.percent && !log ? [small ? 0 : Math.max(0, Math.floor(lowest / 10) * 10), 100] : null,
-      height: small ? 170 : null, density: small ? 0.8 : 1,
+      height: small ? 170 : null, density: small ? 0.99 : 1,
       label: `${metric.name}${unit} against ${state.axis === "step" ? "optimiser steps" : "training tokens"}`,
     };
   }

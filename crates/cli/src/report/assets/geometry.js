@@ -4,7 +4,13 @@ SF.section("geometry", (root, part) => {
   const runs = data.runs.filter((run) => run.histograms.length > 0);
   const quantities = [["cosine", "cos(q, k)"], ["z", "z"]].filter(([key]) => runs.some((run) => run.histograms.some((item) => item.quantity === key)));
   const layers = [...new Set(runs.flatMap((run) => run.histograms.map((item) => item.layer)))].sort((a, b) => a - b);
-  const state = {quantity: quantities[0][0], layer: layers[0], runs: runs.slice(0, 2).map((_, index) => index)};
+  // Softmax against expressive where both are there.
+  function pair() {
+    const of = (attention) => runs.findIndex((run) => run.attention === attention);
+    const [left, right] = [of("softmax"), of("expressive")];
+    return left >= 0 && right >= 0 ? [left, right] : runs.slice(0, 2).map((_, index) => index);
+  }
+  const state = {quantity: quantities[0][0], layer: layers[0], runs: pair()};
   const model = (run) => models.find((candidate) => candidate.name === run.name);
   const name = (run) => model(run).runs.filter((other) => other.histograms.length > 0).length > 1 ? `${run.name}, seed ${run.seed}` : run.name;
   const sum = (values) => values.reduce((total, value) => total + (value || 0), 0);
@@ -25,28 +31,30 @@ SF.section("geometry", (root, part) => {
     html("ul", {class: "legend"},
       html("li", null, svg("svg", {width: 22, height: 12, "aria-hidden": "true"}, svg("rect", {class: "density-pairs", width: 22, height: 12})), "all allowed pairs"),
       html("li", null, svg("svg", {width: 22, height: 12, "aria-hidden": "true"}, svg("path", {d: "M1 9L8 4L14 7L21 2", class: "density-attended", style: "stroke:var(--ink)"})), "attention weight")),
+    html("p", {class: "caption"}, "Each panel has its own vertical scale; every distribution has area 1."),
     grid);
 
   const find = (run, head) => run.histograms.find((item) => item.quantity === state.quantity && item.layer === state.layer && item.head === head);
   function outline(edges, values, x, y) {
     return `M${x(edges[0])} ${y(0)}` + values.map((value, bin) => `V${y(value).toFixed(1)}H${x(edges[bin + 1]).toFixed(1)}`).join("") + `V${y(0)}`;
   }
-  function panel(run, head, range, peak) {
+  function panel(run, head, range) {
     const histogram = find(run, head);
     const figure = html("figure", {class: "chart"});
     const label = quantities.find(([key]) => key === state.quantity)[1];
     if (!histogram) return html("div", null, html("h4", null, `${name(run)}, head ${head + 1}`), html("p", {class: "share"}, "not recorded"));
     const pairs = densities(histogram, histogram.counts);
     const attended = histogram.attended.length ? densities(histogram, histogram.attended) : null;
+    const peak = Math.max(1e-9, ...pairs, ...(attended || []));
     const negative = (weights) => sum(weights.filter((_, bin) => histogram.edges[bin] + histogram.edges[bin + 1] < 0)) / (sum(weights) || 1);
     const share = `Below zero: ${SF.percent(negative(histogram.counts), 0)} of pairs` + (attended ? `, ${SF.percent(negative(histogram.attended), 0)} of attention` : "");
     SF.fit(figure, (width) => {
-      const height = 170;
-      const box = {left: 38, right: width - 8, top: 8, bottom: height - 42};
+      const height = 190;
+      const box = {left: 38, right: width - 8, top: 26, bottom: height - 42};
       const x = SF.linear(range[0], range[1], box.left, box.right);
       const y = SF.linear(0, peak * 1.05, box.bottom, box.top);
       const chart = svg("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${name(run)}, layer ${state.layer + 1}, head ${head + 1}: density of ${label}. ${share}.`});
-      SF.axes(chart, box, x, y, {xFormat: SF.short, yFormat: SF.short, xLabel: label, density: 0.8});
+      SF.axes(chart, box, x, y, {xFormat: SF.short, yFormat: SF.short, xLabel: label, yLabel: "density", density: 0.8});
       chart.append(svg("path", {class: "density-pairs", d: outline(histogram.edges, pairs, x, y)}));
       if (attended) chart.append(svg("path", {class: "density-attended", d: outline(histogram.edges, attended, x, y), style: `stroke:${model(run).colour}`}));
       if (range[0] < 0 && range[1] > 0) chart.append(svg("line", {class: "zero", x1: x(0), x2: x(0), y1: box.top, y2: box.bottom}));
@@ -68,11 +76,10 @@ SF.section("geometry", (root, part) => {
     const chosen = [...new Set(state.runs)].map((index) => runs[index]);
     const heads = [...new Set(chosen.flatMap((run) => run.histograms.filter((item) => item.layer === state.layer && item.quantity === state.quantity).map((item) => item.head)))].sort((a, b) => a - b);
     const shown = chosen.flatMap((run) => heads.map((head) => find(run, head))).filter(Boolean);
-    // One scale for all panels, so that they compare.
+    // One horizontal scale for all panels, so that they compare.
     const range = [Math.min(...shown.map((item) => item.edges[0])), Math.max(...shown.map((item) => item.edges[item.edges.length - 1]))];
-    const peak = Math.max(1e-9, ...shown.flatMap((item) => [...densities(item, item.counts), ...(item.attended.length ? densities(item, item.attended) : [])]));
     grid.style.setProperty("--columns", chosen.length);
-    grid.replaceChildren(...heads.flatMap((head) => chosen.map((run) => panel(run, head, range, peak))));
+    grid.replaceChildren(...heads.flatMap((head) => chosen.map((run) => panel(run, head, range))));
   }
   refresh();
 });

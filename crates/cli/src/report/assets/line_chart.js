@@ -1,7 +1,7 @@
 // A line chart with a crosshair for pointer and arrow keys.
 //
 // `options`: series [{name, colour, dash, width, opacity, quiet, points: [[x, y], …]}]
-// with null for gaps, xLabel, yLabel, xFormat, yFormat, xTitle (of the tooltip),
+// where a y that is not finite is a gap, xLabel, yLabel, xFormat, yFormat, xTitle (of the tooltip),
 // valueFormat, yDomain, log, marks [{y, label}], height, density, label.
 SF.lineChart = (container, first) => {
   const {html, svg, finite} = SF;
@@ -49,11 +49,11 @@ SF.lineChart = (container, first) => {
       if (mark.label) root.append(svg("text", {class: "mark-text", x: box.right, y: place + 15, "text-anchor": "end"}, mark.label));
     }
     for (const line of series) {
-      // A value that is missing or not finite breaks the line.
+      // A value that is not finite breaks the line.
       const path = [];
       let pen = false;
       for (const point of line.points) {
-        if (!usable(point)) { pen = pen && point[1] === undefined; continue; }
+        if (!usable(point)) { pen = false; continue; }
         const place = Math.max(box.top - 2, Math.min(box.bottom + 2, y(point[1])));
         path.push(`${pen ? "L" : "M"}${x(point[0]).toFixed(1)} ${place.toFixed(1)}`);
         pen = true;

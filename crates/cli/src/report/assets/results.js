@@ -70,6 +70,6 @@ SF.section("results", (root, part) => {
   }
   const redraw = SF.fit(figure, draw);
   if (data.references.length) {
-    host.append(html("p", {class: "caption"}, "Dashed: " + data.references.map((reference) => reference.name).join("; ") + "."));
+    host.append(html("p", {class: "caption"}, "Dashed, where on the scale: " + data.references.map((reference) => reference.name).join("; ") + "."));
   }
 });

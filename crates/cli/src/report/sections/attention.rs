@@ -4,16 +4,24 @@ use std::fmt::Write as _;
 
 use super::Section;
 use crate::report::data::{ReportData, Run, Sample, Window};
-use crate::report::html::{NONE, escape};
+use crate::report::html::escape;
 
 /// The section; absent without sample windows.
 pub(crate) fn section(data: &ReportData) -> Option<Section> {
     if data.windows.is_empty() {
         return None;
     }
-    let maps = data.runs.iter().flat_map(|run| &run.samples).any(|sample| !sample.maps.is_empty());
+    let maps = data
+        .runs
+        .iter()
+        .flat_map(|run| &run.samples)
+        .any(|sample| !sample.maps.is_empty());
     let mut body = String::from("<p class=\"lead\">Windows from held-out data");
-    body.push_str(if maps { ", and how every head weighs their tokens. " } else { ". " });
+    body.push_str(if maps {
+        ", and how every head weighs their tokens. "
+    } else {
+        ". "
+    });
     body.push_str("Tokens are coloured by subtask");
     if data.windows.iter().any(|window| !window.sources.is_empty()) {
         body.push_str("; a bar below marks those that the answer follows from");
@@ -24,7 +32,9 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
     if maps {
         body.push_str("<h3>Attention maps</h3>\n");
         body.push_str("<noscript><p class=\"note\">The maps need scripts.</p></noscript>\n");
-        body.push_str("<div class=\"controls needs-script\" data-role=\"controls\" hidden></div>\n");
+        body.push_str(
+            "<div class=\"controls needs-script\" data-role=\"controls\" hidden></div>\n",
+        );
         body.push_str("<div class=\"needs-script\" data-role=\"maps\" hidden></div>\n");
     }
     Some(Section {
@@ -42,36 +52,40 @@ fn legend(out: &mut String, data: &ReportData) {
     out.push_str("<ul class=\"legend\" aria-label=\"Subtasks\">");
     for (index, subtask) in data.subtasks.iter().enumerate() {
         let (symbol, name) = (escape(&subtask.symbol), escape(&subtask.name));
-        let _ = write!(out, "<li><span class=\"token task-{}\">{symbol}</span> {name}</li>", index % 8);
+        let _ = write!(
+            out,
+            "<li><span class=\"token task-{}\">{symbol}</span> {name}</li>",
+            index % 8
+        );
     }
     out.push_str("</ul>\n");
 }
 
-/// A table of windows, their right answers and what each run predicted.
+/// The windows, their right answers and what each run predicted.
 fn answers(out: &mut String, data: &ReportData) {
-    let runs: Vec<&Run> = data.runs.iter().filter(|run| !run.samples.is_empty()).collect();
-    out.push_str("<div class=\"table-scroll\" tabindex=\"0\" role=\"region\" ");
-    out.push_str("aria-label=\"Sample windows\"><table class=\"windows\"><thead><tr>");
-    out.push_str("<th scope=\"col\">Window</th><th scope=\"col\">Answer</th>");
-    out.push_str("<th scope=\"col\">Predictions</th>");
-    out.push_str("</tr></thead>\n<tbody>\n");
+    let named = data.runs.len() > 1;
+    out.push_str("<ol class=\"windows\">\n");
     for (index, window) in data.windows.iter().enumerate() {
-        let _ = write!(out, "<tr><th scope=\"row\"><span class=\"index\">{}</span>", index + 1);
+        out.push_str("<li>");
         tokens(out, window);
-        let _ = write!(out, "</th><td>{}</td><td>", token(&window.answer, window.subtask));
-        let mut shown = 0;
-        for run in &runs {
+        let answer = token(&window.answer, window.subtask);
+        let _ = write!(
+            out,
+            "<span class=\"answer\"><span aria-hidden=\"true\">→</span>"
+        );
+        let _ = write!(
+            out,
+            "<span class=\"hidden-text\">Right answer: </span>{answer}</span>"
+        );
+        out.push_str("<ul class=\"predictions\">");
+        for run in &data.runs {
             if let Some(sample) = run.samples.iter().find(|sample| sample.window == index) {
-                prediction(out, run, sample, window, data.runs.len() > 1);
-                shown += 1;
+                prediction(out, run, sample, window, named);
             }
         }
-        if shown == 0 {
-            out.push_str(NONE);
-        }
-        out.push_str("</td></tr>\n");
+        out.push_str("</ul></li>\n");
     }
-    out.push_str("</tbody></table></div>\n");
+    out.push_str("</ol>\n");
 }
 
 fn tokens(out: &mut String, window: &Window) {
@@ -94,12 +108,20 @@ fn token(text: &str, subtask: Option<usize>) -> String {
 
 fn prediction(out: &mut String, run: &Run, sample: &Sample, window: &Window, named: bool) {
     let right = sample.prediction == window.answer;
-    let (class, sign, word) = if right { ("right", "✓", "right") } else { ("wrong", "✗", "wrong") };
-    let name = if named { escape(&run.name) } else { "prediction".to_owned() };
+    let (class, sign, word) = if right {
+        ("right", "✓", "right")
+    } else {
+        ("wrong", "✗", "wrong")
+    };
+    let name = if named {
+        escape(&run.name)
+    } else {
+        "predicted".to_owned()
+    };
     let _ = write!(
         out,
-        "<span class=\"prediction {class}\"><span class=\"who\">{name}</span> \
-         <b>{}</b> <span aria-label=\"{word}\" role=\"img\">{sign}</span></span>",
+        "<li class=\"{class}\"><span aria-label=\"{word}\" role=\"img\">{sign}</span>\
+         <b>{}</b><span class=\"who\">{name}</span></li>",
         escape(&sample.prediction)
     );
 }

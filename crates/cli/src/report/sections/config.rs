@@ -12,7 +12,9 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
         return None;
     }
     let mut body = String::from("<div class=\"code\">");
-    body.push_str("<button type=\"button\" class=\"needs-script\" data-role=\"copy\" hidden>Copy</button>");
+    body.push_str(
+        "<button type=\"button\" class=\"needs-script\" data-role=\"copy\" hidden>Copy</button>",
+    );
     body.push_str("<pre tabindex=\"0\" aria-label=\"Configuration as TOML\"><code>");
     for line in data.config.trim_end().lines() {
         coloured(&mut body, line);
@@ -30,16 +32,23 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
 /// Marks comments, table names and keys; a line is never changed otherwise.
 fn coloured(out: &mut String, line: &str) {
     let text = line.trim_start();
-    let key = text
-        .split_once('=')
-        .filter(|(key, _)| key.trim_end().chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c)));
+    let key = text.split_once('=').filter(|(key, _)| {
+        key.trim_end()
+            .chars()
+            .all(|c| c.is_alphanumeric() || "_-. ".contains(c))
+    });
     if text.starts_with('#') {
         let _ = write!(out, "<span class=\"comment\">{}</span>", escape(line));
     } else if text.starts_with('[') && text.trim_end().ends_with(']') && key.is_none() {
         let _ = write!(out, "<span class=\"table\">{}</span>", escape(line));
     } else if let Some((key, value)) = key {
         let indent = &line[..line.len() - text.len()];
-        let _ = write!(out, "{indent}<span class=\"key\">{}</span>={}", escape(key), escape(value));
+        let _ = write!(
+            out,
+            "{indent}<span class=\"key\">{}</span>={}",
+            escape(key),
+            escape(value)
+        );
     } else {
         out.push_str(&escape(line));
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::data::{ReportData, Run};
+use crate::report::data::{Model, Point, ReportData, models};
 use crate::report::html::{compact, duration, escape, percent, thousands};
 
 struct Figure {
@@ -11,45 +11,52 @@ struct Figure {
     note: String,
 }
 
-/// The best score, when the target was reached, size, speed and time.
+/// The best model's score, when it reached the target, its size and speed,
+/// and the time of everything. Of several seeds it is their mean, so that one
+/// lucky seed does not stand for a model.
 pub(crate) fn headline(data: &ReportData) -> String {
     let mut figures = Vec::new();
-    let best = best(&data.runs);
-    if let Some((run, accuracy)) = best {
+    let models = models(&data.runs);
+    let best = best(&models);
+    if let Some((model, accuracy)) = best {
+        let seeds = model.runs.len();
+        let mean = if seeds > 1 {
+            format!(", mean of {seeds} seeds")
+        } else {
+            String::new()
+        };
         figures.push(Figure {
             label: "Best accuracy".to_owned(),
             value: format!("{} %", percent(accuracy)),
-            note: run.name.clone(),
+            note: format!("{}{mean}", model.name),
         });
         if let Some(target) = data.target {
-            figures.push(target_figure(run, target));
+            figures.push(target_figure(model, target));
         }
     }
-    if let Some(run) = best.map(|(run, _)| run).or(data.runs.first()) {
+    if let Some(model) = best.map(|(model, _)| model).or(models.first()) {
         figures.push(Figure {
             label: "Parameters".to_owned(),
-            value: thousands(run.parameters),
-            note: run.name.clone(),
+            value: thousands(model.runs[0].parameters),
+            note: model.name.to_owned(),
         });
-        if let Some(speed) = median_speed(run) {
+        let speeds = model.runs.iter().flat_map(|run| &run.points);
+        let speeds = speeds.filter_map(|point| point.tokens_per_second);
+        if let Some(speed) = median(speeds.filter(|speed| speed.is_finite()).collect()) {
             figures.push(Figure {
-                label: "Training speed".to_owned(),
-                value: format!("{} tokens/s", compact(speed)),
-                note: "median of the run".to_owned(),
+                label: "Tokens per second".to_owned(),
+                value: compact(speed),
+                note: "median while training".to_owned(),
             });
         }
     }
     if let Some(environment) = &data.environment {
-        let runs = data.runs.len();
-        let threads = environment.threads;
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let (runs, threads) = (data.runs.len(), environment.threads);
         figures.push(Figure {
             label: "Total time".to_owned(),
             value: duration(environment.seconds),
-            note: format!(
-                "{runs} run{}, {threads} thread{}",
-                if runs == 1 { "" } else { "s" },
-                if threads == 1 { "" } else { "s" }
-            ),
+            note: format!("{}, {}", count(runs, "run"), count(threads, "thread")),
         });
     }
     if figures.is_empty() {
@@ -65,29 +72,48 @@ pub(crate) fn headline(data: &ReportData) -> String {
     out
 }
 
-/// The run with the highest overall accuracy at the end.
-fn best(runs: &[Run]) -> Option<(&Run, f64)> {
-    let scored = runs.iter().filter_map(|run| Some((run, run.scores.as_ref()?.overall.accuracy)));
-    scored.filter(|(_, accuracy)| accuracy.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1))
+/// The model with the highest overall accuracy at the end, mean over seeds.
+fn best<'a, 'b>(models: &'b [Model<'a>]) -> Option<(&'b Model<'a>, f64)> {
+    let scored = models.iter().filter_map(|model| {
+        let scores = model
+            .runs
+            .iter()
+            .map(|run| Some(run.scores.as_ref()?.overall.accuracy));
+        let scores: Vec<f64> = scores.collect::<Option<_>>()?;
+        Some((model, scores.iter().sum::<f64>() / scores.len() as f64))
+    });
+    scored
+        .filter(|(_, accuracy)| accuracy.is_finite())
+        .max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// When the run first reached the target on validation data.
-fn target_figure(run: &Run, target: f64) -> Figure {
-    let reached = |accuracy: f64| accuracy >= target;
-    let label = format!("{} % first reached", compact(target * 100.0));
-    match run.points.iter().find(|point| point.accuracy.is_some_and(reached)) {
-        Some(point) => Figure {
-            label,
-            value: format!("step {}", thousands(point.step)),
-            note: format!("after {} tokens", compact(point.tokens as f64)),
-        },
-        None => Figure { label, value: "not yet".to_owned(), note: "on validation data".to_owned() },
+/// When the model first reached the target on validation data: the median
+/// seed.
+fn target_figure(model: &Model<'_>, target: f64) -> Figure {
+    let reached = |point: &&Point| point.accuracy.is_some_and(|accuracy| accuracy >= target);
+    let first = model
+        .runs
+        .iter()
+        .filter_map(|run| run.points.iter().find(reached));
+    let steps: Vec<f64> = first.map(|point| point.step as f64).collect();
+    let (hits, seeds) = (steps.len(), model.runs.len());
+    let note = match (hits, seeds) {
+        (1, 1) | (0, _) => "on validation data".to_owned(),
+        _ => format!("on validation data, {hits} of {seeds} seeds"),
+    };
+    let value = median(steps).map_or_else(
+        || "not reached".to_owned(),
+        |step| format!("step {}", thousands(step as u64)),
+    );
+    Figure {
+        label: format!("{} % first reached", compact(target * 100.0)),
+        value,
+        note,
     }
 }
 
-fn median_speed(run: &Run) -> Option<f64> {
-    let speeds = run.points.iter().filter_map(|point| point.tokens_per_second);
-    let mut speeds: Vec<f64> = speeds.filter(|speed| speed.is_finite()).collect();
-    speeds.sort_by(f64::total_cmp);
-    speeds.get(speeds.len() / 2).copied()
+/// The upper median.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }

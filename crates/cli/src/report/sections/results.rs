@@ -12,19 +12,30 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
         return None;
     }
     let models = models(&data.runs);
-    let seeds = models.iter().map(|model| model.runs.len()).max().unwrap_or(0);
+    let seeds = models
+        .iter()
+        .map(|model| model.runs.len())
+        .max()
+        .unwrap_or(0);
     let mut body = String::new();
     body.push_str("<p class=\"lead\">Accuracy on held-out data, in percent. ");
     body.push_str(if seeds > 1 {
-        "Mean over the seeds of a model ± standard deviation between them. "
+        "Mean over the seeds of a model ± standard deviation between them; with one seed ± is \
+         the standard error. "
     } else {
         "± is the standard error. "
     });
-    body.push_str("The best value of a column is bold.</p>\n");
+    if models.len() > 1 {
+        body.push_str("The best value of a column is bold.");
+    }
+    body.push_str("</p>\n");
     for note in &data.notes {
         let _ = writeln!(body, "<p class=\"note\">{}</p>", escape(note));
     }
-    let rows: Vec<Row<'_>> = models.iter().map(Row::of_model).collect();
+    let rows: Vec<Row<'_>> = models
+        .iter()
+        .map(|model| Row::of_model(model, seeds > 1))
+        .collect();
     table(&mut body, data, &rows, "Models");
     if data.runs.iter().any(|run| run.scores.is_some()) {
         body.push_str("<div class=\"needs-script\" data-role=\"scores\" hidden></div>\n");
@@ -48,6 +59,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
 /// One line of a table.
 struct Row<'a> {
     name: &'a str,
+    /// Which seed or how many; empty where that says nothing.
     seeds: String,
     run: &'a Run,
     seconds: Option<f64>,
@@ -60,7 +72,7 @@ impl<'a> Row<'a> {
         let scores = run.scores.as_ref();
         Self {
             name: &run.name,
-            seeds: run.seed.to_string(),
+            seeds: format!("seed {}", run.seed),
             run,
             seconds: run.seconds,
             overall: scores.map(|scores| scores.overall),
@@ -70,17 +82,38 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn of_model(model: &Model<'a>) -> Self {
+    fn of_model(model: &Model<'a>, counted: bool) -> Self {
         let first = model.runs[0];
         if model.runs.len() == 1 {
-            return Self::of_run(first);
+            let seeds = if counted {
+                "1 seed".to_owned()
+            } else {
+                String::new()
+            };
+            return Self {
+                seeds,
+                ..Self::of_run(first)
+            };
         }
-        let scored: Vec<_> = model.runs.iter().filter_map(|run| run.scores.as_ref()).collect();
-        let overall: Vec<f64> = scored.iter().map(|scores| scores.overall.accuracy).collect();
-        let subtasks = scored.iter().map(|scores| scores.subtasks.len()).min().unwrap_or(0);
+        let scored: Vec<_> = model
+            .runs
+            .iter()
+            .filter_map(|run| run.scores.as_ref())
+            .collect();
+        let overall: Vec<f64> = scored
+            .iter()
+            .map(|scores| scores.overall.accuracy)
+            .collect();
+        let subtasks = scored
+            .iter()
+            .map(|scores| scores.subtasks.len())
+            .min()
+            .unwrap_or(0);
         let subtask = |task: usize| {
-            let values: Vec<f64> =
-                scored.iter().map(|scores| scores.subtasks[task].accuracy).collect();
+            let values: Vec<f64> = scored
+                .iter()
+                .map(|scores| scores.subtasks[task].accuracy)
+                .collect();
             spread(&values)
         };
         let seconds: Option<Vec<f64>> = model.runs.iter().map(|run| run.seconds).collect();
@@ -102,9 +135,15 @@ fn spread(values: &[f64]) -> Option<Score> {
         return None;
     }
     let mean = values.iter().sum::<f64>() / n;
-    let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    let square = values
+        .iter()
+        .map(|value| (value - mean).powi(2))
+        .sum::<f64>();
     let deviation = (values.len() > 1).then(|| (square / (n - 1.0)).sqrt());
-    Some(Score { accuracy: mean, standard_error: deviation })
+    Some(Score {
+        accuracy: mean,
+        standard_error: deviation,
+    })
 }
 
 fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
@@ -143,20 +182,31 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
     let best: Vec<f64> = (0..=subtasks)
         .map(|column| {
             let values = rows.iter().filter_map(|row| cell(row, column));
-            values.map(|score| score.accuracy).fold(f64::NEG_INFINITY, f64::max)
+            values
+                .map(|score| score.accuracy)
+                .fold(f64::NEG_INFINITY, f64::max)
         })
         .collect();
     for row in rows {
         let _ = write!(out, "<tr><th scope=\"row\">{}", escape(row.name));
-        let seeds = escape(&row.seeds);
-        let seeds = if seeds.ends_with("seeds") { seeds } else { format!("seed {seeds}") };
-        let _ = write!(out, " <span class=\"seeds\">{seeds}</span></th>");
-        let _ = write!(out, "<td class=\"number\">{}</td>", thousands(row.run.parameters));
+        if !row.seeds.is_empty() {
+            let _ = write!(out, " <span class=\"seeds\">{}</span>", escape(&row.seeds));
+        }
+        out.push_str("</th>");
+        let _ = write!(
+            out,
+            "<td class=\"number\">{}</td>",
+            thousands(row.run.parameters)
+        );
         for (column, &best) in best.iter().enumerate() {
             score_cell(out, cell(row, column), best, rows.len() > 1);
         }
         let steps = row.run.points.last().map(|point| thousands(point.step));
-        let _ = write!(out, "<td class=\"number\">{}</td>", steps.as_deref().unwrap_or(NONE));
+        let _ = write!(
+            out,
+            "<td class=\"number\">{}</td>",
+            steps.as_deref().unwrap_or(NONE)
+        );
         if timed {
             let time = row.seconds.map_or_else(|| NONE.to_owned(), duration);
             let _ = write!(out, "<td class=\"number\">{time}</td>");
@@ -164,7 +214,11 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
         out.push_str("</tr>\n");
     }
     for reference in &data.references {
-        let _ = write!(out, "<tr class=\"reference\"><th scope=\"row\">{}", escape(&reference.name));
+        let _ = write!(
+            out,
+            "<tr class=\"reference\"><th scope=\"row\">{}",
+            escape(&reference.name)
+        );
         let _ = write!(out, "</th><td class=\"number\">{NONE}</td>");
         for column in 0..=subtasks {
             let value = if column == subtasks {
@@ -172,7 +226,10 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
             } else {
                 reference.subtasks.get(column).copied().flatten()
             };
-            let score = value.map(|accuracy| Score { accuracy, standard_error: None });
+            let score = value.map(|accuracy| Score {
+                accuracy,
+                standard_error: None,
+            });
             score_cell(out, score, f64::INFINITY, false);
         }
         let _ = write!(out, "<td class=\"number\">{NONE}</td>");
@@ -190,8 +247,15 @@ fn score_cell(out: &mut String, score: Option<Score>, best: f64, compare: bool) 
         return;
     };
     let fill = score.accuracy.clamp(0.0, 1.0);
-    let class = if compare && score.accuracy >= best { " best" } else { "" };
-    let _ = write!(out, "<td class=\"number score{class}\" style=\"--part:{fill:.3}\">");
+    let class = if compare && score.accuracy >= best {
+        " best"
+    } else {
+        ""
+    };
+    let _ = write!(
+        out,
+        "<td class=\"number score{class}\" style=\"--part:{fill:.3}\">"
+    );
     out.push_str(&percent(score.accuracy));
     if let Some(error) = score.standard_error.filter(|error| error.is_finite()) {
         let _ = write!(out, " <span class=\"error\">± {}</span>", percent(error));
@@ -200,7 +264,11 @@ fn score_cell(out: &mut String, score: Option<Score>, best: f64, compare: bool) 
 }
 
 fn layouts(out: &mut String, models: &[Model<'_>]) {
-    let given = || models.iter().filter(|model| !model.runs[0].parameter_layout.is_empty());
+    let given = || {
+        models
+            .iter()
+            .filter(|model| !model.runs[0].parameter_layout.is_empty())
+    };
     if given().next().is_none() {
         return;
     }
