@@ -1,0 +1,46 @@
+//! [`Observer`]: who wants to hear how a run goes.
+
+use std::path::Path;
+
+use crate::metrics::{EvaluationRecord, TrainRecord};
+use crate::score::Score;
+
+/// What one optimiser step gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// Steps made so far, this one included.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// The loss before the update.
+    pub loss: f64,
+    /// Right answers before the update.
+    pub score: Score,
+    /// The learning rate of this step.
+    pub learning_rate: f64,
+    /// The global norm of the gradients, before clipping.
+    pub gradient_norm: f64,
+    /// Tokens of this step.
+    pub tokens: u64,
+    /// Seconds of training so far, those before an interruption included.
+    pub seconds: f64,
+}
+
+/// Hears how a run goes, e.g. to draw a progress bar.
+pub trait Observer: Send {
+    /// A step was made.
+    fn on_step(&mut self, _step: &StepReport) {}
+
+    /// A record of the training loss was written.
+    fn on_train_record(&mut self, _record: &TrainRecord) {}
+
+    /// The model was evaluated.
+    fn on_evaluation(&mut self, _record: &EvaluationRecord) {}
+
+    /// A checkpoint of this step was saved.
+    fn on_checkpoint(&mut self, _step: u64, _folder: &Path) {}
+}
+
+/// Does nothing.
+impl Observer for () {}

@@ -1,0 +1,230 @@
+//! [`RunFolder`]: the files of a run.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use specialformer_checkpoint::{atomic_write, remove_leftovers};
+
+use crate::error::{Result, TrainError};
+
+const LOCK: &str = ".lock";
+const PREFIX: &str = "step-";
+
+/// A run's folder, locked for this process.
+///
+/// | path | what |
+/// |---|---|
+/// | `config.toml` | the configuration, written by whoever starts the run |
+/// | `metrics.jsonl` | one [`Record`](crate::Record) a line |
+/// | `checkpoints/step-N/` | model, optimiser and state after N steps |
+/// | `model.safetensors`, `optimizer.safetensors` | the same at the end |
+///
+/// A checkpoint is written into a hidden folder that is renamed once all its
+/// files are on the disk. So at every moment, also after a crash, the newest
+/// checkpoint is complete and its files belong to one step; older ones are
+/// removed.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held open: the lock goes with the process, whatever ends it.
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Makes a new run folder. One that exists must be empty.
+    ///
+    /// # Errors
+    /// [`TrainError::RunExists`] if it holds files; [`TrainError::Io`] if it
+    /// cannot be made.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        fs::create_dir_all(&path).map_err(TrainError::io(&path, "create the folder"))?;
+        let list = || TrainError::io(&path, "list the folder");
+        for entry in fs::read_dir(&path).map_err(list())? {
+            if entry.map_err(list())?.file_name() != LOCK {
+                return Err(TrainError::RunExists { path });
+            }
+        }
+        let lock = lock(&path)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Opens the folder of a run to be resumed.
+    ///
+    /// # Errors
+    /// [`TrainError::NoRun`] if there is none; [`TrainError::RunLocked`] if
+    /// another process trains in it; [`TrainError::Io`].
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        if !path.is_dir() {
+            let what = "the folder does not exist";
+            return Err(TrainError::NoRun { path, what });
+        }
+        let lock = lock(&path)?;
+        remove_leftovers(&path)?;
+        let run = Self { path, _lock: lock };
+        run.remove_hidden_checkpoints()?;
+        Ok(run)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the configuration is.
+    pub fn config_path(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// Where the metrics are.
+    pub fn metrics_path(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Where the final weights are.
+    pub fn model_path(&self) -> PathBuf {
+        self.path.join("model.safetensors")
+    }
+
+    /// Where the final state of the optimiser is.
+    pub fn optimizer_path(&self) -> PathBuf {
+        self.path.join("optimizer.safetensors")
+    }
+
+    /// Writes `config.toml`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_config(&self, text: &str) -> Result<()> {
+        Ok(atomic_write(self.config_path(), |file| {
+            file.write_all(text.as_bytes())
+        })?)
+    }
+
+    /// The newest checkpoint of the run at `path`, with its step. The folder
+    /// need not be locked: checkpoints only ever appear whole.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`] if the folder cannot be listed.
+    pub fn latest_checkpoint(path: impl AsRef<Path>) -> Result<Option<(u64, PathBuf)>> {
+        Ok(checkpoints(path.as_ref())?.pop())
+    }
+
+    /// The newest weights of the run at `path`: those of its newest
+    /// checkpoint, which a run that ended made at its end, or the final ones
+    /// where somebody removed the checkpoints.
+    ///
+    /// # Errors
+    /// [`TrainError::NoRun`] if it has neither; [`TrainError::Io`].
+    pub fn weights(path: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = path.as_ref();
+        if let Some((_, checkpoint)) = Self::latest_checkpoint(path)? {
+            return Ok(checkpoint.join("model.safetensors"));
+        }
+        let last = path.join("model.safetensors");
+        if last.is_file() {
+            return Ok(last);
+        }
+        Err(TrainError::NoRun {
+            path: path.to_owned(),
+            what: "it holds neither model.safetensors nor a checkpoint",
+        })
+    }
+
+    /// Makes the checkpoint of a step from what `write` puts into a folder,
+    /// then removes older ones.
+    pub(crate) fn save_checkpoint(
+        &self,
+        step: u64,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let parent = self.path.join("checkpoints");
+        let name = format!("{PREFIX}{step:08}");
+        let (hidden, folder) = (parent.join(format!(".{name}.part")), parent.join(&name));
+        fs::create_dir_all(&hidden).map_err(TrainError::io(&hidden, "create the folder"))?;
+        write(&hidden)?;
+        sync_folder(&hidden).map_err(TrainError::io(&hidden, "sync"))?;
+        fs::rename(&hidden, &folder).map_err(TrainError::io(&folder, "rename a checkpoint to"))?;
+        sync_folder(&parent).map_err(TrainError::io(&parent, "sync"))?;
+        sync_folder(&self.path).map_err(TrainError::io(&self.path, "sync"))?;
+        for (_, older) in checkpoints(&self.path)?.into_iter().filter(|(s, _)| *s < step) {
+            // Hidden first: one that is half removed must not look like one.
+            let mut hidden_name = std::ffi::OsString::from(".");
+            hidden_name.push(older.file_name().unwrap_or_default());
+            hidden_name.push(".old");
+            let hidden = parent.join(hidden_name);
+            fs::rename(&older, &hidden).map_err(TrainError::io(&older, "remove"))?;
+            fs::remove_dir_all(&hidden).map_err(TrainError::io(&hidden, "remove"))?;
+        }
+        Ok(folder)
+    }
+
+    /// Removes what a killed process left of checkpoints that it was writing
+    /// or removing.
+    fn remove_hidden_checkpoints(&self) -> Result<()> {
+        let parent = self.path.join("checkpoints");
+        if !parent.is_dir() {
+            return Ok(());
+        }
+        let list = || TrainError::io(&parent, "list the folder");
+        for entry in fs::read_dir(&parent).map_err(list())? {
+            let entry = entry.map_err(list())?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(".step-") && (name.ends_with(".part") || name.ends_with(".old")) {
+                let path = entry.path();
+                fs::remove_dir_all(&path).map_err(TrainError::io(&path, "remove"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The whole checkpoints of a run by step.
+fn checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let parent = run.join("checkpoints");
+    if !parent.is_dir() {
+        return Ok(Vec::new());
+    }
+    let list = || TrainError::io(&parent, "list the folder");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&parent).map_err(list())? {
+        let entry = entry.map_err(list())?;
+        let name = entry.file_name();
+        let step = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let file_path = path.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&file_path)
+        .map_err(TrainError::io(&file_path, "open"))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(TrainError::RunLocked {
+            path: path.to_owned(),
+        }),
+        // Where the file system has no locks, the run goes on without.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Elsewhere a folder cannot be opened for syncing; the rename is journalled.
+#[cfg(not(unix))]
+fn sync_folder(_folder: &Path) -> std::io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! Running a batch in shards: one tape and one memory pool each.
+
+use rayon::prelude::*;
+use specialformer_nn::optim::GradientSet;
+use specialformer_nn::{Ctx, Module, NamedParameters};
+use specialformer_tensor::{Element, Gradients, Parallelism, Pool, Seed, Tape, TapeConfig};
+
+use crate::batch::{Batch, part};
+use crate::error::{Result, TrainError};
+use crate::objective::{Objective, Shard};
+use crate::score::Tally;
+
+/// Cuts batches into a fixed number of shards and adds up what they give in
+/// shard order, so that no result depends on the number of threads.
+///
+/// With several shards each runs on one worker and its operations are serial;
+/// with one shard the operations use the workers.
+#[derive(Debug)]
+pub(crate) struct Shards<E: Element> {
+    accumulation: usize,
+    /// One for each shard. They keep the buffers of a step for the next.
+    pools: Vec<Pool<E>>,
+}
+
+/// What all shards of a batch gave together.
+#[derive(Debug, Default)]
+pub(crate) struct Sums {
+    pub(crate) loss: f64,
+    pub(crate) terms: Vec<(&'static str, f64)>,
+    pub(crate) tally: Tally,
+}
+
+impl Sums {
+    fn add(&mut self, part: Self) {
+        self.loss += part.loss;
+        for (name, value) in part.terms {
+            match self.terms.iter_mut().find(|(n, _)| *n == name) {
+                Some((_, sum)) => *sum += value,
+                None => self.terms.push((name, value)),
+            }
+        }
+        self.tally.add(&part.tally);
+    }
+}
+
+/// The random streams of a training step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepSeed {
+    pub(crate) seed: Seed,
+    /// Counted from 0.
+    pub(crate) step: u64,
+}
+
+/// What is run over the shards.
+pub(crate) struct Job<'a, M: ?Sized, O: ?Sized> {
+    pub(crate) model: &'a M,
+    pub(crate) objective: &'a O,
+    /// Fail at the first output that is not finite.
+    pub(crate) check_finite: bool,
+}
+
+impl<E: Element> Shards<E> {
+    pub(crate) fn new(shards: usize, accumulation: usize) -> Self {
+        Self {
+            accumulation,
+            pools: (0..shards).map(|_| Pool::new()).collect(),
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.pools.len()
+    }
+
+    /// How operations inside a shard may use threads.
+    fn inner(&self) -> Parallelism {
+        if self.count() == 1 {
+            Parallelism::Rayon
+        } else {
+            Parallelism::Serial
+        }
+    }
+
+    /// Buffers allocated so far because none was free.
+    pub(crate) fn fresh_allocations(&self) -> u64 {
+        self.pools.iter().map(Pool::fresh_allocations).sum()
+    }
+
+    /// Loss and gradients of a whole step.
+    pub(crate) fn gradients<M, O>(
+        &self,
+        job: &Job<'_, M, O>,
+        parameters: &NamedParameters<E>,
+        batch: &Batch,
+        seed: StepSeed,
+    ) -> Result<(Sums, GradientSet<E>)>
+    where
+        M: Module<E> + Sync + ?Sized,
+        O: Objective<M, E> + ?Sized,
+    {
+        let (parts, scored) = (self.count() * self.accumulation, batch.scored());
+        let mut sums = Sums::default();
+        let mut total: Option<GradientSet<E>> = None;
+        for round in 0..self.accumulation {
+            let first = round * self.count();
+            let results = self.each(self.count(), |shard| {
+                let index = first + shard;
+                let rng = seed
+                    .seed
+                    .stream_at("dropout", seed.step * parts as u64 + index as u64);
+                let rows = batch.slice(part(batch.rows(), index, parts));
+                let shard_of = Shard {
+                    rows,
+                    step_rows: batch.rows(),
+                    step_scored: scored,
+                };
+                let tape = self.tape(shard, true, job.check_finite);
+                let ctx = Ctx::train(tape.clone(), rng);
+                let output = job.objective.loss(&ctx, job.model, &shard_of);
+                let output = output.map_err(TrainError::Model)?;
+                let loss = output.loss.value().item()?.to_f64();
+                let gradients = tape.backward(&output.loss)?;
+                let sums = Sums {
+                    loss,
+                    terms: output.terms,
+                    tally: output.tally,
+                };
+                Ok((sums, gradients))
+            })?;
+            let mut gradients: Vec<Gradients<E>> = Vec::with_capacity(results.len());
+            for (part, gradient) in results {
+                sums.add(part);
+                gradients.push(gradient);
+            }
+            let round = GradientSet::sum(parameters, gradients, Parallelism::Rayon)?;
+            match &mut total {
+                None => total = Some(round),
+                Some(total) => total.add(&round)?,
+            }
+        }
+        let gradients = total.expect("accumulation is at least 1, checked with the configuration");
+        Ok((sums, gradients))
+    }
+
+    /// Loss and score of held-out rows, `chunk` rows at a time.
+    pub(crate) fn evaluate<M, O>(
+        &self,
+        job: &Job<'_, M, O>,
+        batch: &Batch,
+        chunk: usize,
+    ) -> Result<Sums>
+    where
+        M: Module<E> + Sync + ?Sized,
+        O: Objective<M, E> + ?Sized,
+    {
+        let scored = batch.scored();
+        let results = self.each(batch.rows().div_ceil(chunk), |index| {
+            let rows = index * chunk..((index + 1) * chunk).min(batch.rows());
+            let shard = Shard {
+                rows: batch.slice(rows),
+                step_rows: batch.rows(),
+                step_scored: scored,
+            };
+            let ctx = Ctx::eval_on(self.tape(index % self.count(), false, job.check_finite));
+            let output = job.objective.loss(&ctx, job.model, &shard);
+            let output = output.map_err(TrainError::Model)?;
+            Ok(Sums {
+                loss: output.loss.value().item()?.to_f64(),
+                terms: output.terms,
+                tally: output.tally,
+            })
+        })?;
+        let mut sums = Sums::default();
+        for part in results {
+            sums.add(part);
+        }
+        Ok(sums)
+    }
+
+    fn tape(&self, pool: usize, record: bool, check_finite: bool) -> Tape<E> {
+        Tape::with_config(TapeConfig {
+            record,
+            check_finite,
+            parallelism: self.inner(),
+            pool: self.pools[pool].clone(),
+        })
+    }
+
+    /// Runs every index, results in order; of several errors the first by
+    /// index.
+    fn each<T: Send>(
+        &self,
+        count: usize,
+        run: impl Fn(usize) -> Result<T> + Sync + Send,
+    ) -> Result<Vec<T>> {
+        if self.count() == 1 {
+            return (0..count).map(run).collect();
+        }
+        let results: Vec<Result<T>> = (0..count).into_par_iter().map(run).collect();
+        results.into_iter().collect()
+    }
+}
