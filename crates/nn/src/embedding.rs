@@ -1,6 +1,6 @@
 //! [`Embedding`]: rows of a table.
 
-use specialformer_tensor::{Element, Parameter, RngStream, Shape, Tensor, Var};
+use specialformer_tensor::{Element, Parameter, RngStream, Shape, Tensor, TokenIndex, Var};
 
 use crate::ctx::Ctx;
 use crate::error::{NnError, Result};
@@ -64,7 +64,7 @@ impl<E: Element> Embedding<E> {
     pub fn forward(
         &self,
         ctx: &Ctx<E>,
-        indices: &[usize],
+        indices: &[impl TokenIndex],
         shape: impl Into<Shape>,
     ) -> Result<Var<E>> {
         Ok(ctx.parameter(&self.weight).embedding(indices, shape)?)

@@ -34,15 +34,23 @@
 //! ```
 
 mod ctx;
+mod embedding;
 mod error;
+mod feed_forward;
 pub mod init;
 mod linear;
+mod lstm;
 mod module;
+mod norm;
 pub mod optim;
 mod schedule;
 
 pub use ctx::{Ctx, Mode};
+pub use embedding::Embedding;
 pub use error::{NnError, Result};
+pub use feed_forward::{Activation, FeedForward, FeedForwardKind, Mlp};
 pub use linear::{Linear, Weight, WeightOperator};
+pub use lstm::{Lstm, LstmOutput, LstmState};
 pub use module::{Module, NamedParameters, ParameterVisitor};
+pub use norm::{Norm, NormKind};
 pub use schedule::Schedule;

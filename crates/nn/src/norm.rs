@@ -59,13 +59,12 @@ impl<E: Element> Norm<E> {
     /// If the width differs.
     pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
         let weight = ctx.parameter(&self.weight);
-        let eps = E::from_f64(self.eps);
         Ok(match self.kind {
             NormKind::LayerNorm => {
                 let bias = self.bias.as_ref().map(|bias| ctx.parameter(bias));
-                x.layer_norm(Some(&weight), bias.as_ref(), eps)?
+                x.layer_norm(Some(&weight), bias.as_ref(), self.eps)?
             }
-            NormKind::RmsNorm => x.rms_norm(Some(&weight), eps)?,
+            NormKind::RmsNorm => x.rms_norm(Some(&weight), self.eps)?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 mod op;
 
-use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
+use specialformer_tensor::{Element, Parameter, RngStream, Tensor, TokenIndex, Var};
 
 use crate::ctx::Ctx;
 use crate::error::{NnError, Result};
@@ -157,7 +157,7 @@ impl<E: Element> Lstm<E> {
         &self,
         ctx: &Ctx<E>,
         table: &Var<E>,
-        tokens: &[usize],
+        tokens: &[impl TokenIndex],
         batch: usize,
     ) -> Result<LstmOutput<E>> {
         let first = &self.layers[0];

@@ -31,7 +31,7 @@ impl<E: Element> LstmModel<E> {
     /// If a token is out of range.
     pub fn logits(&self, ctx: &Ctx<E>, tokens: Tokens<'_>, outputs: Outputs) -> Result<Var<E>> {
         let (batch, length) = (tokens.batch(), tokens.length());
-        let by_step: Vec<usize> = (0..length)
+        let by_step: Vec<u32> = (0..length)
             .flat_map(|t| (0..batch).map(move |b| (b, t)))
             .map(|(b, t)| tokens.ids()[b * length + t])
             .collect();

@@ -41,14 +41,14 @@ impl<E: Element> MlpModel<E> {
         if outputs != Outputs::Last {
             return fail("sees whole windows and predicts the last position only".into());
         }
-        if let Some(id) = tokens.ids().iter().find(|&&id| id >= self.vocabulary) {
+        if let Some(id) = tokens.ids().iter().find(|&&id| id as usize >= self.vocabulary) {
             return fail(format!("token {id} is outside the vocabulary of {}", self.vocabulary));
         }
         let width = self.window * self.vocabulary;
         let one_hot = Tensor::build_in(ctx.tape().pool(), [tokens.batch(), 1, width], |out| {
             out.fill(E::ZERO);
             for (position, &id) in tokens.ids().iter().enumerate() {
-                out[position * self.vocabulary + id] = E::ONE;
+                out[position * self.vocabulary + id as usize] = E::ONE;
             }
         });
         Ok(self.mlp.forward(ctx, &ctx.constant(one_hot))?)
