@@ -1,0 +1,290 @@
+//! The small matrix product inside the attention tiles: C (+)= A·B on
+//! scratch memory, with the blocks that causal masking leaves empty skipped.
+//!
+//! It exists beside `specialformer_tensor::gemm` because the tiles are small,
+//! already packed and partly masked: packing them again costs more than the
+//! product at head widths of 8 to 64, and a general product cannot skip.
+#![allow(unsafe_code)]
+
+use specialformer_tensor::Element;
+use specialformer_tensor::simd::{Kernel, Level, dispatch};
+
+/// Which (row, column) pairs of a product matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Band {
+    /// All.
+    Full,
+    /// C[r, c] is wanted only where r ≤ c + diagonal; other elements may be
+    /// left as they are.
+    Output(isize),
+    /// A[r, k] is zero unless r ≤ k + diagonal.
+    LeftUpper(isize),
+    /// A[r, k] is zero unless k ≤ r + diagonal.
+    LeftLower(isize),
+}
+
+/// C (+)= A·B, run by [`product`].
+pub(super) struct Product<'a, E> {
+    /// Left operand, [rows, inner], of any strides.
+    pub a: &'a [E],
+    /// Step between rows of A.
+    pub a_row: usize,
+    /// Step between columns of A.
+    pub a_col: usize,
+    /// Right operand, [inner, columns], rows contiguous.
+    pub b: &'a [E],
+    /// Step between rows of B.
+    pub b_row: usize,
+    /// Result, [rows, columns], rows contiguous.
+    pub c: &'a mut [E],
+    /// Step between rows of C.
+    pub c_row: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Inner size.
+    pub inner: usize,
+    /// Number of columns, a multiple of [`COLUMN_UNIT`].
+    pub columns: usize,
+    /// Add to C instead of overwriting it.
+    pub accumulate: bool,
+    /// What may be skipped.
+    pub band: Band,
+}
+
+/// Columns of every product are padded to a multiple of this.
+pub(super) const COLUMN_UNIT: usize = 4;
+
+/// Computes a [`Product`] at the widest SIMD level of the CPU.
+///
+/// # Panics
+/// If an operand is shorter than its shape and strides say.
+pub(super) fn product<E: Element>(task: Product<'_, E>) {
+    if task.rows == 0 || task.columns == 0 {
+        return;
+    }
+    dispatch(task);
+}
+
+impl<E: Element> Kernel for Product<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(mut self) {
+        let last = |rows: usize, row: usize, columns: usize, column: usize| {
+            if rows == 0 || columns == 0 {
+                0
+            } else {
+                (rows - 1) * row + (columns - 1) * column + 1
+            }
+        };
+        // These three checks are what the unchecked accesses below rely on.
+        assert!(self.a.len() >= last(self.rows, self.a_row, self.inner, self.a_col));
+        assert!(self.b.len() >= last(self.inner, self.b_row, self.columns, 1));
+        assert!(self.c.len() >= last(self.rows, self.c_row, self.columns, 1));
+        assert!(self.columns.is_multiple_of(COLUMN_UNIT));
+        // Two vector registers a row; as many rows as the registers hold.
+        match (L::LANES_F32, size_of::<E>()) {
+            (16.., 4) => self.columns_of::<L, 32, 8>(),
+            (16.., _) => self.columns_of::<L, 16, 8>(),
+            (8.., 4) => self.columns_of::<L, 16, 4>(),
+            (8.., _) => self.columns_of::<L, 8, 4>(),
+            (_, 4) => self.columns_of::<L, 8, 4>(),
+            _ => self.columns_of::<L, 4, 4>(),
+        }
+    }
+}
+
+impl<E: Element> Product<'_, E> {
+    #[inline(always)]
+    fn columns_of<L: Level, const W: usize, const R: usize>(&mut self) {
+        let mut column = 0;
+        while self.columns - column >= W {
+            self.rows_of::<L, W, R>(column);
+            column += W;
+        }
+        if W > 16 && self.columns - column >= 16 {
+            self.rows_of::<L, 16, R>(column);
+            column += 16;
+        }
+        if W > 8 && self.columns - column >= 8 {
+            self.rows_of::<L, 8, R>(column);
+            column += 8;
+        }
+        if W > 4 && self.columns - column >= 4 {
+            self.rows_of::<L, 4, R>(column);
+        }
+    }
+
+    #[inline(always)]
+    fn rows_of<L: Level, const W: usize, const R: usize>(&mut self, column: usize) {
+        let mut row = 0;
+        while self.rows - row >= R {
+            self.block::<L, W, R>(row, column);
+            row += R;
+        }
+        if R > 4 && self.rows - row >= 4 {
+            self.block::<L, W, 4>(row, column);
+            row += 4;
+        }
+        if self.rows - row >= 2 {
+            self.block::<L, W, 2>(row, column);
+            row += 2;
+        }
+        if self.rows - row >= 1 {
+            self.block::<L, W, 1>(row, column);
+        }
+    }
+
+    /// The range of the inner index that contributes to a block, or `None` if
+    /// the block is not wanted.
+    #[inline(always)]
+    fn inner_range(
+        &self,
+        row: usize,
+        rows: usize,
+        column: usize,
+        columns: usize,
+    ) -> Option<(usize, usize)> {
+        let clamp = |v: isize| v.clamp(0, self.inner as isize) as usize;
+        match self.band {
+            Band::Full => Some((0, self.inner)),
+            Band::Output(diagonal) => {
+                let wanted = row as isize <= (column + columns - 1) as isize + diagonal;
+                wanted.then_some((0, self.inner))
+            }
+            Band::LeftUpper(diagonal) => Some((clamp(row as isize - diagonal), self.inner)),
+            Band::LeftLower(diagonal) => Some((0, clamp((row + rows) as isize + diagonal))),
+        }
+    }
+
+    #[inline(always)]
+    fn block<L: Level, const W: usize, const R: usize>(&mut self, row: usize, column: usize) {
+        let Some((from, to)) = self.inner_range(row, R, column, W) else {
+            return;
+        };
+        let (a_row, a_col) = (self.a_row, self.a_col);
+        let mut sum = [[E::ZERO; W]; R];
+        // SAFETY: row + R <= rows, column + W <= columns and from <= k < to
+        // <= inner; `run` checked that the operands reach that far.
+        unsafe {
+            let mut a = self.a.as_ptr().wrapping_add(row * a_row + from * a_col);
+            let mut b = self.b.as_ptr().wrapping_add(from * self.b_row + column);
+            for _ in from..to {
+                let b_row: &[E; W] = &*b.cast();
+                for (r, sum) in sum.iter_mut().enumerate() {
+                    let left = *a.add(r * a_row);
+                    for (sum, &right) in sum.iter_mut().zip(b_row) {
+                        *sum = left.mul_add_in::<L>(right, *sum);
+                    }
+                }
+                a = a.wrapping_add(a_col);
+                b = b.wrapping_add(self.b_row);
+            }
+            for (r, sum) in sum.iter().enumerate() {
+                let c: &mut [E; W] = &mut *self
+                    .c
+                    .as_mut_ptr()
+                    .add((row + r) * self.c_row + column)
+                    .cast();
+                if self.accumulate {
+                    for (c, &sum) in c.iter_mut().zip(sum) {
+                        *c += sum;
+                    }
+                } else {
+                    *c = *sum;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use specialformer_testkit::SplitMix64;
+
+    fn check<E: Element>(
+        (rows, inner, columns): (usize, usize, usize),
+        transposed: bool,
+        accumulate: bool,
+        band: Band,
+        seed: u64,
+    ) {
+        let mut random = SplitMix64::new(seed);
+        let mut fill = |len: usize| -> Vec<E> {
+            (0..len)
+                .map(|_| E::from_f64(random.uniform_in(-1.0, 1.0)))
+                .collect()
+        };
+        let (b_row, c_row) = (columns + 3, columns + 5);
+        let (a_row, a_col) = if transposed {
+            (1, rows + 2)
+        } else {
+            (inner + 1, 1)
+        };
+        let mut a = fill(rows * inner + 2 * inner + rows + 3);
+        let b = fill(inner * b_row + columns);
+        let before = fill(rows * c_row + columns);
+        for r in 0..rows {
+            for k in 0..inner {
+                let zero = match band {
+                    Band::LeftUpper(d) => r as isize > k as isize + d,
+                    Band::LeftLower(d) => k as isize > r as isize + d,
+                    _ => false,
+                };
+                if zero {
+                    a[r * a_row + k * a_col] = E::ZERO;
+                }
+            }
+        }
+        let mut c = before.clone();
+        product(Product {
+            a: &a,
+            a_row,
+            a_col,
+            b: &b,
+            b_row,
+            c: &mut c,
+            c_row,
+            rows,
+            inner,
+            columns,
+            accumulate,
+            band,
+        });
+        for r in 0..rows {
+            for col in 0..columns {
+                if matches!(band, Band::Output(d) if r as isize > col as isize + d) {
+                    continue;
+                }
+                let start = if accumulate {
+                    before[r * c_row + col].to_f64()
+                } else {
+                    0.0
+                };
+                let want = (0..inner).fold(start, |sum, k| {
+                    sum + a[r * a_row + k * a_col].to_f64() * b[k * b_row + col].to_f64()
+                });
+                let got = c[r * c_row + col].to_f64();
+                let allowed = E::EPSILON.to_f64() * (4.0 + inner as f64);
+                assert!((got - want).abs() <= allowed, "[{r}, {col}]: {got} {want}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_plain_sum(
+            rows in 0usize..20, inner in 0usize..20, units in 0usize..18,
+            transposed: bool, accumulate: bool, kind in 0usize..4, diagonal in -8isize..24, seed: u64,
+        ) {
+            let band = [
+                Band::Full, Band::Output(diagonal), Band::LeftUpper(diagonal), Band::LeftLower(diagonal),
+            ][kind];
+            let sizes = (rows, inner, units * COLUMN_UNIT);
+            check::<f32>(sizes, transposed, accumulate, band, seed);
+            check::<f64>(sizes, transposed, accumulate, band, seed);
+        }
+    }
+}
