@@ -91,11 +91,7 @@ impl Metric {
         let points = || data.runs.iter().flat_map(|run| &run.points);
         [Self::Accuracy, Self::ValidationLoss, Self::TrainLoss]
             .into_iter()
-            .find(|metric| {
-                points()
-                    .filter_map(|point| metric.value(point))
-                    .any(f64::is_finite)
-            })
+            .find(|metric| points().filter_map(|point| metric.value(point)).any(f64::is_finite))
     }
 
     /// The value if it was measured; NaN if it is not finite.
@@ -135,11 +131,7 @@ pub(crate) fn learning_curves(data: &ReportData, ink: Ink) -> Result<Option<Stri
         .map_err(|error| ReportError::Plot(error.to_string()))?;
     let label = format!("{} against optimiser steps, by model", metric.label());
     let label = html::escape(&label);
-    let svg = svg.replacen(
-        "<svg ",
-        &format!("<svg role=\"img\" aria-label=\"{label}\" "),
-        1,
-    );
+    let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{label}\" "), 1);
     Ok(Some(ink.resolve(svg)))
 }
 
@@ -152,13 +144,7 @@ fn draw(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let curves: Vec<Vec<Curve>> = models
         .iter()
-        .map(|model| {
-            model
-                .runs
-                .iter()
-                .map(|run| curve(&run.points, metric))
-                .collect()
-        })
+        .map(|model| model.runs.iter().map(|run| curve(&run.points, metric)).collect())
         .collect();
     let all = || curves.iter().flatten().flatten();
     let last_step = all().map(|point| point.0).fold(1.0, f64::max);
@@ -170,18 +156,10 @@ fn draw(
     };
     let low = if high - low < 1e-6 { high - 1.0 } else { low };
 
-    let longest = models
-        .iter()
-        .map(|model| model.name.chars().count())
-        .max()
-        .unwrap_or(0);
+    let longest = models.iter().map(|model| model.name.chars().count()).max().unwrap_or(0);
     let legend_width = 104 + longest.min(LEGEND_NAME) as u32 * 32 / 5;
     let rows = models.len() as u32 + u32::from(metric == Metric::Accuracy && data.target.is_some());
-    let title_height = if ink == Ink::Paper && !data.title.is_empty() {
-        44
-    } else {
-        0
-    };
+    let title_height = if ink == Ink::Paper && !data.title.is_empty() { 44 } else { 0 };
     let height = (HEIGHT + title_height).max(title_height + 60 + rows * LEGEND_ROW as u32);
 
     let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
@@ -226,17 +204,10 @@ fn draw(
         .y_desc(metric.label())
         .draw()?;
 
-    let target = data
-        .target
-        .filter(|target| metric == Metric::Accuracy && target.is_finite());
+    let target = data.target.filter(|target| metric == Metric::Accuracy && target.is_finite());
     if let Some(target) = target {
         let line = vec![(0.0, target * 100.0), (last_step, target * 100.0)];
-        chart.draw_series(DashedLineSeries::new(
-            line,
-            4,
-            4,
-            ink.text().stroke_width(1),
-        ))?;
+        chart.draw_series(DashedLineSeries::new(line, 4, 4, ink.text().stroke_width(1)))?;
     }
     let mut ranked = Vec::new();
     for (index, (model, seeds)) in models.iter().zip(&curves).enumerate() {
@@ -248,18 +219,10 @@ fn draw(
         }
         let mean = mean(seeds);
         line(&mut chart, &mean, index, colour.stroke_width(2))?;
-        let last = mean
-            .iter()
-            .rev()
-            .map(|point| point.1)
-            .find(|value| value.is_finite());
+        let last = mean.iter().rev().map(|point| point.1).find(|value| value.is_finite());
         ranked.push((index, model.name, last));
     }
-    let sign = if metric == Metric::Accuracy {
-        -1.0
-    } else {
-        1.0
-    };
+    let sign = if metric == Metric::Accuracy { -1.0 } else { 1.0 };
     let key = |value: Option<f64>| value.map_or(f64::INFINITY, |value| sign * value);
     ranked.sort_by(|a, b| key(a.2).total_cmp(&key(b.2)));
 
@@ -279,11 +242,7 @@ fn draw(
             Metric::Accuracy => format!("{value:.1}"),
             _ => format!("{value:.3}"),
         });
-        legend.draw(&Text::new(
-            plain(name, LEGEND_NAME),
-            (38, y - 8),
-            font(16, ink.text()),
-        ))?;
+        legend.draw(&Text::new(plain(name, LEGEND_NAME), (38, y - 8), font(16, ink.text())))?;
         let at = (legend_width as i32 - 46, y - 8);
         legend.draw(&Text::new(value, at, font(16, ink.text())))?;
         y += LEGEND_ROW;
@@ -295,11 +254,7 @@ fn draw(
         }
         legend.draw(&Text::new("target", (38, y - 8), font(16, ink.text())))?;
         let at = (legend_width as i32 - 46, y - 8);
-        legend.draw(&Text::new(
-            format!("{:.1}", target * 100.0),
-            at,
-            font(16, ink.text()),
-        ))?;
+        legend.draw(&Text::new(format!("{:.1}", target * 100.0), at, font(16, ink.text())))?;
     }
     root.present()?;
     Ok(())
@@ -326,9 +281,7 @@ fn line(
 
 fn curve(points: &[Point], metric: Metric) -> Curve {
     let points = thinned(points).into_iter();
-    points
-        .filter_map(|point| metric.value(point).map(|value| (point.step as f64, value)))
-        .collect()
+    points.filter_map(|point| metric.value(point).map(|value| (point.step as f64, value))).collect()
 }
 
 /// Mean over seeds, at the steps that all of them have, so that a seed which
@@ -339,19 +292,13 @@ fn mean(seeds: &[Curve]) -> Curve {
         let sum = sums.entry(step as u64).or_default();
         *sum = (sum.0 + 1, sum.1 + value);
     }
-    let shared = sums
-        .into_iter()
-        .filter(|(_, (count, _))| *count == seeds.len());
-    shared
-        .map(|(step, (count, sum))| (step as f64, sum / count as f64))
-        .collect()
+    let shared = sums.into_iter().filter(|(_, (count, _))| *count == seeds.len());
+    shared.map(|(step, (count, sum))| (step as f64, sum / count as f64)).collect()
 }
 
 /// Text that is safe in XML and at most `limit` characters long.
 fn plain(text: &str, limit: usize) -> String {
-    let clean = text
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c });
+    let clean = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
     if text.chars().count() <= limit {
         return clean.collect();
     }

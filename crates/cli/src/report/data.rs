@@ -249,10 +249,7 @@ pub(crate) fn models(runs: &[Run]) -> Vec<Model<'_>> {
     for run in runs {
         match models.iter_mut().find(|model| model.name == run.name) {
             Some(model) => model.runs.push(run),
-            None => models.push(Model {
-                name: &run.name,
-                runs: vec![run],
-            }),
+            None => models.push(Model { name: &run.name, runs: vec![run] }),
         }
     }
     models
@@ -355,19 +352,12 @@ pub(crate) fn thinned(points: &[Point]) -> Vec<&Point> {
         (seen[kind] - 1) % strides[kind] == 0 || index == 0 || index == last
     };
     let mut keep = keep;
-    points
-        .iter()
-        .enumerate()
-        .filter(|&entry| keep(entry))
-        .map(|(_, point)| point)
-        .collect()
+    points.iter().enumerate().filter(|&entry| keep(entry)).map(|(_, point)| point).collect()
 }
 
 /// Five significant digits; `None` for what is not finite.
 fn round(value: f64) -> Option<f64> {
-    value
-        .is_finite()
-        .then(|| format!("{value:.4e}").parse().unwrap_or(value))
+    value.is_finite().then(|| format!("{value:.4e}").parse().unwrap_or(value))
 }
 
 fn rounded<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -428,21 +418,10 @@ struct Columns {
 fn columns<S: Serializer>(points: &[Point], serializer: S) -> Result<S::Ok, S::Error> {
     let points = thinned(points);
     let column = |field: &dyn Fn(&Point) -> Option<f64>| -> Column {
-        let values: Column = points
-            .iter()
-            .map(|point| field(point).map(Measured))
-            .collect();
-        if values.iter().all(Option::is_none) {
-            Vec::new()
-        } else {
-            values
-        }
+        let values: Column = points.iter().map(|point| field(point).map(Measured)).collect();
+        if values.iter().all(Option::is_none) { Vec::new() } else { values }
     };
-    let subtasks = points
-        .iter()
-        .map(|point| point.subtask_accuracy.len())
-        .max()
-        .unwrap_or(0);
+    let subtasks = points.iter().map(|point| point.subtask_accuracy.len()).max().unwrap_or(0);
     Columns {
         step: points.iter().map(|point| point.step).collect(),
         tokens: points.iter().map(|point| point.tokens).collect(),

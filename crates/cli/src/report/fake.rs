@@ -23,17 +23,9 @@ pub(crate) fn study() -> ReportData {
              this project's own, so figures are not to be compared with the paper's."
                 .into(),
         ],
-        subtasks: [
-            ("I", "Increment"),
-            ("A", "Addition"),
-            ("R", "Reverse"),
-            ("C", "Context"),
-        ]
-        .map(|(symbol, name)| Subtask {
-            symbol: symbol.into(),
-            name: name.into(),
-        })
-        .into(),
+        subtasks: [("I", "Increment"), ("A", "Addition"), ("R", "Reverse"), ("C", "Context")]
+            .map(|(symbol, name)| Subtask { symbol: symbol.into(), name: name.into() })
+            .into(),
         target: Some(0.95),
         references: vec![Reference {
             name: "guessing from task and last token".into(),
@@ -162,13 +154,9 @@ fn run(model: &Fake, seed: u64, windows: &[Window], rng: &mut Noise) -> Run {
         accuracy,
         standard_error: Some((accuracy * (1.0 - accuracy) / (TEST_WINDOWS * share)).sqrt()),
     };
-    let points: Vec<Point> = (1..=STEPS / 20)
-        .map(|n| point(model, finals, n * 20, rng))
-        .collect();
+    let points: Vec<Point> = (1..=STEPS / 20).map(|n| point(model, finals, n * 20, rng)).collect();
     let samples = windows.iter().enumerate();
-    let samples = samples
-        .map(|(index, window)| sample(model, index, window, rng))
-        .collect();
+    let samples = samples.map(|(index, window)| sample(model, index, window, rng)).collect();
     Run {
         name: model.name.into(),
         parameters: model.parameters,
@@ -186,11 +174,7 @@ fn run(model: &Fake, seed: u64, windows: &[Window], rng: &mut Noise) -> Run {
         }),
         points,
         samples: if seed == 0 { samples } else { vec![] },
-        histograms: if seed == 0 {
-            histograms(model, rng)
-        } else {
-            vec![]
-        },
+        histograms: if seed == 0 { histograms(model, rng) } else { vec![] },
     }
 }
 
@@ -233,15 +217,8 @@ fn window(rng: &mut Noise) -> Window {
         if switch {
             task = rng.below(4);
         }
-        let text = if switch {
-            "IARC"[task..=task].into()
-        } else {
-            rng.below(10).to_string()
-        };
-        tokens.push(Token {
-            text,
-            subtask: Some(task),
-        });
+        let text = if switch { "IARC"[task..=task].into() } else { rng.below(10).to_string() };
+        tokens.push(Token { text, subtask: Some(task) });
     }
     let sources = match task {
         0 => vec![LENGTH - 4, LENGTH - 1],
@@ -249,31 +226,19 @@ fn window(rng: &mut Noise) -> Window {
         2 => vec![LENGTH - 4, LENGTH - 8],
         _ => vec![LENGTH - 4, LENGTH - 1, LENGTH - 6],
     };
-    Window {
-        tokens,
-        answer: rng.below(10).to_string(),
-        subtask: Some(task),
-        sources,
-    }
+    Window { tokens, answer: rng.below(10).to_string(), subtask: Some(task), sources }
 }
 
 fn sample(model: &Fake, index: usize, window: &Window, rng: &mut Noise) -> Sample {
     let right = rng.uniform() < model.finals[window.subtask.unwrap_or(0)] - 0.15;
     let answer: usize = window.answer.parse().unwrap_or(0);
-    let first = if right {
-        answer
-    } else {
-        (answer + 1 + rng.below(9)) % 10
-    };
+    let first = if right { answer } else { (answer + 1 + rng.below(9)) % 10 };
     let mut rest = 1.0;
     let mut candidates = vec![];
     for rank in 0..4 {
         let probability = rest * (0.6 + 0.35 * rng.uniform());
         rest -= probability;
-        candidates.push(Candidate {
-            token: ((first + rank * 3) % 10).to_string(),
-            probability,
-        });
+        candidates.push(Candidate { token: ((first + rank * 3) % 10).to_string(), probability });
     }
     let heads = if model.expressive.is_some() { 4 } else { 0 };
     let maps = (0..heads).map(|n| AttentionMap {
@@ -293,11 +258,7 @@ fn sample(model: &Fake, index: usize, window: &Window, rng: &mut Noise) -> Sampl
 /// Causal rows that sum to 1: a head looks near, or at the sources, or at
 /// controls; the second layer has its last query only.
 fn weights(head: usize, sources: &[usize], rng: &mut Noise) -> Vec<f32> {
-    let queries = if head < 2 {
-        0..LENGTH
-    } else {
-        LENGTH - 1..LENGTH
-    };
+    let queries = if head < 2 { 0..LENGTH } else { LENGTH - 1..LENGTH };
     let mut out = Vec::new();
     for query in queries {
         let mut row: Vec<f64> = (0..LENGTH)
@@ -326,20 +287,12 @@ fn histograms(model: &Fake, rng: &mut Noise) -> Vec<HeadHistogram> {
             let mut counts = vec![0u64; bins];
             let mut attended = vec![0.0; bins];
             for _ in 0..4_000 {
-                let side = if expressive && rng.below(2) == 0 {
-                    -1.0
-                } else {
-                    1.0
-                };
+                let side = if expressive && rng.below(2) == 0 { -1.0 } else { 1.0 };
                 let spread = 0.16 + 0.03 * n as f64;
                 let lobe = if rng.below(3) == 0 { side * 0.72 } else { 0.0 };
                 let cosine = (lobe + spread * rng.normal()).clamp(-0.999, 0.999);
                 let z = cosine * 6.0;
-                let weight = if expressive {
-                    z * z / (1.0 + z * z)
-                } else {
-                    z.exp() / 40.0
-                };
+                let weight = if expressive { z * z / (1.0 + z * z) } else { z.exp() / 40.0 };
                 let value = if quantity == Quantity::Z { z } else { cosine };
                 let bin = ((value / reach + 1.0) / 2.0 * bins as f64) as usize;
                 counts[bin.min(bins - 1)] += 1;

@@ -40,11 +40,7 @@ pub(crate) const NONE: &str = "–";
 
 /// A fraction as a percentage without the sign: `0.98123` gives `98.12`.
 pub(crate) fn percent(fraction: f64) -> String {
-    if fraction.is_finite() {
-        format!("{:.2}", fraction * 100.0)
-    } else {
-        NONE.to_owned()
-    }
+    if fraction.is_finite() { format!("{:.2}", fraction * 100.0) } else { NONE.to_owned() }
 }
 
 /// Groups digits by threes: `103466` gives `103,466`.
@@ -119,14 +115,8 @@ mod tests {
             (compact(12_500.0), compact(2e6), compact(0.25)),
             ("12.5k".into(), "2M".into(), "0.25".into())
         );
-        assert_eq!(
-            (percent(0.98123), percent(f64::NAN)),
-            ("98.12".into(), "–".into())
-        );
-        assert_eq!(
-            (duration(4.25), duration(95.2)),
-            ("4.2 s".into(), "1 min 35 s".into())
-        );
+        assert_eq!((percent(0.98123), percent(f64::NAN)), ("98.12".into(), "–".into()));
+        assert_eq!((duration(4.25), duration(95.2)), ("4.2 s".into(), "1 min 35 s".into()));
         assert_eq!(
             (duration(59.6), duration(7_260.0), duration(f64::NAN)),
             ("1 min 0 s".into(), "2 h 1 min".into(), "–".into())

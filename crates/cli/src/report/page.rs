@@ -18,11 +18,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
 /// Puts the page together from data already checked.
 pub(crate) fn page(data: &ReportData) -> Result<String> {
     let sections = sections::all(data)?;
-    let title = if data.title.is_empty() {
-        "Specialformer run"
-    } else {
-        &data.title
-    };
+    let title = if data.title.is_empty() { "Specialformer run" } else { &data.title };
     let mut out = String::with_capacity(1 << 18);
     write_head(&mut out, title);
     out.push_str("<body>\n<a class=\"skip\" href=\"#main\">Skip to the results</a>\n");
@@ -37,11 +33,7 @@ pub(crate) fn page(data: &ReportData) -> Result<String> {
     if sections.len() > 1 {
         out.push_str("<nav class=\"contents\" aria-label=\"Sections\"><div class=\"wrap\"><ul>\n");
         for section in &sections {
-            let _ = writeln!(
-                out,
-                "<li><a href=\"#{}\">{}</a></li>",
-                section.id, section.title
-            );
+            let _ = writeln!(out, "<li><a href=\"#{}\">{}</a></li>", section.id, section.title);
         }
         out.push_str("</ul></div></nav>\n");
     }
@@ -54,10 +46,7 @@ pub(crate) fn page(data: &ReportData) -> Result<String> {
     }
     out.push_str("</main>\n");
     let json = escape_json(&serde_json::to_string(data)?);
-    let _ = writeln!(
-        out,
-        "<script type=\"application/json\" id=\"report-data\">{json}</script>"
-    );
+    let _ = writeln!(out, "<script type=\"application/json\" id=\"report-data\">{json}</script>");
     out.push_str("<script>\n\"use strict\";\n");
     for script in [CHART, LINE_CHART] {
         out.push_str(script);
@@ -72,10 +61,7 @@ pub(crate) fn page(data: &ReportData) -> Result<String> {
 
 fn write_head(out: &mut String, title: &str) {
     out.push_str("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
-    let _ = writeln!(
-        out,
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">"
-    );
+    let _ = writeln!(out, "<meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">");
     out.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
     out.push_str("<meta name=\"color-scheme\" content=\"light dark\">\n");
     out.push_str("<meta name=\"referrer\" content=\"no-referrer\">\n");

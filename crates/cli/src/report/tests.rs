@@ -15,27 +15,14 @@ fn embedded(page: &str) -> serde_json::Value {
 fn study_has_every_section_and_its_data() {
     let data = fake::study();
     let page = render(&data).unwrap();
-    for id in [
-        "results",
-        "curves",
-        "attention",
-        "geometry",
-        "config",
-        "environment",
-    ] {
+    for id in ["results", "curves", "attention", "geometry", "config", "environment"] {
         assert!(page.contains(&format!("<section id=\"{id}\"")), "{id}");
         assert!(page.contains(&format!("href=\"#{id}\"")), "{id}");
     }
     let json = embedded(&page);
     assert_eq!(json["runs"].as_array().unwrap().len(), data.runs.len());
     assert_eq!(json["runs"][0]["points"]["step"][0], 20);
-    assert_eq!(
-        json["runs"][0]["samples"][0]["maps"][0]["weights"]
-            .as_array()
-            .unwrap()
-            .len(),
-        256
-    );
+    assert_eq!(json["runs"][0]["samples"][0]["maps"][0]["weights"].as_array().unwrap().len(), 256);
     assert_eq!(json["runs"][0]["histograms"][1]["quantity"], "cosine");
     assert!(page.len() < 1_500_000, "{} bytes", page.len());
 }
@@ -44,15 +31,7 @@ fn study_has_every_section_and_its_data() {
 fn page_loads_nothing() {
     let page = render(&fake::study()).unwrap();
     let page = page.replace("http://www.w3.org/2000/svg", "");
-    for reference in [
-        "http:",
-        "https:",
-        "src=",
-        "@import",
-        "url(",
-        "fetch(",
-        "XMLHttpRequest",
-    ] {
+    for reference in ["http:", "https:", "src=", "@import", "url(", "fetch(", "XMLHttpRequest"] {
         assert!(!page.contains(reference), "{reference}");
     }
     assert_eq!(page.matches("<link").count(), 1);
@@ -62,50 +41,49 @@ fn page_loads_nothing() {
 fn static_markup_shows_table_and_curve() {
     let page = render(&fake::study()).unwrap();
     let markup = &page[..page.find("<script").unwrap()];
-    assert!(
-        markup.contains("<th scope=\"row\">cisformer, expressive"),
-        "table"
-    );
+    assert!(markup.contains("<th scope=\"row\">cisformer, expressive"), "table");
     assert!(markup.contains("class=\"number score best\""), "best cell");
-    assert!(
-        markup.contains("<svg role=\"img\"") && markup.contains("<polyline"),
-        "curve"
-    );
-    assert!(
-        markup.contains("var(--series-0)") && !markup.contains("#FA00"),
-        "colours"
-    );
+    assert!(markup.contains("<svg role=\"img\"") && markup.contains("<polyline"), "curve");
+    assert!(markup.contains("var(--series-0)") && !markup.contains("#FA00"), "colours");
+}
+
+const HOSTILE: &str =
+    "</script><script>alert(1)</script><img src=x onerror='\"=\"#FA0001\"'>&\u{0}";
+
+/// A study in which every text is an attempt to leave its place.
+fn hostile() -> ReportData {
+    let mut data = fake::study();
+    data.title = HOSTILE.into();
+    data.subtitle = HOSTILE.into();
+    data.notes = vec![HOSTILE.into()];
+    data.config = format!("name = {HOSTILE}\n# {HOSTILE}\n[{HOSTILE}]\n");
+    data.subtasks[0].name = HOSTILE.into();
+    data.subtasks[1].symbol = HOSTILE.into();
+    data.references[0].name = HOSTILE.into();
+    for run in &mut data.runs {
+        run.name.push_str(HOSTILE);
+        run.parameter_layout = HOSTILE.into();
+        for sample in &mut run.samples {
+            sample.prediction = HOSTILE.into();
+        }
+    }
+    data.windows[0].tokens[0].text = HOSTILE.into();
+    data.windows[0].answer = HOSTILE.into();
+    let environment = data.environment.as_mut().unwrap();
+    environment.version = HOSTILE.into();
+    environment.extra = vec![(HOSTILE.into(), HOSTILE.into())];
+    data
 }
 
 #[test]
 fn hostile_text_stays_text() {
-    let hostile = "</script><script>alert(1)</script><img src=x onerror='\"=\"#FA0001\"'>&\u{0}";
-    let mut data = fake::study();
-    data.title = hostile.into();
-    data.subtitle = hostile.into();
-    data.notes = vec![hostile.into()];
-    data.config = format!("name = {hostile}\n# {hostile}\n[{hostile}]\n");
-    data.subtasks[0].name = hostile.into();
-    data.subtasks[1].symbol = hostile.into();
-    data.references[0].name = hostile.into();
-    for run in &mut data.runs {
-        run.name.push_str(hostile);
-        run.parameter_layout = hostile.into();
-        for sample in &mut run.samples {
-            sample.prediction = hostile.into();
-        }
-    }
-    data.windows[0].tokens[0].text = hostile.into();
-    data.windows[0].answer = hostile.into();
-    let environment = data.environment.as_mut().unwrap();
-    environment.version = hostile.into();
-    environment.extra = vec![(hostile.into(), hostile.into())];
+    let data = hostile();
     let page = render(&data).unwrap();
     // Two script elements of ours, nothing else.
     assert_eq!(page.matches("<script").count(), 2);
     assert_eq!(page.matches("</script").count(), 2);
     assert!(!page.contains("<img") && !page.contains("alert(1)</script>"));
-    assert_eq!(embedded(&page)["title"], hostile);
+    assert_eq!(embedded(&page)["title"], HOSTILE);
     let plot = plot_svg(&data).unwrap().unwrap();
     assert!(!plot.contains("<script") && !plot.contains('\u{0}'));
 }
@@ -126,24 +104,14 @@ fn absent_parts_leave_no_empty_section() {
     assert_eq!(embedded(&page)["runs"], serde_json::json!([]));
 
     let config = "steps = 1".to_owned();
-    let page = render(&ReportData {
-        config,
-        ..ReportData::default()
-    })
-    .unwrap();
+    let page = render(&ReportData { config, ..ReportData::default() }).unwrap();
     assert!(page.contains("<section id=\"config\""));
 }
 
 #[test]
 fn a_run_may_have_nothing_but_a_name() {
-    let run = Run {
-        name: "empty".into(),
-        ..Run::default()
-    };
-    let data = ReportData {
-        runs: vec![run],
-        ..ReportData::default()
-    };
+    let run = Run { name: "empty".into(), ..Run::default() };
+    let data = ReportData { runs: vec![run], ..ReportData::default() };
     let page = render(&data).unwrap();
     assert!(page.contains("<section id=\"results\"") && !page.contains("<section id=\"curves\""));
     assert!(plot_svg(&data).unwrap().is_none());
@@ -153,10 +121,7 @@ fn a_run_may_have_nothing_but_a_name() {
 fn values_that_are_not_finite_become_gaps() {
     let mut data = fake::study();
     let run = &mut data.runs[0];
-    for (index, value) in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY]
-        .into_iter()
-        .enumerate()
-    {
+    for (index, value) in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].into_iter().enumerate() {
         let point = &mut run.points[9 + 10 * index];
         point.accuracy = Some(value);
         point.train_loss = Some(value);
@@ -169,22 +134,14 @@ fn values_that_are_not_finite_become_gaps() {
     data.environment.as_mut().unwrap().seconds = f64::NAN;
     let page = render(&data).unwrap();
     let json = embedded(&page);
-    assert_eq!(
-        json["runs"][0]["points"]["accuracy"][8],
-        serde_json::Value::Null
-    );
+    assert_eq!(json["runs"][0]["points"]["accuracy"][8], serde_json::Value::Null);
     assert_eq!(json["runs"][0]["points"]["accuracy"][9], "NaN");
-    assert_eq!(
-        json["runs"][0]["samples"][0]["maps"][0]["weights"][0],
-        serde_json::Value::Null
-    );
+    assert_eq!(json["runs"][0]["samples"][0]["maps"][0]["weights"][0], serde_json::Value::Null);
     let markup = &page[..page.find("<script").unwrap()];
     assert!(!markup.contains("NaN") && !markup.contains("inf<"));
 
     for run in &mut data.runs {
-        run.points
-            .iter_mut()
-            .for_each(|point| point.accuracy = Some(f64::NAN));
+        run.points.iter_mut().for_each(|point| point.accuracy = Some(f64::NAN));
     }
     let plot = plot_svg(&data).unwrap().expect("falls back to the loss");
     assert!(plot.contains("Validation loss"));
@@ -206,10 +163,7 @@ fn contradictions_are_named() {
         message(&|data| data.runs[0].points[9].subtask_accuracy.truncate(1)),
         format!("{run}step 200: 1 accuracies for 4 subtasks")
     );
-    assert_eq!(
-        message(&|data| data.runs[0].samples[0].window = 9),
-        format!("{run}window 9 of 4")
-    );
+    assert_eq!(message(&|data| data.runs[0].samples[0].window = 9), format!("{run}window 9 of 4"));
     assert_eq!(
         message(&|data| data.runs[0].samples[0].maps[1].weights.truncate(20)),
         format!("{run}layer 0, head 1: 20 attention weights for 16 tokens")
@@ -248,10 +202,7 @@ fn long_curves_are_thinned_evenly() {
     let kept = thinned(&points);
     assert!(kept.len() <= MAX_POINTS + 2, "{}", kept.len());
     assert_eq!((kept[0].step, kept[kept.len() - 1].step), (0, 9_999));
-    assert_eq!(
-        kept.iter().filter(|point| point.accuracy.is_some()).count(),
-        100
-    );
+    assert_eq!(kept.iter().filter(|point| point.accuracy.is_some()).count(), 100);
     assert!(kept.windows(2).all(|pair| pair[0].step < pair[1].step));
     assert_eq!(thinned(&points[..300]).len(), 300);
 }
@@ -272,10 +223,7 @@ fn plot_is_one_svg_with_a_legend() {
 fn page_and_plot_have_the_same_colours() {
     let css = include_str!("assets/report.css");
     for (index, colour) in chart::PALETTE.iter().enumerate() {
-        let line = format!(
-            "--series-{index}: #{:02x}{:02x}{:02x};",
-            colour.0, colour.1, colour.2
-        );
+        let line = format!("--series-{index}: #{:02x}{:02x}{:02x};", colour.0, colour.1, colour.2);
         assert!(css.contains(&line), "{line}");
     }
 }
@@ -287,16 +235,19 @@ fn write_samples() {
     let dir = std::path::PathBuf::from(std::env::var("REPORT_DIR").expect("REPORT_DIR"));
     std::fs::write(dir.join("study.html"), render(&fake::study()).unwrap()).unwrap();
     std::fs::write(dir.join("lstm.html"), render(&fake::lstm()).unwrap()).unwrap();
+    std::fs::write(dir.join("hostile.html"), render(&hostile()).unwrap()).unwrap();
+    let mut crowd = fake::study();
+    for copy in 0..2 {
+        for mut run in fake::study().runs {
+            run.name = format!("{}, variant {copy}", run.name);
+            crowd.runs.push(run);
+        }
+    }
+    std::fs::write(dir.join("crowd.html"), render(&crowd).unwrap()).unwrap();
     let mut gaps = fake::study();
     for run in &mut gaps.runs {
-        run.points[99..130]
-            .iter_mut()
-            .for_each(|point| point.accuracy = Some(f64::NAN));
+        run.points[99..130].iter_mut().for_each(|point| point.accuracy = Some(f64::NAN));
     }
     std::fs::write(dir.join("gaps.html"), render(&gaps).unwrap()).unwrap();
-    std::fs::write(
-        dir.join("plot.svg"),
-        plot_svg(&fake::study()).unwrap().unwrap(),
-    )
-    .unwrap();
+    std::fs::write(dir.join("plot.svg"), plot_svg(&fake::study()).unwrap().unwrap()).unwrap();
 }

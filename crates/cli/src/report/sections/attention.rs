@@ -11,17 +11,9 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
     if data.windows.is_empty() {
         return None;
     }
-    let maps = data
-        .runs
-        .iter()
-        .flat_map(|run| &run.samples)
-        .any(|sample| !sample.maps.is_empty());
+    let maps = data.runs.iter().flat_map(|run| &run.samples).any(|sample| !sample.maps.is_empty());
     let mut body = String::from("<p class=\"lead\">Windows from held-out data");
-    body.push_str(if maps {
-        ", and how every head weighs their tokens. "
-    } else {
-        ". "
-    });
+    body.push_str(if maps { ", and how every head weighs their tokens. " } else { ". " });
     body.push_str("Tokens are coloured by subtask");
     if data.windows.iter().any(|window| !window.sources.is_empty()) {
         body.push_str("; a bar below marks those that the answer follows from");
@@ -52,11 +44,8 @@ fn legend(out: &mut String, data: &ReportData) {
     out.push_str("<ul class=\"legend\" aria-label=\"Subtasks\">");
     for (index, subtask) in data.subtasks.iter().enumerate() {
         let (symbol, name) = (escape(&subtask.symbol), escape(&subtask.name));
-        let _ = write!(
-            out,
-            "<li><span class=\"token task-{}\">{symbol}</span> {name}</li>",
-            index % 8
-        );
+        let _ =
+            write!(out, "<li><span class=\"token task-{}\">{symbol}</span> {name}</li>", index % 8);
     }
     out.push_str("</ul>\n");
 }
@@ -69,14 +58,8 @@ fn answers(out: &mut String, data: &ReportData) {
         out.push_str("<li>");
         tokens(out, window);
         let answer = token(&window.answer, window.subtask);
-        let _ = write!(
-            out,
-            "<span class=\"answer\"><span aria-hidden=\"true\">→</span>"
-        );
-        let _ = write!(
-            out,
-            "<span class=\"hidden-text\">Right answer: </span>{answer}</span>"
-        );
+        let _ = write!(out, "<span class=\"answer\"><span aria-hidden=\"true\">→</span>");
+        let _ = write!(out, "<span class=\"hidden-text\">Right answer: </span>{answer}</span>");
         out.push_str("<ul class=\"predictions\">");
         for run in &data.runs {
             if let Some(sample) = run.samples.iter().find(|sample| sample.window == index) {
@@ -108,16 +91,9 @@ fn token(text: &str, subtask: Option<usize>) -> String {
 
 fn prediction(out: &mut String, run: &Run, sample: &Sample, window: &Window, named: bool) {
     let right = sample.prediction == window.answer;
-    let (class, sign, word) = if right {
-        ("right", "✓", "right")
-    } else {
-        ("wrong", "✗", "wrong")
-    };
-    let name = if named {
-        escape(&run.name)
-    } else {
-        "predicted".to_owned()
-    };
+    let (class, sign, word) =
+        if right { ("right", "✓", "right") } else { ("wrong", "✗", "wrong") };
+    let name = if named { escape(&run.name) } else { "predicted".to_owned() };
     let _ = write!(
         out,
         "<li class=\"{class}\"><span aria-label=\"{word}\" role=\"img\">{sign}</span>\

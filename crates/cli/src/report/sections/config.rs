@@ -33,9 +33,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
 fn coloured(out: &mut String, line: &str) {
     let text = line.trim_start();
     let key = text.split_once('=').filter(|(key, _)| {
-        key.trim_end()
-            .chars()
-            .all(|c| c.is_alphanumeric() || "_-. ".contains(c))
+        key.trim_end().chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c))
     });
     if text.starts_with('#') {
         let _ = write!(out, "<span class=\"comment\">{}</span>", escape(line));
@@ -43,12 +41,7 @@ fn coloured(out: &mut String, line: &str) {
         let _ = write!(out, "<span class=\"table\">{}</span>", escape(line));
     } else if let Some((key, value)) = key {
         let indent = &line[..line.len() - text.len()];
-        let _ = write!(
-            out,
-            "{indent}<span class=\"key\">{}</span>={}",
-            escape(key),
-            escape(value)
-        );
+        let _ = write!(out, "{indent}<span class=\"key\">{}</span>={}", escape(key), escape(value));
     } else {
         out.push_str(&escape(line));
     }

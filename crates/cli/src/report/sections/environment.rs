@@ -15,10 +15,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
         ("Threads", environment.threads.to_string()),
         ("Total time", duration(environment.seconds)),
     ];
-    let extra = environment
-        .extra
-        .iter()
-        .map(|(label, value)| (label.as_str(), value.clone()));
+    let extra = environment.extra.iter().map(|(label, value)| (label.as_str(), value.clone()));
     rows.extend(extra);
     let mut body = String::from("<dl class=\"rows\">\n");
     for (label, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
@@ -26,10 +23,5 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
         let _ = writeln!(body, "<div><dt>{label}</dt><dd>{value}</dd></div>");
     }
     body.push_str("</dl>");
-    Some(Section {
-        id: "environment",
-        title: "Environment",
-        body,
-        script: None,
-    })
+    Some(Section { id: "environment", title: "Environment", body, script: None })
 }

@@ -48,16 +48,11 @@ fn table(out: &mut String, data: &ReportData) {
                 Quantity::Z => "z",
                 Quantity::Cosine => "cos(q, k)",
             };
-            let _ = write!(
-                out,
-                "<tr><th scope=\"row\">{}</th><td>{quantity}</td>",
-                escape(&run.name)
-            );
+            let _ =
+                write!(out, "<tr><th scope=\"row\">{}</th><td>{quantity}</td>", escape(&run.name));
             let (layer, head) = (histogram.layer + 1, histogram.head + 1);
-            let _ = write!(
-                out,
-                "<td class=\"number\">{layer}</td><td class=\"number\">{head}</td>"
-            );
+            let _ =
+                write!(out, "<td class=\"number\">{layer}</td><td class=\"number\">{head}</td>");
             for weights in [&counts, &histogram.attended] {
                 let share = negative_share(histogram, weights)
                     .map_or_else(|| NONE.to_owned(), |share| format!("{:.1}", share * 100.0));
@@ -72,10 +67,8 @@ fn table(out: &mut String, data: &ReportData) {
 fn negative_share(histogram: &HeadHistogram, weights: &[f64]) -> Option<f64> {
     let total: f64 = weights.iter().sum();
     let bins = histogram.edges.windows(2).zip(weights);
-    let below: f64 = bins
-        .filter(|(edge, _)| edge[0] + edge[1] < 0.0)
-        .map(|(_, weight)| weight)
-        .sum();
+    let below: f64 =
+        bins.filter(|(edge, _)| edge[0] + edge[1] < 0.0).map(|(_, weight)| weight).sum();
     (total > 0.0).then(|| below / total)
 }
 

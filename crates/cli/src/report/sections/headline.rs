@@ -20,11 +20,7 @@ pub(crate) fn headline(data: &ReportData) -> String {
     let best = best(&models);
     if let Some((model, accuracy)) = best {
         let seeds = model.runs.len();
-        let mean = if seeds > 1 {
-            format!(", mean of {seeds} seeds")
-        } else {
-            String::new()
-        };
+        let mean = if seeds > 1 { format!(", mean of {seeds} seeds") } else { String::new() };
         figures.push(Figure {
             label: "Best accuracy".to_owned(),
             value: format!("{} %", percent(accuracy)),
@@ -75,26 +71,18 @@ pub(crate) fn headline(data: &ReportData) -> String {
 /// The model with the highest overall accuracy at the end, mean over seeds.
 fn best<'a, 'b>(models: &'b [Model<'a>]) -> Option<(&'b Model<'a>, f64)> {
     let scored = models.iter().filter_map(|model| {
-        let scores = model
-            .runs
-            .iter()
-            .map(|run| Some(run.scores.as_ref()?.overall.accuracy));
+        let scores = model.runs.iter().map(|run| Some(run.scores.as_ref()?.overall.accuracy));
         let scores: Vec<f64> = scores.collect::<Option<_>>()?;
         Some((model, scores.iter().sum::<f64>() / scores.len() as f64))
     });
-    scored
-        .filter(|(_, accuracy)| accuracy.is_finite())
-        .max_by(|a, b| a.1.total_cmp(&b.1))
+    scored.filter(|(_, accuracy)| accuracy.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// When the model first reached the target on validation data: the median
 /// seed.
 fn target_figure(model: &Model<'_>, target: f64) -> Figure {
     let reached = |point: &&Point| point.accuracy.is_some_and(|accuracy| accuracy >= target);
-    let first = model
-        .runs
-        .iter()
-        .filter_map(|run| run.points.iter().find(reached));
+    let first = model.runs.iter().filter_map(|run| run.points.iter().find(reached));
     let steps: Vec<f64> = first.map(|point| point.step as f64).collect();
     let (hits, seeds) = (steps.len(), model.runs.len());
     let note = match (hits, seeds) {
@@ -105,11 +93,7 @@ fn target_figure(model: &Model<'_>, target: f64) -> Figure {
         || "not reached".to_owned(),
         |step| format!("step {}", thousands(step as u64)),
     );
-    Figure {
-        label: format!("{} % first reached", compact(target * 100.0)),
-        value,
-        note,
-    }
+    Figure { label: format!("{} % first reached", compact(target * 100.0)), value, note }
 }
 
 /// The upper median.

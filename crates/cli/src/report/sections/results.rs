@@ -12,11 +12,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
         return None;
     }
     let models = models(&data.runs);
-    let seeds = models
-        .iter()
-        .map(|model| model.runs.len())
-        .max()
-        .unwrap_or(0);
+    let seeds = models.iter().map(|model| model.runs.len()).max().unwrap_or(0);
     let mut body = String::new();
     body.push_str("<p class=\"lead\">Accuracy on held-out data, in percent. ");
     body.push_str(if seeds > 1 {
@@ -32,10 +28,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
     for note in &data.notes {
         let _ = writeln!(body, "<p class=\"note\">{}</p>", escape(note));
     }
-    let rows: Vec<Row<'_>> = models
-        .iter()
-        .map(|model| Row::of_model(model, seeds > 1))
-        .collect();
+    let rows: Vec<Row<'_>> = models.iter().map(|model| Row::of_model(model, seeds > 1)).collect();
     table(&mut body, data, &rows, "Models");
     if data.runs.iter().any(|run| run.scores.is_some()) {
         body.push_str("<div class=\"needs-script\" data-role=\"scores\" hidden></div>\n");
@@ -85,35 +78,15 @@ impl<'a> Row<'a> {
     fn of_model(model: &Model<'a>, counted: bool) -> Self {
         let first = model.runs[0];
         if model.runs.len() == 1 {
-            let seeds = if counted {
-                "1 seed".to_owned()
-            } else {
-                String::new()
-            };
-            return Self {
-                seeds,
-                ..Self::of_run(first)
-            };
+            let seeds = if counted { "1 seed".to_owned() } else { String::new() };
+            return Self { seeds, ..Self::of_run(first) };
         }
-        let scored: Vec<_> = model
-            .runs
-            .iter()
-            .filter_map(|run| run.scores.as_ref())
-            .collect();
-        let overall: Vec<f64> = scored
-            .iter()
-            .map(|scores| scores.overall.accuracy)
-            .collect();
-        let subtasks = scored
-            .iter()
-            .map(|scores| scores.subtasks.len())
-            .min()
-            .unwrap_or(0);
+        let scored: Vec<_> = model.runs.iter().filter_map(|run| run.scores.as_ref()).collect();
+        let overall: Vec<f64> = scored.iter().map(|scores| scores.overall.accuracy).collect();
+        let subtasks = scored.iter().map(|scores| scores.subtasks.len()).min().unwrap_or(0);
         let subtask = |task: usize| {
-            let values: Vec<f64> = scored
-                .iter()
-                .map(|scores| scores.subtasks[task].accuracy)
-                .collect();
+            let values: Vec<f64> =
+                scored.iter().map(|scores| scores.subtasks[task].accuracy).collect();
             spread(&values)
         };
         let seconds: Option<Vec<f64>> = model.runs.iter().map(|run| run.seconds).collect();
@@ -135,15 +108,9 @@ fn spread(values: &[f64]) -> Option<Score> {
         return None;
     }
     let mean = values.iter().sum::<f64>() / n;
-    let square = values
-        .iter()
-        .map(|value| (value - mean).powi(2))
-        .sum::<f64>();
+    let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
     let deviation = (values.len() > 1).then(|| (square / (n - 1.0)).sqrt());
-    Some(Score {
-        accuracy: mean,
-        standard_error: deviation,
-    })
+    Some(Score { accuracy: mean, standard_error: deviation })
 }
 
 fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
@@ -182,9 +149,7 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
     let best: Vec<f64> = (0..=subtasks)
         .map(|column| {
             let values = rows.iter().filter_map(|row| cell(row, column));
-            values
-                .map(|score| score.accuracy)
-                .fold(f64::NEG_INFINITY, f64::max)
+            values.map(|score| score.accuracy).fold(f64::NEG_INFINITY, f64::max)
         })
         .collect();
     for row in rows {
@@ -193,20 +158,12 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
             let _ = write!(out, " <span class=\"seeds\">{}</span>", escape(&row.seeds));
         }
         out.push_str("</th>");
-        let _ = write!(
-            out,
-            "<td class=\"number\">{}</td>",
-            thousands(row.run.parameters)
-        );
+        let _ = write!(out, "<td class=\"number\">{}</td>", thousands(row.run.parameters));
         for (column, &best) in best.iter().enumerate() {
             score_cell(out, cell(row, column), best, rows.len() > 1);
         }
         let steps = row.run.points.last().map(|point| thousands(point.step));
-        let _ = write!(
-            out,
-            "<td class=\"number\">{}</td>",
-            steps.as_deref().unwrap_or(NONE)
-        );
+        let _ = write!(out, "<td class=\"number\">{}</td>", steps.as_deref().unwrap_or(NONE));
         if timed {
             let time = row.seconds.map_or_else(|| NONE.to_owned(), duration);
             let _ = write!(out, "<td class=\"number\">{time}</td>");
@@ -214,11 +171,8 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
         out.push_str("</tr>\n");
     }
     for reference in &data.references {
-        let _ = write!(
-            out,
-            "<tr class=\"reference\"><th scope=\"row\">{}",
-            escape(&reference.name)
-        );
+        let _ =
+            write!(out, "<tr class=\"reference\"><th scope=\"row\">{}", escape(&reference.name));
         let _ = write!(out, "</th><td class=\"number\">{NONE}</td>");
         for column in 0..=subtasks {
             let value = if column == subtasks {
@@ -226,10 +180,7 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
             } else {
                 reference.subtasks.get(column).copied().flatten()
             };
-            let score = value.map(|accuracy| Score {
-                accuracy,
-                standard_error: None,
-            });
+            let score = value.map(|accuracy| Score { accuracy, standard_error: None });
             score_cell(out, score, f64::INFINITY, false);
         }
         let _ = write!(out, "<td class=\"number\">{NONE}</td>");
@@ -247,15 +198,8 @@ fn score_cell(out: &mut String, score: Option<Score>, best: f64, compare: bool) 
         return;
     };
     let fill = score.accuracy.clamp(0.0, 1.0);
-    let class = if compare && score.accuracy >= best {
-        " best"
-    } else {
-        ""
-    };
-    let _ = write!(
-        out,
-        "<td class=\"number score{class}\" style=\"--part:{fill:.3}\">"
-    );
+    let class = if compare && score.accuracy >= best { " best" } else { "" };
+    let _ = write!(out, "<td class=\"number score{class}\" style=\"--part:{fill:.3}\">");
     out.push_str(&percent(score.accuracy));
     if let Some(error) = score.standard_error.filter(|error| error.is_finite()) {
         let _ = write!(out, " <span class=\"error\">± {}</span>", percent(error));
@@ -264,11 +208,7 @@ fn score_cell(out: &mut String, score: Option<Score>, best: f64, compare: bool) 
 }
 
 fn layouts(out: &mut String, models: &[Model<'_>]) {
-    let given = || {
-        models
-            .iter()
-            .filter(|model| !model.runs[0].parameter_layout.is_empty())
-    };
+    let given = || models.iter().filter(|model| !model.runs[0].parameter_layout.is_empty());
     if given().next().is_none() {
         return;
     }
