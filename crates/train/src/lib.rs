@@ -4,7 +4,6 @@ mod batch;
 mod config;
 mod dataset;
 mod error;
-mod loss;
 mod metrics;
 mod model;
 mod objective;

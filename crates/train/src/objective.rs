@@ -1,11 +1,10 @@
 //! [`Objective`]: what a step minimises, and the cross-entropy objective.
 
 use specialformer_nn::{Ctx, Module};
-use specialformer_tensor::{Element, Var};
+use specialformer_tensor::{self as tensor, Element, Reduction, Var};
 
 use crate::batch::Rows;
 use crate::error::{BoxError, TrainError};
-use crate::loss::cross_entropy;
 use crate::model::Model;
 use crate::score::Tally;
 
@@ -102,8 +101,12 @@ where
             specialformer_nn::Mode::Eval => 0.0,
         };
         let _scope = ctx.scope("loss");
-        let divisor = shard.step_scored as f64;
-        let mut loss = cross_entropy(&output.logits, shard.rows.targets(), divisor, smoothing)?;
+        // Of a step without any target the loss is 0.
+        let options = tensor::CrossEntropy {
+            reduction: Reduction::Divisor(shard.step_scored.max(1) as f64),
+            label_smoothing: smoothing,
+        };
+        let mut loss = output.logits.cross_entropy(shard.rows.targets(), &options)?;
         let mut terms = vec![("cross_entropy", item(&loss)?)];
         for term in output.losses {
             let part = term.value.scale(E::from_f64(term.weight * shard.share()))?;

@@ -3,6 +3,7 @@
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
+use crate::ops::embedding::TokenIndex;
 use crate::ops::reduce::sum_to;
 use crate::ops::softmax::{exponentials, unit_of};
 use crate::shape::Shape;
@@ -26,10 +27,10 @@ pub enum Reduction {
 /// Options of [`Var::cross_entropy`].
 ///
 /// ```
-/// use specialformer_tensor::{CrossEntropy, Tape, Tensor};
+/// use specialformer_tensor::{CrossEntropy, Tape, Tensor, TokenIndex};
 /// let tape = Tape::<f64>::new();
 /// let logits = tape.variable(Tensor::zeros([2, 4]));
-/// let loss = logits.cross_entropy(&[3, CrossEntropy::IGNORE], &CrossEntropy::default())?;
+/// let loss = logits.cross_entropy(&[3, usize::IGNORE], &CrossEntropy::default())?;
 /// assert!((loss.value().item()? - 4f64.ln()).abs() < 1e-12);
 /// let gradients = tape.backward(&loss)?;
 /// assert_eq!(gradients.of(&logits).unwrap().as_slice()[..4], [0.25, 0.25, 0.25, -0.75]);
@@ -42,13 +43,6 @@ pub struct CrossEntropy {
     /// Share ε of the target that is spread evenly over all classes, in
     /// [0, 1] (Szegedy et al. 2016).
     pub label_smoothing: f64,
-    /// The target that marks a position to leave out.
-    pub ignore: usize,
-}
-
-impl CrossEntropy {
-    /// The target that marks a position to leave out, by default.
-    pub const IGNORE: usize = usize::MAX;
 }
 
 impl Default for CrossEntropy {
@@ -56,24 +50,22 @@ impl Default for CrossEntropy {
         Self {
             reduction: Reduction::Mean,
             label_smoothing: 0.0,
-            ignore: Self::IGNORE,
         }
     }
 }
 
 /// Losses of positions, and the gradient of their scaled sum.
-struct Forward<'a, E> {
+struct Forward<'a, E, I> {
     logits: &'a [E],
-    targets: &'a [usize],
+    targets: &'a [I],
     width: usize,
-    ignore: usize,
     smoothing: E,
     scale: E,
     losses: &'a mut [E],
     grad: &'a mut [E],
 }
 
-impl<E: Element> Kernel for Forward<'_, E> {
+impl<E: Element, I: TokenIndex> Kernel for Forward<'_, E, I> {
     type Output = ();
 
     #[inline(always)]
@@ -90,11 +82,12 @@ impl<E: Element> Kernel for Forward<'_, E> {
         let on_each = smoothing / E::from_usize(width);
         exponentials::<L, E>(self.logits, self.grad, width, |row, shift, sum, x, grad| {
             let target = targets[row];
-            if target == self.ignore {
+            if target == I::IGNORE {
                 losses[row] = E::ZERO;
                 grad.fill(E::ZERO);
                 return;
             }
+            let target = target.index();
             let log_sum = shift + VectorMath::ln_in::<L>(sum);
             let factor = scale / sum;
             let mut loss = on_target * (log_sum - x[target]);
@@ -146,7 +139,8 @@ impl<E: Element> Var<E> {
     /// ℓ_n = −Σ_v q_nv·log softmax(x_n)_v with q_nv = (1 − ε)·[v = t_n] + ε/V,
     ///
     /// reduced to a scalar over the positions that are not ignored. PyTorch:
-    /// `cross_entropy(x, t, ignore_index=…, label_smoothing=ε)`.
+    /// `cross_entropy(x, t, ignore_index=…, label_smoothing=ε)`. A target of
+    /// [`TokenIndex::IGNORE`] is left out.
     ///
     /// # Shapes
     /// logits [..., V], `targets` one for each row → scalar.
@@ -164,7 +158,11 @@ impl<E: Element> Var<E> {
     /// If every position is ignored, loss and gradient are 0 (PyTorch: NaN).
     /// The maximum of a row is subtracted first, so nothing overflows. A
     /// target with logit −∞ costs +∞.
-    pub fn cross_entropy(&self, targets: &[usize], options: &CrossEntropy) -> Result<Self> {
+    pub fn cross_entropy<I: TokenIndex>(
+        &self,
+        targets: &[I],
+        options: &CrossEntropy,
+    ) -> Result<Self> {
         const OP: &str = "cross_entropy";
         let shape = self.shape();
         let width = shape.last_size();
@@ -185,8 +183,9 @@ impl<E: Element> Var<E> {
             return Err(TensorError::InvalidArgument { op: OP, what });
         }
         let mut counted = 0;
-        for (position, &index) in targets.iter().enumerate() {
-            if index != options.ignore {
+        for (position, &target) in targets.iter().enumerate() {
+            if target != I::IGNORE {
+                let index = target.index();
                 if index >= width {
                     let size = width;
                     return Err(TensorError::IndexOutOfRange {
@@ -229,8 +228,7 @@ impl<E: Element> Var<E> {
                             logits: &logits[i * unit..][..grad.len()],
                             targets: &targets[i * unit_rows..],
                             width,
-                            ignore: options.ignore,
-                            smoothing,
+                                            smoothing,
                             scale,
                             losses,
                             grad,
@@ -254,7 +252,7 @@ mod tests {
         let width = x.shape().last_size();
         let (mut sum, mut count) = (0.0, 0);
         for (row, &target) in x.as_slice().chunks(width).zip(targets) {
-            if target == CrossEntropy::IGNORE {
+            if target == usize::IGNORE {
                 continue;
             }
             let log_sum = row.iter().map(|x| x.exp()).sum::<f64>().ln();
@@ -270,7 +268,7 @@ mod tests {
         for (rows, width) in [(5, 3), (3000, 14), (4, 1500), (6, 1)] {
             let x = Tensor::from_array(random_array(1, &[rows, width], -2.0, 2.0));
             let mut targets = random_indices(2, rows, width);
-            targets[1] = CrossEntropy::IGNORE;
+            targets[1] = usize::IGNORE;
             for smoothing in [0.0, 0.1, 1.0] {
                 let (sum, count) = naive(&x, &targets, smoothing);
                 for (reduction, divisor) in [
@@ -323,7 +321,7 @@ mod tests {
         let tape = Tape::<f32>::new();
         let x = tape.variable(Tensor::ones([2, 3]));
         let loss = x
-            .cross_entropy(&[CrossEntropy::IGNORE; 2], &CrossEntropy::default())
+            .cross_entropy(&[usize::IGNORE; 2], &CrossEntropy::default())
             .unwrap();
         assert_eq!(loss.value().item().unwrap(), 0.0);
         assert_eq!(

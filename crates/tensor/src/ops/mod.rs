@@ -3,6 +3,7 @@
 mod binary;
 mod broadcast;
 mod cross_entropy;
+mod embedding;
 mod linear;
 mod matmul;
 mod norm;
@@ -10,10 +11,12 @@ mod permute;
 mod reduce;
 mod reshape;
 mod rows;
+mod slice;
 mod softmax;
 mod unary;
 
 pub use cross_entropy::{CrossEntropy, Reduction};
+pub use embedding::TokenIndex;
 pub use matmul::Transpose;
 pub use reduce::KeepAxes;
 
