@@ -1,7 +1,44 @@
-//! Softmax and expressive attention: tiled kernels with backward, masks, RoPE, ALiBi, grouped queries, per-position layers and KV cache.
+//! Softmax and expressive attention: tiled kernels with backward, masks,
+//! RoPE, ALiBi, grouped queries and per-position layers.
+//!
+//! Shape letters: B batch, T sequence length (Tq queries, Tk keys), C model
+//! width, H heads, Hkv key and value heads, D head width.
+//!
+//! ```
+//! use specialformer_attention::{AttentionConfig, AttentionKind, MultiHeadAttention, Queries};
+//! use specialformer_nn::Ctx;
+//! use specialformer_tensor::{Seed, Tensor};
+//!
+//! let mut rng = Seed::new(1).stream("init");
+//! let config = AttentionConfig {
+//!     kind: AttentionKind::expressive(),
+//!     ..AttentionConfig::new(16, 2)
+//! };
+//! let layer = MultiHeadAttention::<f32>::new(config, 8, &mut rng)?;
+//! let ctx = Ctx::eval();
+//! let x = ctx.constant(Tensor::from_fn([3, 8, 16], || rng.normal() as f32));
+//! let all = layer.forward(&ctx, &x, Queries::All)?;
+//! let last = layer.forward(&ctx, &x, Queries::Last)?;
+//! assert_eq!(all.shape().to_vec(), [3, 8, 16]);
+//! assert_eq!(last.shape().to_vec(), [3, 1, 16]);
+//! # Ok::<(), specialformer_attention::AttentionError>(())
+//! ```
 
+mod alibi;
 mod error;
 pub mod kernel;
+mod multi_head;
+mod op;
+mod per_position;
 pub mod reference;
+mod rope;
 
+pub use alibi::alibi_slopes;
 pub use error::{AttentionError, Result};
+pub use kernel::{AttentionKind, Dropout};
+pub use multi_head::{
+    AttentionConfig, MultiHeadAttention, PerPositionAttention, Position, Queries,
+};
+pub use op::{AttentionArgs, attention, attention_kv, attention_qkv};
+pub use per_position::{PerPositionLinear, per_position_linear};
+pub use rope::{RopeTable, rope};

@@ -6,8 +6,9 @@ use specialformer_nn::{Ctx, Linear, Mode, Module, NnError, ParameterVisitor, Wei
 use specialformer_tensor::{Element, RngStream, Var};
 
 use crate::error::Result;
-use crate::kernel::AttentionKind;
-use crate::op::{AttentionArgs, AttentionDropout, attention_kv, attention_qkv};
+use crate::alibi::alibi_slopes;
+use crate::kernel::{AttentionKind, Dropout};
+use crate::op::{AttentionArgs, attention_kv, attention_qkv};
 use crate::per_position::PerPositionLinear;
 use crate::rope::{RopeTable, rope};
 
@@ -129,7 +130,7 @@ struct Core<E: Element> {
 
 impl<E: Element> Core<E> {
     fn new(config: AttentionConfig, max_length: usize) -> Result<Self> {
-        let slopes = (config.position == Position::Alibi).then(|| crate::alibi_slopes(config.heads));
+        let slopes = (config.position == Position::Alibi).then(|| alibi_slopes(config.heads));
         let rope = match config.position {
             Position::Rope { theta } => Some(RopeTable::new(config.head_width, theta, max_length)?),
             _ => None,
@@ -137,18 +138,21 @@ impl<E: Element> Core<E> {
         Ok(Self { config, slopes, rope })
     }
 
-    fn args<'a>(&'a self, ctx: &Ctx<E>, query_offset: usize) -> AttentionArgs<'a, E> {
+    fn args<'a>(&'a self, ctx: &Ctx<E>, query_offset: usize) -> Result<AttentionArgs<'a, E>> {
         let config = &self.config;
-        let dropout = (config.dropout > 0.0 && ctx.mode() == Mode::Train)
-            .then(|| AttentionDropout { rate: config.dropout, key: ctx.with_rng(|r| r.next_u64()) });
-        AttentionArgs {
+        let dropout = if config.dropout > 0.0 && ctx.mode() == Mode::Train {
+            Some(Dropout::new(config.dropout, ctx.with_rng(|rng| rng.next_u64()))?)
+        } else {
+            None
+        };
+        Ok(AttentionArgs {
             kind: config.kind,
             causal: config.causal,
             query_offset,
-            alibi: self.slopes.as_deref(),
+            alibi_slopes: self.slopes.as_deref(),
             dropout,
             ..AttentionArgs::default()
-        }
+        })
     }
 
     /// Attention from one packed projection [B, T, (H + 2·Hkv)·D].
@@ -158,7 +162,7 @@ impl<E: Element> Core<E> {
             Some(table) => Some(rope(qkv, heads + 2 * kv_heads, heads + kv_heads, table, 0)?),
             None => None,
         };
-        attention_qkv(rotated.as_ref().unwrap_or(qkv), heads, kv_heads, &self.args(ctx, 0))
+        attention_qkv(rotated.as_ref().unwrap_or(qkv), heads, kv_heads, &self.args(ctx, 0)?)
     }
 
     /// Attention of queries [B, Tq, H·D] at the end of the keys and values
@@ -166,7 +170,7 @@ impl<E: Element> Core<E> {
     fn some(&self, ctx: &Ctx<E>, q: &Var<E>, kv: &Var<E>) -> Result<Var<E>> {
         let AttentionConfig { heads, kv_heads, .. } = self.config;
         let offset = kv.shape()[1].saturating_sub(q.shape()[1]);
-        let args = self.args(ctx, offset);
+        let args = self.args(ctx, offset)?;
         match &self.rope {
             Some(table) => {
                 let q = rope(q, heads, heads, table, offset)?;

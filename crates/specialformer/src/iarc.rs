@@ -272,7 +272,7 @@ pub fn study_models(data: &IarcConfig) -> Vec<StudyModel> {
     let large = |positions, attention| transformer(positions, attention, 64, 4, 256);
     let softmax = AttentionKind::Softmax;
     use Matching::{SameParameters, SameShape};
-    use Positions::{Alibi, Learned, None, Rope};
+    use Positions::{Alibi, Learned, Rope};
     let model = |name, matching, config, learning_rate| StudyModel {
         name,
         matching,
@@ -284,8 +284,8 @@ pub fn study_models(data: &IarcConfig) -> Vec<StudyModel> {
         model("cisformer-softmax", SameShape, cisformer(softmax), 5e-3),
         model("transformer-softmax", SameShape, small(Learned, softmax), 5e-3),
         model("transformer-expressive", SameShape, small(Learned, expressive), 5e-3),
-        model("transformer-softmax-none", SameShape, small(None, softmax), 5e-3),
-        model("transformer-expressive-none", SameShape, small(None, expressive), 5e-3),
+        model("transformer-softmax-none", SameShape, small(Positions::None, softmax), 5e-3),
+        model("transformer-expressive-none", SameShape, small(Positions::None, expressive), 5e-3),
         model("transformer-softmax-alibi", SameShape, small(Alibi, softmax), 5e-3),
         model("transformer-expressive-alibi", SameShape, small(Alibi, expressive), 5e-3),
         model("transformer-softmax-rope", SameShape, small(Rope, softmax), 5e-3),
@@ -293,8 +293,8 @@ pub fn study_models(data: &IarcConfig) -> Vec<StudyModel> {
         model("lstm-small", SameShape, lstm(16, 32), 5e-3),
         model("transformer-softmax-large", SameParameters, large(Learned, softmax), 2e-3),
         model("transformer-expressive-large", SameParameters, large(Learned, expressive), 2e-3),
-        model("transformer-softmax-none-large", SameParameters, large(None, softmax), 2e-3),
-        model("transformer-expressive-none-large", SameParameters, large(None, expressive), 2e-3),
+        model("transformer-softmax-none-large", SameParameters, large(Positions::None, softmax), 2e-3),
+        model("transformer-expressive-none-large", SameParameters, large(Positions::None, expressive), 2e-3),
         model("lstm-large", SameParameters, lstm(16, 144), 4e-3),
         model("mlp", SameParameters, mlp, 2e-3),
     ]

@@ -275,9 +275,10 @@ pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
     let model = config.build_model()?;
     let path = RunFolder::weights(folder)?;
     let parameters = NamedParameters::of(&model);
-    let file = TensorFile::read(&path)?;
+    let file = TensorFile::open(&path)?;
+    let weights = file.load::<f32, _>(parameters.iter().map(|(name, p)| (name, p.shape())))?;
     let in_file = |error| Error::Weights { path: path.display().to_string(), error };
-    parameters.load(file.into_tensors()?).map_err(in_file)?;
+    parameters.load(weights).map_err(in_file)?;
     Ok((config, model))
 }
 

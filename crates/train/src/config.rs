@@ -72,6 +72,9 @@ pub struct TrainConfig {
     /// The largest number of rows of a held-out set.
     #[serde(default = "eval_size")]
     pub eval_size: usize,
+    /// The largest number of rows of the test set; `eval_size` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_size: Option<usize>,
     /// Steps between checkpoints; 0 makes them at the end and on request only.
     #[serde(default)]
     pub checkpoint_every: u64,
@@ -116,6 +119,7 @@ impl TrainConfig {
             log_every: fifty(),
             eval_every: 0,
             eval_size: eval_size(),
+            test_size: None,
             checkpoint_every: 0,
             target_accuracy: None,
             time_budget_seconds: None,
@@ -135,6 +139,7 @@ impl TrainConfig {
             ("accumulation", self.accumulation as u64),
             ("log_every", self.log_every),
             ("eval_size", self.eval_size as u64),
+            ("test_size", self.test_size.unwrap_or(1) as u64),
         ];
         for (field, value) in counts {
             if value == 0 {

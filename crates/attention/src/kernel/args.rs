@@ -1,6 +1,7 @@
 //! What an attention kernel is asked to compute, and its validation.
 
 use ndarray::ArrayView4;
+use serde::{Deserialize, Serialize};
 use specialformer_tensor::Element;
 
 use super::dropout::Dropout;
@@ -8,17 +9,24 @@ use super::strided::Source;
 use crate::error::{AttentionError, Result};
 
 /// How scores z become weights.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum AttentionKind {
     /// a_ij = exp(z_ij) / Σ_j' exp(z_ij').
+    #[default]
     Softmax,
     /// a_ij = w_ij / (ε + Σ_j' w_ij') with w = z²/(1 + z²) (after Gros, arXiv
     /// 2407.18601). Parallel and antiparallel keys both attend; orthogonal
     /// ones do not.
     Expressive {
         /// ε: bounds the gradient, which otherwise grows as 1/|z|.
+        #[serde(default = "default_epsilon")]
         epsilon: f64,
     },
+}
+
+fn default_epsilon() -> f64 {
+    AttentionKind::DEFAULT_EPSILON
 }
 
 impl AttentionKind {
