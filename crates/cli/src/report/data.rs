@@ -112,7 +112,8 @@ pub(crate) struct Score {
 pub(crate) struct Point {
     /// Optimiser steps so far.
     pub(crate) step: u64,
-    /// Tokens seen so far.
+    /// Tokens seen so far. Zero after the first step means unknown: the page
+    /// then takes the tokens per step of a neighbouring point.
     pub(crate) tokens: u64,
     /// Loss on the training batch.
     pub(crate) train_loss: Option<f64>,
@@ -415,6 +416,22 @@ struct Columns {
     tokens_per_second: Column,
 }
 
+/// Tokens at each point; unknown ones by the tokens per step of the nearest
+/// earlier point that knows, else of the first later one.
+fn token_counts(points: &[&Point]) -> Vec<u64> {
+    let known = |point: &&&Point| point.tokens > 0 && point.step > 0;
+    let mut rate = points.iter().find(known).map(|point| (point.tokens, point.step));
+    let count = |point: &&Point| match rate {
+        _ if known(&point) => {
+            rate = Some((point.tokens, point.step));
+            point.tokens
+        }
+        Some((tokens, step)) => (tokens as f64 * point.step as f64 / step as f64).round() as u64,
+        None => 0,
+    };
+    points.iter().map(count).collect()
+}
+
 fn columns<S: Serializer>(points: &[Point], serializer: S) -> Result<S::Ok, S::Error> {
     let points = thinned(points);
     let column = |field: &dyn Fn(&Point) -> Option<f64>| -> Column {
@@ -424,7 +441,7 @@ fn columns<S: Serializer>(points: &[Point], serializer: S) -> Result<S::Ok, S::E
     let subtasks = points.iter().map(|point| point.subtask_accuracy.len()).max().unwrap_or(0);
     Columns {
         step: points.iter().map(|point| point.step).collect(),
-        tokens: points.iter().map(|point| point.tokens).collect(),
+        tokens: token_counts(&points),
         train_loss: column(&|point| point.train_loss),
         validation_loss: column(&|point| point.validation_loss),
         accuracy: column(&|point| point.accuracy),

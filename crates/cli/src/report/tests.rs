@@ -190,6 +190,18 @@ fn contradictions_are_named() {
 }
 
 #[test]
+fn unknown_token_counts_follow_the_neighbours() {
+    let point = |(step, tokens)| Point { step, tokens, train_loss: Some(1.0), ..Point::default() };
+    let points = [(0, 0), (5, 0), (10, 100), (15, 0), (20, 400), (30, 0)].map(point);
+    let run = Run { points: points.into(), ..Run::default() };
+    let json = serde_json::to_value(&run).unwrap();
+    assert_eq!(json["points"]["tokens"], serde_json::json!([0, 50, 100, 150, 400, 600]));
+    let run = Run { points: vec![point((5, 0))], ..Run::default() };
+    let json = serde_json::to_value(&run).unwrap();
+    assert_eq!(json["points"]["tokens"], serde_json::json!([0]));
+}
+
+#[test]
 fn long_curves_are_thinned_evenly() {
     let points: Vec<Point> = (0..10_000)
         .map(|step| Point {
