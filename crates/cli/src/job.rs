@@ -200,7 +200,6 @@ fn read_records(folder: &Path) -> Result<Vec<Record>, Failure> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    use std::io::Write;
     atomic_write(path, |file| file.write_all(text.as_bytes()))
         .map_err(|error| Failure::input(error.to_string()))
 }

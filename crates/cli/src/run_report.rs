@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use specialformer::attention::AttentionKind;
 use specialformer::iarc::IarcConfig;
 use specialformer::iarc_data::{BatchOptions, GuessBaseline, Iarc, Split, Subtask as IarcTask};
 use specialformer::inspect::{self, HeadAttention};
@@ -31,7 +32,7 @@ pub(crate) fn build(title: &str, runs: &[&Finished], seconds: f64) -> Result<Rep
     let DataConfig::Iarc(data) = &first.config.data;
     let benchmark = data.benchmark()?;
     let (windows, tokens) = sample_windows(&benchmark, data)?;
-    let entries = runs.iter().map(|run| entry(run, &benchmark, &windows, &tokens));
+    let entries = runs.iter().map(|run| entry(run, runs.len() == 1, &benchmark, &windows, &tokens));
     let runs = entries.collect::<Result<Vec<_>, Failure>>()?;
     Ok(ReportData {
         title: title.into(),
@@ -42,10 +43,6 @@ pub(crate) fn build(title: &str, runs: &[&Finished], seconds: f64) -> Result<Rep
             data.window
         ),
         notes: vec![
-            "Expressive attention weighs a key by z²/(1 + z²), so parallel and antiparallel keys \
-             both attend; softmax attends to parallel ones. The histograms show where the scores \
-             z and cos(q, k) of each head lie."
-                .into(),
             "The benchmark follows arXiv 2508.04461, which gives its tasks in words; the exact \
              rules are this project's, so figures are not to be compared with the paper's."
                 .into(),
@@ -125,18 +122,35 @@ fn sample_windows(benchmark: &Iarc, data: &IarcConfig) -> Result<(Vec<Window>, V
     Ok((windows, tokens))
 }
 
-fn entry(run: &Finished, benchmark: &Iarc, windows: &[Window], tokens: &[u32]) -> Result<Run, Failure> {
+fn entry(
+    run: &Finished,
+    alone: bool,
+    benchmark: &Iarc,
+    windows: &[Window],
+    tokens: &[u32],
+) -> Result<Run, Failure> {
     let result = &run.result;
+    // One seed of each model is enough to look at.
+    let (samples, histograms) = if result.seed == 1 || alone {
+        (samples(&run.model, benchmark, windows, tokens)?, histograms(&run.model, benchmark)?)
+    } else {
+        (Vec::new(), Vec::new())
+    };
     Ok(Run {
         name: result.name.clone(),
         parameters: result.parameters as u64,
         parameter_layout: result.layout.clone(),
         seed: result.seed,
+        attention: match run.config.model.attention() {
+            Some(AttentionKind::Softmax) => "softmax".into(),
+            Some(AttentionKind::Expressive { .. }) => "expressive".into(),
+            None => String::new(),
+        },
         seconds: Some(result.seconds),
         scores: result.test.as_ref().map(scores),
         points: points(&run.records),
-        samples: samples(&run.model, benchmark, windows, tokens)?,
-        histograms: histograms(&run.model, benchmark)?,
+        samples,
+        histograms,
     })
 }
 

@@ -292,7 +292,7 @@ pub fn evaluate(
     set: HeldOut,
     size: usize,
 ) -> Result<Option<EvaluationRecord>> {
-    let train = TrainConfig { eval_size: size, ..config.train.clone() };
+    let train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
     Ok(Trainer::new(model, config.dataset()?, train)?.evaluate(set)?)
 }
 

@@ -497,7 +497,11 @@ where
             (HeldOut::Validation, Some(batch)) => Some(batch),
             (_, kept) => {
                 self.validation = kept;
-                let rows = self.dataset.held_out(set, self.config.eval_size);
+                let size = match set {
+                    HeldOut::Test => self.config.test_size.unwrap_or(self.config.eval_size),
+                    HeldOut::Validation => self.config.eval_size,
+                };
+                let rows = self.dataset.held_out(set, size);
                 rows.map_err(TrainError::Dataset)?
             }
         };
