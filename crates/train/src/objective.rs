@@ -1,6 +1,6 @@
 //! [`Objective`]: what a step minimises, and the cross-entropy objective.
 
-use specialformer_nn::{Ctx, Module};
+use specialformer_nn::{Ctx, Mode, Module};
 use specialformer_tensor::{self as tensor, Element, Reduction, Var};
 
 use crate::batch::Rows;
@@ -97,8 +97,8 @@ where
         let output = model.forward(ctx, &shard.rows)?;
         let tally = Tally::of(output.logits.value(), &shard.rows)?;
         let smoothing = match ctx.mode() {
-            specialformer_nn::Mode::Train => self.label_smoothing,
-            specialformer_nn::Mode::Eval => 0.0,
+            Mode::Train => self.label_smoothing,
+            Mode::Eval => 0.0,
         };
         let _scope = ctx.scope("loss");
         // Of a step without any target the loss is 0.

@@ -97,9 +97,7 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be written.
     pub fn write_config(&self, text: &str) -> Result<()> {
-        Ok(atomic_write(self.config_path(), |file| {
-            file.write_all(text.as_bytes())
-        })?)
+        Ok(atomic_write(self.config_path(), |file| file.write_all(text.as_bytes()))?)
     }
 
     /// The newest checkpoint of the run at `path`, with its step. The folder
@@ -210,9 +208,7 @@ fn lock(path: &Path) -> Result<File> {
         .open(&file_path)
         .map_err(TrainError::io(&file_path, "open"))?;
     match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(TrainError::RunLocked {
-            path: path.to_owned(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(TrainError::RunLocked { path: path.to_owned() }),
         // Where the file system has no locks, the run goes on without.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
     }

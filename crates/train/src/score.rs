@@ -69,7 +69,6 @@ impl Tally {
             if target == IGNORE {
                 continue;
             }
-            let target = target as usize;
             let Some(&value) = answer.get(target) else {
                 return Err(TrainError::batch(format!(
                     "target {target} at row {}: the model has {classes} classes",
@@ -78,10 +77,7 @@ impl Tally {
             };
             let (before, after) = (&answer[..target], &answer[target + 1..]);
             let right = before.iter().all(|&v| v < value) && after.iter().all(|&v| v <= value);
-            let score = Score {
-                correct: u64::from(right),
-                scored: 1,
-            };
+            let score = Score { correct: u64::from(right), scored: 1 };
             tally.overall.add(&score);
             if let Some(labels) = rows.labels() {
                 let label = usize::from(labels[i]);

@@ -198,9 +198,7 @@ where
         let state = State::load(&checkpoint)?;
         state.check_settings(&checkpoint, &settings)?;
         load_tensors(&checkpoint, &self.parameters, self.optimizer.as_mut())?;
-        self.dataset
-            .seek(&state.cursor)
-            .map_err(TrainError::Dataset)?;
+        self.dataset.seek(&state.cursor).map_err(TrainError::Dataset)?;
         self.state = State { settings, ..state };
         self.open_run(folder, Some((step, checkpoint)))?;
         Ok(self)
@@ -225,11 +223,7 @@ where
 
     fn open_run(&mut self, folder: RunFolder, checkpoint: Option<(u64, PathBuf)>) -> Result<()> {
         let metrics = MetricsFile::open_at(folder.metrics_path(), self.state.metrics_bytes)?;
-        self.run = Some(Run {
-            folder,
-            metrics,
-            checkpoint,
-        });
+        self.run = Some(Run { folder, metrics, checkpoint });
         Ok(())
     }
 
@@ -350,9 +344,7 @@ where
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
         let rows = self.config.batch_size;
-        self.dataset
-            .next_batch(rows, &mut self.batch)
-            .map_err(TrainError::Dataset)?;
+        self.dataset.next_batch(rows, &mut self.batch).map_err(TrainError::Dataset)?;
         if self.batch.rows() != rows {
             let given = self.batch.rows();
             return Err(TrainError::batch(format!(
@@ -364,8 +356,7 @@ where
             return Err(TrainError::batch(format!("step {step} has no target to score")));
         }
         let (sums, gradients) =
-            self.shards
-                .gradients(&self.job(false), &self.parameters, &self.batch, self.seed())?;
+            self.shards.gradients(&self.job(false), &self.parameters, &self.batch, self.seed())?;
         let norm = gradients.norm();
         if !sums.loss.is_finite() {
             return Err(self.non_finite_step("the loss", &gradients));
@@ -373,10 +364,7 @@ where
         if !norm.is_finite() {
             return Err(self.non_finite_step("the gradient norm", &gradients));
         }
-        let factor = self
-            .config
-            .schedule
-            .factor(self.state.step, self.config.steps);
+        let factor = self.config.schedule.factor(self.state.step, self.config.steps);
         let learning_rate = self.config.learning_rate * factor;
         let clip = self.config.clip_norm;
         self.optimizer.step(
@@ -423,26 +411,18 @@ where
     }
 
     fn seed(&self) -> StepSeed {
-        StepSeed {
-            seed: Seed::new(self.config.seed),
-            step: self.state.step,
-        }
+        StepSeed { seed: Seed::new(self.config.seed), step: self.state.step }
     }
 
     fn job(&self, check_finite: bool) -> Job<'_, M, dyn Objective<M, E> + 'a> {
-        Job {
-            model: self.model,
-            objective: self.objective.as_ref(),
-            check_finite,
-        }
+        Job { model: self.model, objective: self.objective.as_ref(), check_finite }
     }
 
     /// Runs the step again with every output checked. It is deterministic, so
     /// what failed fails again, now with its name.
     fn non_finite_step(&self, what: &'static str, gradients: &GradientSet<E>) -> TrainError {
         let replay =
-            self.shards
-                .gradients(&self.job(true), &self.parameters, &self.batch, self.seed());
+            self.shards.gradients(&self.job(true), &self.parameters, &self.batch, self.seed());
         let origin = self.origin(replay.err(), Some(gradients));
         self.non_finite(self.state.step + 1, what, origin)
     }
@@ -480,12 +460,7 @@ where
 
     fn non_finite(&self, step: u64, what: &'static str, origin: String) -> TrainError {
         let checkpoint = self.run.as_ref().and_then(|run| run.checkpoint.clone());
-        TrainError::NonFinite {
-            step,
-            what,
-            origin,
-            checkpoint: checkpoint.map(|(_, path)| path),
-        }
+        TrainError::NonFinite { step, what, origin, checkpoint: checkpoint.map(|(_, path)| path) }
     }
 
     /// Evaluates on held-out data; `None` if the dataset has none.
@@ -505,6 +480,9 @@ where
             return Ok(None);
         };
         let sums = self.shards.evaluate(&self.job(false), &batch, self.shard_rows)?;
+        let Some(sums) = sums else {
+            return Ok(None);
+        };
         if !sums.loss.is_finite() {
             let replay = self.shards.evaluate(&self.job(true), &batch, self.shard_rows);
             let origin = self.origin(replay.err(), None);
