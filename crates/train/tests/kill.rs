@@ -24,7 +24,7 @@ fn config() -> TrainConfig {
         log_every: 3,
         eval_every: 7,
         eval_size: 64,
-        ..TrainConfig::new(150, 32, 0.01)
+        ..TrainConfig::new(60, 32, 0.01)
     }
 }
 

@@ -95,7 +95,7 @@ fn the_step_the_layer_and_the_last_good_checkpoint_are_named() {
     assert_eq!(
         error.to_string(),
         format!(
-            "step 7: the loss is not finite; model: mul in `blocks.1`: output holds 6 \
+            "step 7: the loss is not finite; model: mul in `blocks.1`: output holds 24 \
              non-finite values of 24; the last good checkpoint is {}",
             checkpoint.display()
         )
