@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::{Result, TrainError};
 
 /// A target that carries no loss and is not scored.
-pub const IGNORE: usize = specialformer_tensor::CrossEntropy::IGNORE;
+pub const IGNORE: u32 = <u32 as specialformer_tensor::TokenIndex>::IGNORE;
 
 /// What a model sees in one step, and what it should answer.
 ///
@@ -32,7 +32,7 @@ pub struct Batch {
     length: usize,
     positions: usize,
     tokens: Vec<u32>,
-    targets: Vec<usize>,
+    targets: Vec<u32>,
     /// Empty if there are none.
     labels: Vec<u16>,
     /// Empty if there are none.
@@ -55,7 +55,7 @@ impl Batch {
     ///
     /// # Errors
     /// [`TrainError::Batch`] if a length does not fit.
-    pub fn from_vecs(rows: usize, tokens: Vec<u32>, targets: Vec<usize>) -> Result<Self> {
+    pub fn from_vecs(rows: usize, tokens: Vec<u32>, targets: Vec<u32>) -> Result<Self> {
         for (name, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
             if rows == 0 || len == 0 || len % rows != 0 {
                 return Err(TrainError::batch(format!("{len} {name} do not make {rows} rows")));
@@ -110,7 +110,7 @@ impl Batch {
     }
 
     /// The targets for writing, [B, P].
-    pub fn targets_mut(&mut self) -> &mut [usize] {
+    pub fn targets_mut(&mut self) -> &mut [u32] {
         &mut self.targets
     }
 
@@ -180,7 +180,7 @@ pub struct Rows<'a> {
     length: usize,
     positions: usize,
     tokens: &'a [u32],
-    targets: &'a [usize],
+    targets: &'a [u32],
     labels: Option<&'a [u16]>,
     task_ids: Option<&'a [u32]>,
 }
@@ -207,7 +207,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The targets, [rows, P], [`IGNORE`] where nothing is scored.
-    pub fn targets(&self) -> &'a [usize] {
+    pub fn targets(&self) -> &'a [u32] {
         self.targets
     }
 

@@ -41,7 +41,7 @@
 //!         for row in 0..rows {
 //!             let token = self.0 % 5;
 //!             batch.tokens_mut()[row] = token as u32;
-//!             batch.targets_mut()[row] = (token * 2 % 5) as usize;
+//!             batch.targets_mut()[row] = (token * 2 % 5) as u32;
 //!             self.0 += 1;
 //!         }
 //!         Ok(())
@@ -60,7 +60,7 @@
 //!     }
 //! }
 //!
-//! let model = Bigram(Embedding::new(5, 5, &mut Seed::new(1).stream("init"))?);
+//! let model = Bigram(Embedding::new(5, 5, 0.1, &mut Seed::new(1).stream("init"))?);
 //! let config = TrainConfig::new(100, 10, 0.1);
 //! let summary = Trainer::new(&model, Doubling(0), config)?.run()?;
 //! assert_eq!(summary.test.unwrap().evaluation.overall.accuracy, 1.0);

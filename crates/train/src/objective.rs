@@ -23,11 +23,7 @@ pub struct Shard<'a> {
 impl<'a> Shard<'a> {
     /// All rows in one shard.
     pub fn whole(rows: Rows<'a>) -> Self {
-        Self {
-            rows,
-            step_rows: rows.rows(),
-            step_scored: rows.scored(),
-        }
+        Self { rows, step_rows: rows.rows(), step_scored: rows.scored() }
     }
 
     /// This shard's share of the step's rows: the weight of its means.
@@ -82,9 +78,7 @@ impl CrossEntropy {
         if !(0.0..1.0).contains(&epsilon) {
             return Err(TrainError::config("label_smoothing", epsilon, "must be in [0, 1)"));
         }
-        Ok(Self {
-            label_smoothing: epsilon,
-        })
+        Ok(Self { label_smoothing: epsilon })
     }
 }
 

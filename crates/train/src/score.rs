@@ -69,6 +69,7 @@ impl Tally {
             if target == IGNORE {
                 continue;
             }
+            let target = target as usize;
             let Some(&value) = answer.get(target) else {
                 return Err(TrainError::batch(format!(
                     "target {target} at row {}: the model has {classes} classes",

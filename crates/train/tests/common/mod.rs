@@ -90,7 +90,7 @@ impl Sums {
             let tokens = &batch.tokens_mut()[row * T..];
             let (a, b, c) = (tokens[0], tokens[1], tokens[2]);
             let answer = if a == 0 { c } else { (a + b) % V as u32 };
-            batch.targets_mut()[row] = answer as usize;
+            batch.targets_mut()[row] = answer;
             batch.labels_mut()[row] = u16::from(a == 0);
         }
     }
