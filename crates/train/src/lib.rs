@@ -28,7 +28,7 @@
 //!
 //! impl Model for Bigram {
 //!     fn forward(&self, ctx: &Ctx, input: &Rows<'_>) -> Result<ModelOutput, BoxError> {
-//!         Ok(ModelOutput::new(self.0.forward(ctx, input.tokens(), &[input.rows(), 1])?))
+//!         Ok(ModelOutput::new(self.0.forward(ctx, input.tokens(), [input.rows(), 1])?))
 //!     }
 //! }
 //!
@@ -93,3 +93,7 @@ pub use run_folder::RunFolder;
 pub use score::{Score, Tally};
 pub use state::Best;
 pub use trainer::{Outcome, Summary, Trainer};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
