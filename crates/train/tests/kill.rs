@@ -7,14 +7,18 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Mlp, Sums, untimed_metrics};
 use specialformer_checkpoint::TensorFile;
 use specialformer_tensor::Seed;
 use specialformer_train::{RunFolder, TrainConfig, Trainer};
+
+/// What a training process prints before its first step.
+const READY: &str = "the first step is next";
 
 const CHILD: &str = "SPECIALFORMER_KILL_TEST_RUN";
 
@@ -38,6 +42,7 @@ fn train(path: &Path) {
         trainer.start_in(RunFolder::create(path).unwrap(), &())
     }
     .unwrap();
+    println!("{READY}");
     trainer.run().unwrap();
 }
 
@@ -49,25 +54,45 @@ fn training_process() {
     }
 }
 
-/// Starts training in another process and kills it after a while, or lets it
-/// run to its end. True if it was killed.
-fn train_in_process(path: &Path, kill_after: Option<Duration>) -> bool {
+/// When to kill a process.
+#[derive(Clone, Copy)]
+enum Kill {
+    /// After this much time since its start.
+    FromStart(Duration),
+    /// After this much time of training.
+    FromFirstStep(Duration),
+    Never,
+}
+
+/// Starts training in another process and kills it, or lets it run to its
+/// end. True if it was killed; and how long it trained.
+fn train_in_process(path: &Path, kill: Kill) -> (bool, Duration) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "training_process", "--test-threads=1"])
+        .args(["--exact", "training_process", "--nocapture"])
         .env(CHILD, path)
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    if let Some(delay) = kill_after {
+    if let Kill::FromStart(delay) = kill {
         std::thread::sleep(delay);
-        let _ = child.kill();
+        child.kill().unwrap();
     }
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    lines.find(|line| line.contains(READY));
+    let start = Instant::now();
+    if let Kill::FromFirstStep(delay) = kill {
+        std::thread::sleep(delay);
+        child.kill().unwrap();
+    }
+    lines.for_each(drop);
     let output = child.wait_with_output().unwrap();
+    let trained = start.elapsed();
     let killed = output.status.code().is_none();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(killed || output.status.success(), "training failed: {errors}");
-    killed
+    (killed, trained)
 }
 
 /// Reads every checkpoint on the disk; each must be of one step throughout.
@@ -107,21 +132,25 @@ fn killed_runs_reach_the_same_end() {
     let wanted: usize = std::env::var("SPECIALFORMER_KILLS").map_or(5, |n| n.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
-    let start = std::time::Instant::now();
-    train_in_process(&whole, None);
-    let span = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let (_, training) = train_in_process(&whole, Kill::Never);
+    let all = start.elapsed();
 
     let mut rng = Seed::new(9).stream("kills");
     let (mut kills, mut run, mut checked) = (0, 0, 0);
     while kills < wanted {
         run += 1;
         let path = folder.path().join(format!("run-{run}"));
-        // Some runs are killed once, some many times in short order.
-        let pace = span * rng.uniform();
         loop {
-            let last = kills >= wanted;
-            let delay = Duration::from_secs_f64(pace * rng.uniform());
-            let killed = train_in_process(&path, (!last).then_some(delay));
+            let delay = rng.uniform();
+            let kill = if kills >= wanted {
+                Kill::Never
+            } else if rng.below(4) == 0 {
+                Kill::FromStart(all.mul_f64(delay / 2.0))
+            } else {
+                Kill::FromFirstStep(training.mul_f64(delay / 3.0))
+            };
+            let (killed, _) = train_in_process(&path, kill);
             kills += usize::from(killed);
             checked += check_checkpoints(&path);
             if !killed {
