@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::{Result, TrainError};
 
 /// A target that carries no loss and is not scored.
-pub const IGNORE: u32 = u32::MAX;
+pub const IGNORE: u32 = <u32 as specialformer_tensor::TokenIndex>::IGNORE;
 
 /// What a model sees in one step, and what it should answer.
 ///
@@ -58,9 +58,7 @@ impl Batch {
     pub fn from_vecs(rows: usize, tokens: Vec<u32>, targets: Vec<u32>) -> Result<Self> {
         for (name, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
             if rows == 0 || len == 0 || len % rows != 0 {
-                return Err(TrainError::batch(format!(
-                    "{len} {name} do not make {rows} rows"
-                )));
+                return Err(TrainError::batch(format!("{len} {name} do not make {rows} rows")));
             }
         }
         let (length, positions) = (tokens.len() / rows, targets.len() / rows);
