@@ -286,3 +286,62 @@ mod x86 {
         store_first: |p, count, x| _mm512_mask_storeu_pd(p, ((1u32 << count) - 1) as u8, x)
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kernel, Level, LevelId, dispatch_at};
+    use super::{Lanes, portable};
+    use crate::element::Element;
+
+    /// Each operation against scalars; NaN outside a partial access would show.
+    #[inline(always)]
+    fn check<E: Element, V: Lanes<E>>() {
+        let n = V::LANES;
+        let value = |i: usize| E::from_f64(i as f64 * 0.75 - 2.0);
+        let x: Vec<E> = (0..n).map(value).collect();
+        let y: Vec<E> = (n..2 * n).map(value).collect();
+        // SAFETY: `n` elements each, of which partial accesses use fewer.
+        unsafe {
+            let (a, b, two) = (V::load(x.as_ptr()), V::load(y.as_ptr()), V::splat(value(4)));
+            let stored = |v: V| {
+                let mut out = vec![E::ZERO; n];
+                v.store(out.as_mut_ptr());
+                out
+            };
+            for i in 0..n {
+                assert!(stored(a.add(b))[i] == x[i] + y[i]);
+                assert!(stored(a.mul(b))[i] == x[i] * y[i]);
+                assert!(stored(a.mul_add(b, two))[i] == x[i] * y[i] + value(4));
+            }
+            for count in 0..n {
+                let part = stored(V::load_first(x[..count].as_ptr(), count));
+                assert!((0..n).all(|i| part[i] == if i < count { x[i] } else { E::ZERO }));
+                let mut out = vec![E::ONE; n];
+                b.store_first(out.as_mut_ptr(), count);
+                assert!((0..n).all(|i| out[i] == if i < count { y[i] } else { E::ONE }));
+            }
+        }
+    }
+
+    struct CheckLevel;
+
+    impl Kernel for CheckLevel {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<L: Level>(self) {
+            assert_eq!(<L::F32 as Lanes<f32>>::LANES, L::LANES_F32);
+            check::<f32, L::F32>();
+            check::<f64, L::F64>();
+        }
+    }
+
+    #[test]
+    fn operations_match_scalars() {
+        for level in LevelId::ALL {
+            dispatch_at(level, CheckLevel);
+        }
+        check::<f32, portable::F32>();
+        check::<f64, portable::F64>();
+    }
+}
