@@ -81,36 +81,27 @@ impl<E: Element + Backend> Dots<E> {
     fn tile<L: Level, const ROWS: usize, const COLS: usize>(&self, i: usize, j: usize) {
         let lanes = E::Lanes::<L>::LANES;
         let mut sums = [[E::Lanes::<L>::splat(E::ZERO); COLS]; ROWS];
-        let whole = self.k / lanes * lanes;
-        let mut step = |p: usize, count: usize| {
-            // SAFETY: `count` ≤ `lanes` elements from p < k of a row of A or a
-            // column of B.
-            let load = |at: *const E| unsafe {
-                if count == lanes {
-                    E::Lanes::<L>::load(at)
-                } else {
-                    E::Lanes::<L>::load_first(at, count)
-                }
-            };
-            let b: [E::Lanes<L>; COLS] =
-                std::array::from_fn(|c| load(self.b.pointer(p, j + c)));
+        let mut p = 0;
+        while p < self.k {
+            let count = (self.k - p).min(lanes);
+            let mut b = [E::Lanes::<L>::splat(E::ZERO); COLS];
+            for (c, b) in b.iter_mut().enumerate() {
+                // SAFETY: `count` elements from p of a column of B.
+                *b = unsafe { load_up_to::<L, E>(self.b.pointer(p, j + c), count) };
+            }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let a = load(self.a.pointer(i + r, p));
+                // SAFETY: `count` elements from p of a row of A.
+                let a = unsafe { load_up_to::<L, E>(self.a.pointer(i + r, p), count) };
                 for (sum, &b) in sums.iter_mut().zip(&b) {
                     *sum = a.mul_add(b, *sum);
                 }
             }
-        };
-        for p in (0..whole).step_by(lanes) {
-            step(p, lanes);
-        }
-        if whole < self.k {
-            step(whole, self.k - whole);
+            p += lanes;
         }
         for (r, sums) in sums.iter().enumerate() {
             for (c, &sum) in sums.iter().enumerate() {
                 let (i, j) = ((i + r) as isize, (j + c) as isize);
-                let mut new = self.alpha * horizontal_sum::<L, E>(sum);
+                let mut new = self.alpha * sum.sum();
                 // SAFETY: element (i, j) of the bias and of C.
                 unsafe {
                     if !self.bias.is_null() {
@@ -127,20 +118,18 @@ impl<E: Element + Backend> Dots<E> {
     }
 }
 
-/// Sum of the lanes, joined pairwise.
+/// Reads `count` elements, at most a register, and zero for the rest.
+///
+/// # Safety
+/// They must be readable.
 #[inline(always)]
-fn horizontal_sum<L: Level, E: Element + Backend>(x: E::Lanes<L>) -> E {
-    let lanes = E::Lanes::<L>::LANES;
-    let mut parts = [E::ZERO; 16];
-    debug_assert!(lanes <= parts.len());
-    // SAFETY: the array holds at least one register.
-    unsafe { x.store(parts.as_mut_ptr()) };
-    let mut width = lanes / 2;
-    while width > 0 {
-        for i in 0..width {
-            parts[i] = parts[i] + parts[i + width];
+unsafe fn load_up_to<L: Level, E: Element + Backend>(p: *const E, count: usize) -> E::Lanes<L> {
+    // SAFETY: the caller vouches for `count` elements.
+    unsafe {
+        if count == E::Lanes::<L>::LANES {
+            E::Lanes::<L>::load(p)
+        } else {
+            E::Lanes::<L>::load_first(p, count)
         }
-        width /= 2;
     }
-    parts[0]
 }

@@ -39,6 +39,9 @@ pub use product::{gemm, gemm_bias, gemm_with, kernel_for};
 
 use backend::Backend;
 
+/// A vector register of `E` at level `L`.
+pub(crate) type LanesOf<E, L> = <E as Backend>::Lanes<L>;
+
 /// The kernels behind [`gemm`], implemented for `f32` and `f64`. Sealed.
 pub trait GemmElement: Backend {}
 impl GemmElement for f32 {}
