@@ -2,20 +2,28 @@
 
 mod binary;
 mod broadcast;
+mod concat;
 mod cross_entropy;
+mod dropout;
+mod index;
 mod linear;
+mod mask;
 mod matmul;
 mod norm;
 mod permute;
 mod reduce;
 mod reshape;
 mod rows;
+mod slice;
 mod softmax;
+mod top_k;
 mod unary;
 
 pub use cross_entropy::{CrossEntropy, Reduction};
+pub use dropout::DropoutMask;
 pub use matmul::Transpose;
 pub use reduce::KeepAxes;
+pub use top_k::TopK;
 
 /// Number of elements of one unit of parallel work in elementwise loops.
 pub(crate) const CHUNK: usize = 1 << 14;

@@ -8,6 +8,9 @@ use crate::ops::{BLOCK, CHUNK, rows};
 use crate::simd::{Kernel, Level, dispatch};
 use crate::tensor::Tensor;
 
+/// Rows whose statistics are finished together.
+const TOGETHER: usize = 64;
+
 /// Runs `$body` with `$width` a constant for the usual small widths, so that
 /// a row of them stays in registers, and with the run-time width else.
 macro_rules! with_constant_width {
@@ -48,13 +51,17 @@ impl<E: Element> Forward<'_, E> {
     #[inline(always)]
     fn rows(self, width: usize) {
         let scale = E::ONE / E::from_usize(width);
-        let together = (BLOCK / width).max(1);
+        let together = (BLOCK / width).clamp(1, TOGETHER);
         let block = together * width;
+        let (mut means, mut factors) = ([E::ZERO; TOGETHER], [E::ZERO; TOGETHER]);
         let blocks = self.x.chunks(block).zip(self.out.chunks_mut(block));
         for ((x, out), statistics) in blocks.zip(self.statistics.chunks_mut(together)) {
             // Statistics of all rows first: the roots and divisions of
             // neighbouring rows then share vectors.
-            for (x, [mean, square]) in x.chunks_exact(width).zip(statistics.iter_mut()) {
+            let rows = x
+                .chunks_exact(width)
+                .zip(means.iter_mut().zip(&mut factors));
+            for (x, (mean, square)) in rows {
                 let center = if self.center {
                     rows::sum(x) * scale
                 } else {
@@ -63,8 +70,11 @@ impl<E: Element> Forward<'_, E> {
                 *mean = center;
                 *square = rows::sum_of(x, |x| (x - center) * (x - center));
             }
-            for [_, square] in statistics.iter_mut() {
-                *square = E::ONE / (*square * scale + self.epsilon).sqrt();
+            for factor in &mut factors {
+                *factor = E::ONE / (*factor * scale + self.epsilon).sqrt();
+            }
+            for ((out, &mean), &factor) in statistics.iter_mut().zip(&means).zip(&factors) {
+                *out = [mean, factor];
             }
             let pairs = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
             for ((x, out), &[mean, factor]) in pairs.zip(statistics.iter()) {
