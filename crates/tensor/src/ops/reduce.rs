@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::CHUNK;
 use crate::ops::broadcast::expand;
-use crate::ops::rows;
+use crate::ops::rows::{self, with_constant_width};
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
 use crate::shape::Shape;
@@ -101,14 +101,22 @@ struct RowSums<'a, E> {
     out: &'a mut [E],
 }
 
+impl<E: Element> RowSums<'_, E> {
+    #[inline(always)]
+    fn rows(self, size: usize) {
+        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(size)) {
+            *out = rows::sum(row);
+        }
+    }
+}
+
 impl<E: Element> Kernel for RowSums<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(self.size)) {
-            *out = rows::sum(row);
-        }
+        let size = self.size;
+        with_constant_width!(size, self.rows(size));
     }
 }
 
