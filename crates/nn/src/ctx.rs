@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use crate::error::Result;
 use specialformer_tensor::{Element, Parameter, RngStream, ScopeGuard, Seed, Tape, Tensor, Var};
 
 /// Training or evaluation.
@@ -84,6 +85,17 @@ impl<E: Element> Ctx<E> {
     #[must_use]
     pub fn indexed_scope(&self, name: &'static str, index: usize) -> ScopeGuard<E> {
         self.tape.indexed_scope(name, index)
+    }
+
+    /// Dropout with probability `p` in training; `x` itself in evaluation.
+    ///
+    /// # Errors
+    /// If `p` is not in [0, 1).
+    pub fn dropout(&self, x: Var<E>, p: f64) -> Result<Var<E>> {
+        if p == 0.0 || self.mode == Mode::Eval {
+            return Ok(x);
+        }
+        Ok(self.with_rng(|rng| x.dropout(p, rng))?)
     }
 
     /// Draws from the pass's random stream.

@@ -64,10 +64,11 @@ impl<E: Element> Transformer<E> {
         }
         let _scope = ctx.scope("embedding");
         let x = self.embedding.forward(ctx, tokens.ids(), [tokens.batch(), length])?;
-        Ok(match &self.positions {
+        let x = match &self.positions {
             Some(positions) => x.add(&ctx.parameter(positions).slice(0, 0..length)?)?,
             None => x,
-        })
+        };
+        Ok(ctx.dropout(x, self.config.dropout)?)
     }
 
     /// Logits of the wanted positions.

@@ -3,7 +3,7 @@
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
-use crate::ops::embedding::TokenIndex;
+use crate::ops::token_index::TokenIndex;
 use crate::ops::reduce::sum_to;
 use crate::ops::softmax::{exponentials, unit_of};
 use crate::shape::Shape;

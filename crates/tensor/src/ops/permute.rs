@@ -9,9 +9,9 @@ use crate::pool::Pool;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
-/// Side of the square tiles in which matrices are transposed: a tile of both
-/// sides fits the first-level cache.
-const TILE: usize = 16;
+/// Side of the square tiles in which matrices are transposed: small enough
+/// for registers, large enough to use half a cache line of `f32` at a time.
+const TILE: usize = 8;
 
 /// A permutation with neighbouring axes merged where they stay neighbours.
 struct Plan {
@@ -127,16 +127,26 @@ pub(crate) fn permuted<E: Element>(
 
 /// out[r, c] = x[c·step + r] for `out` of rows of `columns` elements.
 fn transpose<E: Element>(x: &[E], step: usize, out: &mut [E], columns: usize) {
-    for (band, out) in out.chunks_mut(TILE * columns).enumerate() {
-        let rows = out.len() / columns;
-        for start in (0..columns).step_by(TILE) {
-            let end = (start + TILE).min(columns);
-            for c in start..end {
-                let x = &x[c * step + band * TILE..][..rows];
-                for (r, &x) in x.iter().enumerate() {
-                    out[r * columns + c] = x;
+    let rows = out.len() / columns;
+    let (whole_rows, whole_columns) = (rows - rows % TILE, columns - columns % TILE);
+    for r in (0..whole_rows).step_by(TILE) {
+        for c in (0..whole_columns).step_by(TILE) {
+            let mut tile = [[E::ZERO; TILE]; TILE];
+            for (i, tile) in tile.iter_mut().enumerate() {
+                tile.copy_from_slice(&x[(c + i) * step + r..][..TILE]);
+            }
+            for i in 0..TILE {
+                let out = &mut out[(r + i) * columns + c..][..TILE];
+                for (out, tile) in out.iter_mut().zip(&tile) {
+                    *out = tile[i];
                 }
             }
+        }
+    }
+    for r in 0..rows {
+        let start = if r < whole_rows { whole_columns } else { 0 };
+        for c in start..columns {
+            out[r * columns + c] = x[c * step + r];
         }
     }
 }

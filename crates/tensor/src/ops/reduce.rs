@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::CHUNK;
 use crate::ops::broadcast::expand;
-use crate::ops::rows::{self, larger};
+use crate::ops::rows::{self, with_constant_width};
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
 use crate::shape::Shape;
@@ -101,14 +101,22 @@ struct RowSums<'a, E> {
     out: &'a mut [E],
 }
 
+impl<E: Element> RowSums<'_, E> {
+    #[inline(always)]
+    fn rows(self, size: usize) {
+        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(size)) {
+            *out = rows::sum(row);
+        }
+    }
+}
+
 impl<E: Element> Kernel for RowSums<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(self.size)) {
-            *out = rows::sum(row);
-        }
+        let size = self.size;
+        with_constant_width!(size, self.rows(size));
     }
 }
 
@@ -262,7 +270,11 @@ impl<E: Element> Kernel for Maxima<'_, E> {
         let (size, inner) = (self.size, self.inner);
         if inner == 1 {
             for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(size)) {
-                *out = rows::max(row);
+                *out = if rows::any_nan(row) {
+                    nan()
+                } else {
+                    rows::max(row)
+                };
             }
             return;
         }
@@ -308,6 +320,19 @@ impl<E: Element> Op<E, 1> for Max<E> {
         });
         Ok([Grad::Value(dx)])
     }
+}
+
+fn nan<E: Element>() -> E {
+    E::from_f64(f64::NAN)
+}
+
+/// The larger of two; NaN if either is.
+#[inline(always)]
+fn larger<E: Element>(a: E, b: E) -> E {
+    // Without branches; NaN is the one value that differs from itself.
+    #[allow(clippy::eq_op)]
+    let is_nan = b != b;
+    if (b > a) | is_nan { b } else { a }
 }
 
 fn is_nan<E: Element>(x: E) -> bool {

@@ -298,3 +298,48 @@ impl<E: Element> Var<E> {
         self.affine(factor, E::ZERO)
     }
 }
+
+#[derive(Clone, Copy)]
+struct Clamp<E> {
+    low: E,
+    high: E,
+}
+
+impl<E: Element> Function<E> for Clamp<E> {
+    const NAME: &'static str = "clamp";
+    const SAVES: Saves = Saves::Input;
+
+    #[inline(always)]
+    fn f<L: Level>(self, x: E) -> E {
+        // NaN fails both comparisons and stays.
+        let x = if x < self.low { self.low } else { x };
+        if x > self.high { self.high } else { x }
+    }
+
+    #[inline(always)]
+    fn df<L: Level>(self, x: E) -> E {
+        if (x >= self.low) & (x <= self.high) {
+            E::ONE
+        } else {
+            E::ZERO
+        }
+    }
+}
+
+impl<E: Element> Var<E> {
+    /// x limited to [low, high]; the derivative is 1 inside and at the
+    /// limits, 0 outside. NaN stays NaN.
+    ///
+    /// # Errors
+    /// [`TensorError::InvalidArgument`](crate::TensorError::InvalidArgument)
+    /// unless low ≤ high.
+    pub fn clamp(&self, low: E, high: E) -> Result<Self> {
+        if low <= high {
+            return apply(self, Clamp { low, high });
+        }
+        Err(crate::TensorError::InvalidArgument {
+            op: "clamp",
+            what: format!("the limits must be in order, got {low} and {high}"),
+        })
+    }
+}
