@@ -22,18 +22,12 @@ fn broadcastable() -> impl Strategy<Value = [Vec<usize>; 2]> {
         let size = |size, single| if single { 1 } else { size };
         let a: Vec<usize> = axes.iter().map(|&(s, single, _)| size(s, single)).collect();
         let b: Vec<usize> = axes.iter().map(|&(s, _, single)| size(s, single)).collect();
-        [
-            a[cut_a.min(a.len())..].to_vec(),
-            b[cut_b.min(b.len())..].to_vec(),
-        ]
+        [a[cut_a.min(a.len())..].to_vec(), b[cut_b.min(b.len())..].to_vec()]
     })
 }
 
 fn on_tape<R>(parallelism: Parallelism, run: impl FnOnce(&Tape<f32>) -> R) -> R {
-    run(&Tape::with_config(TapeConfig {
-        parallelism,
-        ..TapeConfig::default()
-    }))
+    run(&Tape::with_config(TapeConfig { parallelism, ..TapeConfig::default() }))
 }
 
 proptest! {

@@ -100,41 +100,18 @@ pub(crate) fn broadcast_map<E: Element, F: Function2<E>>(
             parallelism.for_each_chunk(out, CHUNK, |i, out| {
                 let at = i * CHUNK;
                 let (a, b) = (Run::Slice(&left[at..]), Run::Slice(&right[at..]));
-                dispatch(Loop {
-                    function,
-                    a,
-                    b,
-                    out,
-                });
+                dispatch(Loop { function, a, b, out });
             });
         }));
     }
     let fill = |out: &mut [E]| {
         if a.shape() == shape && is_suffix(&b.shape(), &shape) {
             let (period, direct) = (right, left);
-            return cyclic(
-                Cycle {
-                    function,
-                    direct,
-                    period,
-                    swapped: false,
-                },
-                out,
-                parallelism,
-            );
+            return cyclic(Cycle { function, direct, period, swapped: false }, out, parallelism);
         }
         if b.shape() == shape && is_suffix(&a.shape(), &shape) {
             let (period, direct) = (left, right);
-            return cyclic(
-                Cycle {
-                    function,
-                    direct,
-                    period,
-                    swapped: true,
-                },
-                out,
-                parallelism,
-            );
+            return cyclic(Cycle { function, direct, period, swapped: true }, out, parallelism);
         }
         runs(function, &shape, [a, b], out, parallelism);
     };
@@ -170,22 +147,13 @@ impl<E: Element, F: Function2<E>> Kernel for CycleLoop<'_, E, F> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let Cycle {
-            function,
-            direct,
-            period,
-            swapped,
-        } = self.cycle;
+        let Cycle { function, direct, period, swapped } = self.cycle;
         let mut tile = [E::ZERO; TILE];
         let tile = &mut tile[..TILE / period.len() * period.len()];
         for tile in tile.chunks_exact_mut(period.len()) {
             tile.copy_from_slice(period);
         }
-        for (out, direct) in self
-            .out
-            .chunks_mut(tile.len())
-            .zip(direct.chunks(tile.len()))
-        {
+        for (out, direct) in self.out.chunks_mut(tile.len()).zip(direct.chunks(tile.len())) {
             let columns = out.iter_mut().zip(direct).zip(tile.iter());
             if swapped {
                 columns.for_each(|((out, &b), &a)| *out = function.f(a, b));
@@ -208,10 +176,7 @@ fn cyclic<E: Element, F: Function2<E>>(
     let unit = CHUNK / period * period;
     parallelism.for_each_chunk(out, unit, |i, out| {
         let direct = &cycle.direct[i * unit..][..out.len()];
-        dispatch(CycleLoop {
-            cycle: Cycle { direct, ..cycle },
-            out,
-        });
+        dispatch(CycleLoop { cycle: Cycle { direct, ..cycle }, out });
     });
 }
 
@@ -224,10 +189,7 @@ fn runs<E: Element, F: Function2<E>>(
     out: &mut [E],
     parallelism: Parallelism,
 ) {
-    let (sa, sb) = (
-        strides_against(&a.shape(), shape),
-        strides_against(&b.shape(), shape),
-    );
+    let (sa, sb) = (strides_against(&a.shape(), shape), strides_against(&b.shape(), shape));
     let ((na, repeat_a), (nb, repeat_b)) = (inner_axes(shape, &sa), inner_axes(shape, &sb));
     let (a, b) = (a.as_slice(), b.as_slice());
     let outer = shape.rank() - na.min(nb);
@@ -243,22 +205,9 @@ fn runs<E: Element, F: Function2<E>>(
                 at_a += here * sa[axis];
                 at_b += here * sb[axis];
             }
-            let a = if repeat_a {
-                Run::Repeat(a[at_a])
-            } else {
-                Run::Slice(&a[at_a..])
-            };
-            let b = if repeat_b {
-                Run::Repeat(b[at_b])
-            } else {
-                Run::Slice(&b[at_b..])
-            };
-            dispatch(Loop {
-                function,
-                a,
-                b,
-                out,
-            });
+            let a = if repeat_a { Run::Repeat(a[at_a]) } else { Run::Slice(&a[at_a..]) };
+            let b = if repeat_b { Run::Repeat(b[at_b]) } else { Run::Slice(&b[at_b..]) };
+            dispatch(Loop { function, a, b, out });
         }
     });
 }
@@ -272,9 +221,7 @@ impl<E: Element> Op<E, 2> for Add {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 2]> {
         let part = |i: usize| {
-            cx.grad_of(i, || {
-                Ok(sum_to(&grad, self.shapes[i], cx.pool(), cx.parallelism()))
-            })
+            cx.grad_of(i, || Ok(sum_to(&grad, self.shapes[i], cx.pool(), cx.parallelism())))
         };
         Ok([part(0)?, part(1)?])
     }
@@ -293,9 +240,8 @@ impl<E: Element> Op<E, 2> for Sub {
             sum.make_mut_in(cx.pool()).iter_mut().for_each(|v| *v = -*v);
             Ok(sum)
         })?;
-        let left = cx.grad_of(0, || {
-            Ok(sum_to(&grad, self.shapes[0], cx.pool(), cx.parallelism()))
-        })?;
+        let left =
+            cx.grad_of(0, || Ok(sum_to(&grad, self.shapes[0], cx.pool(), cx.parallelism())))?;
         Ok([left, right])
     }
 }
@@ -352,14 +298,7 @@ impl<E: Element> Var<E> {
     ) -> Result<Tensor<E>> {
         let tape = self.tape();
         let (pool, parallelism) = (tape.pool(), tape.parallelism());
-        broadcast_map(
-            name,
-            function,
-            self.value(),
-            other.value(),
-            pool,
-            parallelism,
-        )
+        broadcast_map(name, function, self.value(), other.value(), pool, parallelism)
     }
 
     /// a + b.
@@ -369,9 +308,7 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn add(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("add", Plus, other)?;
-        self.tape().apply([self, other], y, || Add {
-            shapes: [self.shape(), other.shape()],
-        })
+        self.tape().apply([self, other], y, || Add { shapes: [self.shape(), other.shape()] })
     }
 
     /// a − b.
@@ -381,9 +318,7 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn sub(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("sub", Minus, other)?;
-        self.tape().apply([self, other], y, || Sub {
-            shapes: [self.shape(), other.shape()],
-        })
+        self.tape().apply([self, other], y, || Sub { shapes: [self.shape(), other.shape()] })
     }
 
     /// a·b, element by element.
@@ -393,10 +328,8 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn mul(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("mul", Times, other)?;
-        self.tape().apply([self, other], y, || Mul {
-            a: self.value().clone(),
-            b: other.value().clone(),
-        })
+        self.tape()
+            .apply([self, other], y, || Mul { a: self.value().clone(), b: other.value().clone() })
     }
 
     /// a / b, element by element. Division by zero follows IEEE 754.

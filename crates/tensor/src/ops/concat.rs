@@ -21,9 +21,7 @@ impl<E: Element> VariadicOp<E> for Concat {
         let parts = self.sizes.iter().enumerate().map(|(i, &size)| {
             let range = start..start + size;
             start += size;
-            cx.grad_of(i, || {
-                Ok(sliced(&grad, self.axis, range, cx.pool(), cx.parallelism()))
-            })
+            cx.grad_of(i, || Ok(sliced(&grad, self.axis, range, cx.pool(), cx.parallelism())))
         });
         parts.collect()
     }
@@ -72,10 +70,7 @@ fn first<'a, E: Element>(op: &'static str, parts: &[&'a Var<E>]) -> Result<&'a V
     parts
         .first()
         .copied()
-        .ok_or_else(|| TensorError::InvalidArgument {
-            op,
-            what: "needs at least one input".into(),
-        })
+        .ok_or_else(|| TensorError::InvalidArgument { op, what: "needs at least one input".into() })
 }
 
 impl<E: Element> Var<E> {
@@ -146,19 +141,11 @@ impl<E: Element> Var<E> {
         let lead = first("stack", parts)?;
         let shape = lead.shape();
         if axis > shape.rank() {
-            return Err(TensorError::AxisOutOfRange {
-                op: "stack",
-                axis,
-                shape,
-            });
+            return Err(TensorError::AxisOutOfRange { op: "stack", axis, shape });
         }
         if shape.rank() == crate::MAX_RANK {
             let what = format!("a result of at most {} axes", crate::MAX_RANK);
-            return Err(TensorError::BadShape {
-                op: "stack",
-                what,
-                shape,
-            });
+            return Err(TensorError::BadShape { op: "stack", what, shape });
         }
         if let Some(other) = parts.iter().find(|part| part.shape() != shape) {
             return Err(TensorError::ShapeMismatch {
@@ -197,26 +184,17 @@ mod tests {
                         random_array(size as u64, &shape, -1.0, 1.0)
                     })
                     .collect();
-                let vars: Vec<_> = arrays
-                    .iter()
-                    .map(|a| tape.constant(a.clone().into()))
-                    .collect();
+                let vars: Vec<_> = arrays.iter().map(|a| tape.constant(a.clone().into())).collect();
                 let got = Var::concat(&vars.iter().collect::<Vec<_>>(), axis).unwrap();
                 let views: Vec<_> = arrays.iter().map(|a| a.view()).collect();
-                assert_eq!(
-                    got.value().view(),
-                    ndarray::concatenate(Axis(axis), &views).unwrap()
-                );
+                assert_eq!(got.value().view(), ndarray::concatenate(Axis(axis), &views).unwrap());
             }
             for axis in 0..=shape.len() {
                 let arrays = [1, 2, 3].map(|seed| random_array(seed, shape, -1.0, 1.0));
                 let vars = arrays.each_ref().map(|a| tape.constant(a.clone().into()));
                 let got = Var::stack(&vars.each_ref(), axis).unwrap();
                 let views = arrays.each_ref().map(|a| a.view());
-                assert_eq!(
-                    got.value().view(),
-                    ndarray::stack(Axis(axis), &views).unwrap()
-                );
+                assert_eq!(got.value().view(), ndarray::stack(Axis(axis), &views).unwrap());
             }
         }
     }

@@ -70,11 +70,7 @@ impl DropoutMask {
     /// What element `index` is multiplied by: 0, or 1/(1 − p).
     #[inline(always)]
     pub fn factor<E: Element>(&self, index: u64) -> E {
-        if self.keeps(index) {
-            E::from_f64(self.scale)
-        } else {
-            E::ZERO
-        }
+        if self.keeps(index) { E::from_f64(self.scale) } else { E::ZERO }
     }
 
     #[inline(always)]
@@ -148,14 +144,9 @@ impl<E: Element> Op<E, 1> for Dropout {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, mut grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let mask = self.mask;
-        cx.parallelism()
-            .for_each_chunk(grad.make_mut_in(cx.pool()), CHUNK, |i, grad| {
-                dispatch(MaskedInPlace {
-                    mask,
-                    start: (i * CHUNK) as u64,
-                    grad,
-                });
-            });
+        cx.parallelism().for_each_chunk(grad.make_mut_in(cx.pool()), CHUNK, |i, grad| {
+            dispatch(MaskedInPlace { mask, start: (i * CHUNK) as u64, grad });
+        });
         Ok([Grad::Value(grad)])
     }
 }
@@ -187,12 +178,7 @@ impl<E: Element> Var<E> {
         let y = Tensor::build_in(tape.pool(), self.shape(), |out| {
             tape.parallelism().for_each_chunk(out, CHUNK, |i, out| {
                 let start = (i * CHUNK) as u64;
-                dispatch(Masked {
-                    mask,
-                    start,
-                    x: &x[i * CHUNK..],
-                    out,
-                });
+                dispatch(Masked { mask, start, x: &x[i * CHUNK..], out });
             });
         });
         tape.apply([self], y, || Dropout { mask })
@@ -213,10 +199,7 @@ mod tests {
             let n = 200_000;
             let dropped = (0..n).filter(|&i| !mask.keeps(i)).count() as f64;
             let deviation = (n as f64 * p * (1.0 - p)).sqrt();
-            assert!(
-                (dropped - n as f64 * p).abs() < 4.5 * deviation,
-                "{p}: {dropped}"
-            );
+            assert!((dropped - n as f64 * p).abs() < 4.5 * deviation, "{p}: {dropped}");
         }
     }
 
@@ -225,10 +208,7 @@ mod tests {
         let agree = |a: &dyn Fn(u64) -> bool, b: &dyn Fn(u64) -> bool| {
             let n = 100_000;
             let same = (0..n).filter(|&i| a(i) == b(i)).count() as f64;
-            assert!(
-                (same - n as f64 / 2.0).abs() < 4.5 * (n as f64 / 4.0).sqrt(),
-                "{same}"
-            );
+            assert!((same - n as f64 / 2.0).abs() < 4.5 * (n as f64 / 4.0).sqrt(), "{same}");
         };
         let mask = DropoutMask::with_key(0.5, 12345).unwrap();
         for distance in [1, 2, 3, 16, 64, 1024, 1 << 32, 5 << 32] {
@@ -248,13 +228,7 @@ mod tests {
         let x = tape.variable(Tensor::full(n, 3.0));
         let y = x.dropout_with(mask).unwrap();
         let want: Vec<f64> = (0..n as u64).map(|i| mask.factor::<f64>(i)).collect();
-        assert!(
-            y.value()
-                .as_slice()
-                .iter()
-                .zip(&want)
-                .all(|(y, f)| *y == 3.0 * f)
-        );
+        assert!(y.value().as_slice().iter().zip(&want).all(|(y, f)| *y == 3.0 * f));
         let gradients = tape.backward_from(&y, Tensor::ones(n)).unwrap();
         assert_eq!(gradients.of(&x).unwrap().as_slice(), want);
     }
@@ -265,16 +239,10 @@ mod tests {
         let x = Tape::<f32>::new().variable(Tensor::ones(3));
         for p in [1.0, -0.1, f64::NAN] {
             let error = x.dropout(p, &mut rng).unwrap_err().to_string();
-            assert_eq!(
-                error,
-                format!("dropout: the probability must be in [0, 1), got {p}")
-            );
+            assert_eq!(error, format!("dropout: the probability must be in [0, 1), got {p}"));
         }
         let y = x.dropout(0.0, &mut rng).unwrap();
-        assert_eq!(
-            (y.value().as_slice(), y.node),
-            (x.value().as_slice(), x.node)
-        );
+        assert_eq!((y.value().as_slice(), y.node), (x.value().as_slice(), x.node));
     }
 
     #[test]
@@ -282,11 +250,6 @@ mod tests {
         let mask = DropoutMask::with_key(0.5, 7).unwrap();
         let x = Tape::<f32>::new().constant(Tensor::full(64, f32::INFINITY));
         let y = x.dropout_with(mask).unwrap();
-        assert!(
-            y.value()
-                .as_slice()
-                .iter()
-                .all(|y| *y == 0.0 || *y == f32::INFINITY)
-        );
+        assert!(y.value().as_slice().iter().all(|y| *y == 0.0 || *y == f32::INFINITY));
     }
 }

@@ -27,11 +27,7 @@ fn check_count<I>(op: &'static str, indices: &[I], shape: &Shape) -> Result<()> 
         return Ok(());
     }
     let what = format!("{} indices need a shape of as many elements", indices.len());
-    Err(TensorError::BadShape {
-        op,
-        what,
-        shape: *shape,
-    })
+    Err(TensorError::BadShape { op, what, shape: *shape })
 }
 
 /// table[indices[n]] += rows[n] in order of n, for rows of `width` elements.
@@ -50,11 +46,7 @@ fn add_rows<E: Element, I: TokenIndex>(
         return;
     }
     let table_rows = table.len() / width;
-    let parts = if parallelism.is_parallel() {
-        (rows.len() / CHUNK).clamp(1, 16)
-    } else {
-        1
-    };
+    let parts = if parallelism.is_parallel() { (rows.len() / CHUNK).clamp(1, 16) } else { 1 };
     let part = table_rows.div_ceil(parts).max(1);
     parallelism.for_each_chunk(table, part * width, |i, table| {
         let start = i * part;
@@ -83,13 +75,7 @@ impl<E: Element, I: TokenIndex> Op<E, 1> for Embedding<I> {
         let width = self.table[1];
         let mut sum = Tensor::zeros_in(cx.pool(), self.table);
         let table = sum.make_mut_in(cx.pool());
-        add_rows(
-            table,
-            &self.indices,
-            grad.as_slice(),
-            width,
-            cx.parallelism(),
-        );
+        add_rows(table, &self.indices, grad.as_slice(), width, cx.parallelism());
         Ok([Grad::Value(sum)])
     }
 }
@@ -212,20 +198,12 @@ impl<E: Element> Var<E> {
     /// # Gradient
     /// Row v gets the sum of the output's gradients at the positions that
     /// read it, added in order of position whatever the number of threads.
-    pub fn embedding<I: TokenIndex>(
-        &self,
-        indices: &[I],
-        shape: impl Into<Shape>,
-    ) -> Result<Self> {
+    pub fn embedding<I: TokenIndex>(&self, indices: &[I], shape: impl Into<Shape>) -> Result<Self> {
         const OP: &str = "embedding";
         let (table, shape) = (self.shape(), shape.into());
         if table.rank() != 2 || shape.rank() == crate::MAX_RANK {
             let what = "a table has two axes".into();
-            return Err(TensorError::BadShape {
-                op: OP,
-                what,
-                shape: table,
-            });
+            return Err(TensorError::BadShape { op: OP, what, shape: table });
         }
         check_count(OP, indices, &shape)?;
         check_indices(OP, indices, table[0])?;
@@ -234,18 +212,14 @@ impl<E: Element> Var<E> {
         let rows = self.value().as_slice();
         let unit = (CHUNK / width.max(1)).max(1);
         let y = Tensor::build_in(tape.pool(), shape.with_axis(shape.rank(), width), |out| {
-            tape.parallelism()
-                .for_each_chunk(out, unit * width, |i, out| {
-                    let outs = out.chunks_exact_mut(width);
-                    for (out, index) in outs.zip(&indices[i * unit..]) {
-                        out.copy_from_slice(&rows[index.index() * width..][..width]);
-                    }
-                });
+            tape.parallelism().for_each_chunk(out, unit * width, |i, out| {
+                let outs = out.chunks_exact_mut(width);
+                for (out, index) in outs.zip(&indices[i * unit..]) {
+                    out.copy_from_slice(&rows[index.index() * width..][..width]);
+                }
+            });
         });
-        tape.apply([self], y, || Embedding {
-            table,
-            indices: indices.to_vec(),
-        })
+        tape.apply([self], y, || Embedding { table, indices: indices.to_vec() })
     }
 
     /// y[.., k, ..] = x[.., indices[.., k, ..], ..] along one axis. PyTorch:
@@ -270,18 +244,8 @@ impl<E: Element> Var<E> {
         check_indices(OP, indices, from[axis])?;
         let tape = self.tape();
         let along = Along::new(&from, axis, count);
-        let y = along.gather(
-            self.value(),
-            indices,
-            shape,
-            tape.pool(),
-            tape.parallelism(),
-        );
-        tape.apply([self], y, || Gather {
-            from,
-            axis,
-            indices: indices.to_vec(),
-        })
+        let y = along.gather(self.value(), indices, shape, tape.pool(), tape.parallelism());
+        tape.apply([self], y, || Gather { from, axis, indices: indices.to_vec() })
     }
 
     /// y = x, then y[.., indices[.., k, ..], ..] += source[.., k, ..] along
@@ -338,13 +302,10 @@ mod tests {
         let tape = Tape::<f64>::no_grad();
         let table = tape
             .constant(Tensor::from_vec(vec![0.0, 1.0, 10.0, 11.0, 20.0, 21.0], [3, 2]).unwrap());
-        let y = table.embedding(&[2, 0, 0, 1], [2, 2]).unwrap();
+        let y = table.embedding(&[2u32, 0, 0, 1], [2, 2]).unwrap();
         assert_eq!(y.shape().to_vec(), [2, 2, 2]);
-        assert_eq!(
-            y.value().as_slice(),
-            [20.0, 21.0, 0.0, 1.0, 0.0, 1.0, 10.0, 11.0]
-        );
-        assert!(table.embedding(&[], [0, 4]).unwrap().value().is_empty());
+        assert_eq!(y.value().as_slice(), [20.0, 21.0, 0.0, 1.0, 0.0, 1.0, 10.0, 11.0]);
+        assert!(table.embedding::<u32>(&[], [0, 4]).unwrap().value().is_empty());
     }
 
     #[test]
@@ -352,11 +313,11 @@ mod tests {
         let tape = Tape::<f32>::new();
         let table = tape.constant(Tensor::zeros([3, 2]));
         assert_eq!(
-            table.embedding(&[2, 3], 2).unwrap_err().to_string(),
+            table.embedding(&[2usize, 3], 2).unwrap_err().to_string(),
             "embedding: index 3 at position 1 is out of range for size 3"
         );
         assert_eq!(
-            table.embedding(&[2], 2).unwrap_err().to_string(),
+            table.embedding(&[2u32], 2).unwrap_err().to_string(),
             "embedding: 1 indices need a shape of as many elements, got [2]"
         );
         assert_eq!(
@@ -376,19 +337,11 @@ mod tests {
     fn threads_do_not_change_an_embedding_gradient() {
         let indices = random_indices(1, 20_000, 50);
         let run = |parallelism| {
-            let tape = Tape::<f32>::with_config(TapeConfig {
-                parallelism,
-                ..Default::default()
-            });
+            let tape = Tape::<f32>::with_config(TapeConfig { parallelism, ..Default::default() });
             let table = tape.variable(Tensor::zeros([50, 8]));
             let y = table.embedding(&indices, 20_000).unwrap();
             let cotangent = Tensor::from_array(random_array(2, &[20_000, 8], -1.0, 1.0)).cast();
-            tape.backward_from(&y, cotangent)
-                .unwrap()
-                .of(&table)
-                .unwrap()
-                .clone()
-                .into_vec()
+            tape.backward_from(&y, cotangent).unwrap().of(&table).unwrap().clone().into_vec()
         };
         assert_eq!(run(Parallelism::Serial), run(Parallelism::Rayon));
     }
@@ -405,9 +358,8 @@ mod tests {
             let source: ArrayD<f64> = random_array(3, &to, -1.0, 1.0);
             let var = tape.constant(x.clone().into());
             let gathered = var.gather(axis, &indices, 6).unwrap();
-            let scattered = var
-                .scatter_add(axis, &indices, &tape.constant(source.clone().into()))
-                .unwrap();
+            let scattered =
+                var.scatter_add(axis, &indices, &tape.constant(source.clone().into())).unwrap();
             let mut want = x.clone();
             for (n, (index, value)) in source.indexed_iter().enumerate() {
                 let mut at = index.clone();

@@ -37,12 +37,7 @@ impl<E: Element> Op<E, 1> for MaskedFill {
     const NAME: &'static str = "masked_fill";
 
     fn backward(&self, cx: &BackwardContext<'_, E>, mut grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
-        fill(
-            grad.make_mut_in(cx.pool()),
-            &self.mask,
-            E::ZERO,
-            cx.parallelism(),
-        );
+        fill(grad.make_mut_in(cx.pool()), &self.mask, E::ZERO, cx.parallelism());
         Ok([Grad::Value(grad)])
     }
 }
@@ -86,9 +81,7 @@ impl<E: Element> Var<E> {
         let tape = self.tape();
         let mut y = Tensor::copied_in(tape.pool(), self.shape(), self.value().as_slice());
         fill(y.make_mut_in(tape.pool()), mask, value, tape.parallelism());
-        tape.apply([self], y, || MaskedFill {
-            mask: mask.to_vec(),
-        })
+        tape.apply([self], y, || MaskedFill { mask: mask.to_vec() })
     }
 
     /// This element where `mask` is true, the other's elsewhere. PyTorch:
@@ -120,9 +113,7 @@ impl<E: Element> Var<E> {
                 *out = if m { a } else { b };
             }
         });
-        tape.apply([self, other], y, || Where {
-            mask: mask.to_vec(),
-        })
+        tape.apply([self, other], y, || Where { mask: mask.to_vec() })
     }
 }
 
@@ -146,13 +137,7 @@ mod tests {
             "masked_fill: a mask of 3 must cover trailing axes, got [2, 2]"
         );
         let empty = tape.constant(Tensor::zeros([0, 2]));
-        assert!(
-            empty
-                .masked_fill(&[true, false], 0.0)
-                .unwrap()
-                .value()
-                .is_empty()
-        );
+        assert!(empty.masked_fill(&[true, false], 0.0).unwrap().value().is_empty());
         assert!(empty.masked_fill(&[], 0.0).unwrap().value().is_empty());
     }
 }

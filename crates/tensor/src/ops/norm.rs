@@ -126,14 +126,9 @@ impl<E: Element> Backward<'_, E> {
         let mut partials = [[[E::ZERO; PARTIALS]; TOGETHER]; 2];
         let mut coefficients = [[E::ZERO; TOGETHER]; 2];
         let blocks = self.x.chunks(block).zip(self.grad.chunks(block));
-        let blocks = blocks
-            .zip(self.dx.chunks_mut(block))
-            .zip(self.statistics.chunks(together));
+        let blocks = blocks.zip(self.dx.chunks_mut(block)).zip(self.statistics.chunks(together));
         for (((x, grad), dx), statistics) in blocks {
-            let rows = x
-                .chunks_exact(width)
-                .zip(grad.chunks_exact(width))
-                .zip(statistics);
+            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(statistics);
             let [sums, slopes] = &mut partials;
             for (((x, grad), &[mean, _]), (sum, slope)) in
                 rows.zip(sums.iter_mut().zip(slopes.iter_mut()))
@@ -152,10 +147,7 @@ impl<E: Element> Backward<'_, E> {
             let width = opaque(width);
             let weight = &weight[..width];
             let (dw, db) = (&mut dw[..width], &mut db[..width]);
-            let rows = x
-                .chunks_exact(width)
-                .zip(grad.chunks_exact(width))
-                .zip(statistics);
+            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(statistics);
             let rows = rows.zip(mean_h.iter().zip(mean_hx.iter()));
             for ((((x, grad), &[mean, factor]), (&sum, &slope)), dx) in
                 rows.zip(dx.chunks_exact_mut(width))
@@ -246,12 +238,7 @@ impl<E: Element> Saved<E> {
                     },
                 );
             });
-            sum_columns(
-                partial.as_slice(),
-                sums.make_mut_in(pool),
-                pool,
-                parallelism,
-            );
+            sum_columns(partial.as_slice(), sums.make_mut_in(pool), pool, parallelism);
         });
         let half = |i: usize| {
             let sums = &sums.as_slice()[i * width..(i + 1) * width];
@@ -300,11 +287,7 @@ impl<E: Element> Var<E> {
         let shape = self.shape();
         if shape.rank() == 0 {
             let what = "needs at least one axis".into();
-            return Err(TensorError::BadShape {
-                op: O::NAME,
-                what,
-                shape,
-            });
+            return Err(TensorError::BadShape { op: O::NAME, what, shape });
         }
         let width = shape.last_size();
         for vector in [weight, bias].into_iter().flatten() {
@@ -438,10 +421,7 @@ mod tests {
                 row.mapv_inplace(|x| x / (square + 1e-6).sqrt());
             }
             let var = tape.constant(x.into());
-            let (vw, vb) = (
-                tape.constant(w.clone().into()),
-                tape.constant(b.clone().into()),
-            );
+            let (vw, vb) = (tape.constant(w.clone().into()), tape.constant(b.clone().into()));
             for (weight, bias, want) in [
                 (None, None, layer.clone()),
                 (Some(&vw), None, &layer * &w),
@@ -462,10 +442,7 @@ mod tests {
         let tape = Tape::<f32>::no_grad();
         let norm = |shift: f64| {
             let x = Tensor::from_array(x.mapv(|x| ((x * 64.0).round() / 64.0 + shift) as f32));
-            tape.constant(x)
-                .layer_norm(None, None, 1e-5)
-                .unwrap()
-                .into_value()
+            tape.constant(x).layer_norm(None, None, 1e-5).unwrap().into_value()
         };
         assert_close(&norm(4096.0).view(), &norm(0.0).view(), 1e-4, 1e-4);
     }
@@ -473,10 +450,7 @@ mod tests {
     #[test]
     fn threads_change_nothing() {
         let run = |parallelism| {
-            let tape = Tape::<f32>::with_config(TapeConfig {
-                parallelism,
-                ..Default::default()
-            });
+            let tape = Tape::<f32>::with_config(TapeConfig { parallelism, ..Default::default() });
             let var = |seed, shape: &[usize]| {
                 tape.variable(Tensor::from_array(random_array(seed, shape, -1.0, 1.0)).cast())
             };
@@ -501,12 +475,7 @@ mod tests {
         for shape in [[0, 3], [3, 0]] {
             let x = tape.variable(Tensor::zeros(shape));
             let w = tape.variable(Tensor::ones(shape[1]));
-            assert!(
-                x.layer_norm(Some(&w), Some(&w), 1e-5)
-                    .unwrap()
-                    .value()
-                    .is_empty()
-            );
+            assert!(x.layer_norm(Some(&w), Some(&w), 1e-5).unwrap().value().is_empty());
         }
         let x = tape.constant(Tensor::zeros([2, 3]));
         let w = tape.constant(Tensor::zeros(2));

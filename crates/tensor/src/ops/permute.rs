@@ -58,16 +58,12 @@ pub(crate) fn permuted<E: Element>(
     parallelism: Parallelism,
 ) -> Tensor<E> {
     let shape = x.shape();
-    let out_shape = order
-        .iter()
-        .enumerate()
-        .fold(shape, |out, (i, &axis)| out.with_size(i, shape[axis]));
+    let out_shape =
+        order.iter().enumerate().fold(shape, |out, (i, &axis)| out.with_size(i, shape[axis]));
     let plan = Plan::new(&shape, order);
     let rank = plan.sizes.rank();
     if rank <= 1 || x.is_empty() {
-        return x
-            .reshape(out_shape)
-            .expect("a permutation keeps the number of elements");
+        return x.reshape(out_shape).expect("a permutation keeps the number of elements");
     }
     let x = x.as_slice();
     let run = plan.sizes[rank - 1];
@@ -86,9 +82,7 @@ pub(crate) fn permuted<E: Element>(
         }
         // The input's last axis lies elsewhere in the output: tiles over that
         // axis and the output's last keep both sides in cache.
-        let across = (0..rank)
-            .find(|&axis| plan.strides[axis] == 1)
-            .expect("some axis is dense");
+        let across = (0..rank).find(|&axis| plan.strides[axis] == 1).expect("some axis is dense");
         if across == rank - 2 {
             let rows = plan.sizes[across];
             let matrices = (CHUNK / (rows * run)).max(1);
@@ -161,12 +155,7 @@ impl<E: Element> Op<E, 1> for Permute {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let order = &self.inverse[..self.rank];
-        Ok([Grad::Value(permuted(
-            &grad,
-            order,
-            cx.pool(),
-            cx.parallelism(),
-        ))])
+        Ok([Grad::Value(permuted(&grad, order, cx.pool(), cx.parallelism()))])
     }
 }
 
@@ -190,10 +179,7 @@ impl<E: Element> Var<E> {
         if order.len() != rank || inverse[..rank].contains(&usize::MAX) {
             return Err(TensorError::InvalidArgument {
                 op: "permute",
-                what: format!(
-                    "{order:?} does not name every axis of {} once",
-                    self.shape()
-                ),
+                what: format!("{order:?} does not name every axis of {} once", self.shape()),
             });
         }
         let tape = self.tape();

@@ -83,10 +83,7 @@ fn reduce<E: Element, const N: usize>(
         }
         let (low, high) = wide.split_at(WIDE / 2);
         for i in 0..LANES {
-            lanes[i] = combine(
-                combine(low[i], low[i + LANES]),
-                combine(high[i], high[i + LANES]),
-            );
+            lanes[i] = combine(combine(low[i], low[i + LANES]), combine(high[i], high[i + LANES]));
         }
     }
     while let Some(chunks) = next_chunks(&mut rows) {
@@ -108,10 +105,7 @@ fn reduce<E: Element, const N: usize>(
     }
     let mut partials = [start; PARTIALS];
     for i in 0..PARTIALS {
-        let (a, b) = (
-            combine(lanes[i], lanes[i + 8]),
-            combine(lanes[i + 4], lanes[i + 12]),
-        );
+        let (a, b) = (combine(lanes[i], lanes[i + 8]), combine(lanes[i + 4], lanes[i + 12]));
         partials[i] = combine(a, b);
     }
     partials[0] = combine(partials[0], tail);
@@ -182,10 +176,7 @@ mod tests {
             let row: Vec<f64> = (0..len).map(|i| f64::from(i) - 20.0).collect();
             assert_eq!(sum(&row), row.iter().sum::<f64>());
             assert_eq!(dot(&row, &row), row.iter().map(|x| x * x).sum::<f64>());
-            assert_eq!(
-                max(&row),
-                row.iter().copied().fold(f64::NEG_INFINITY, f64::max)
-            );
+            assert_eq!(max(&row), row.iter().copied().fold(f64::NEG_INFINITY, f64::max));
         }
     }
 

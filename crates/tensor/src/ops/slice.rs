@@ -23,15 +23,9 @@ pub(crate) fn sliced<E: Element>(
     let shape = x.shape();
     let (outer, size, inner) = shape.around(axis);
     if outer == 1 {
-        let rows = x
-            .reshape([size, inner])
-            .expect("the axes before have size 1");
-        let part = rows
-            .rows(range.start, range.end)
-            .expect("the range was checked");
-        return part
-            .reshape(shape.with_size(axis, range.len()))
-            .expect("as many elements");
+        let rows = x.reshape([size, inner]).expect("the axes before have size 1");
+        let part = rows.rows(range.start, range.end).expect("the range was checked");
+        return part.reshape(shape.with_size(axis, range.len())).expect("as many elements");
     }
     let (from, to) = (size * inner, range.len() * inner);
     let x = &x.as_slice()[(range.start * inner).min(x.len())..];
@@ -63,15 +57,14 @@ impl<E: Element> Op<E, 1> for Slice {
         let grad = grad.as_slice();
         let blocks = (CHUNK / block.max(1)).max(1);
         let dx = Tensor::build_in(cx.pool(), self.from, |dx| {
-            cx.parallelism()
-                .for_each_chunk(dx, blocks * block, |i, dx| {
-                    for (j, dx) in dx.chunks_exact_mut(block).enumerate() {
-                        let at = (i * blocks + j) * part;
-                        dx[..start].fill(E::ZERO);
-                        dx[start..start + part].copy_from_slice(&grad[at..at + part]);
-                        dx[start + part..].fill(E::ZERO);
-                    }
-                });
+            cx.parallelism().for_each_chunk(dx, blocks * block, |i, dx| {
+                for (j, dx) in dx.chunks_exact_mut(block).enumerate() {
+                    let at = (i * blocks + j) * part;
+                    dx[..start].fill(E::ZERO);
+                    dx[start..start + part].copy_from_slice(&grad[at..at + part]);
+                    dx[start + part..].fill(E::ZERO);
+                }
+            });
         });
         Ok([Grad::Value(dx)])
     }
@@ -114,15 +107,9 @@ impl<E: Element> Var<E> {
         shape.check_axis("select", axis)?;
         if index >= shape[axis] {
             let size = shape[axis];
-            return Err(TensorError::IndexOutOfRange {
-                op: "select",
-                index,
-                position: 0,
-                size,
-            });
+            return Err(TensorError::IndexOutOfRange { op: "select", index, position: 0, size });
         }
-        self.slice(axis, index..index + 1)?
-            .reshape(shape.without_axis(axis))
+        self.slice(axis, index..index + 1)?.reshape(shape.without_axis(axis))
     }
 }
 

@@ -128,10 +128,7 @@ impl<E: Element> Var<E> {
                 }
             }
         });
-        let values = tape.apply([self], y, || TopKOp {
-            from,
-            indices: indices.clone(),
-        })?;
+        let values = tape.apply([self], y, || TopKOp { from, indices: indices.clone() })?;
         Ok(TopK { values, indices })
     }
 }

@@ -83,15 +83,10 @@ impl<E: Element, F: Function<E>> Op<E, 1> for Elementwise<E, F> {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, mut grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let saved = self.saved.as_ref().map_or(&[][..], Tensor::as_slice);
-        cx.parallelism()
-            .for_each_chunk(grad.make_mut_in(cx.pool()), CHUNK, |i, grad| {
-                let start = (i * CHUNK).min(saved.len());
-                dispatch(Backward {
-                    function: self.function,
-                    saved: &saved[start..],
-                    grad,
-                });
-            });
+        cx.parallelism().for_each_chunk(grad.make_mut_in(cx.pool()), CHUNK, |i, grad| {
+            let start = (i * CHUNK).min(saved.len());
+            dispatch(Backward { function: self.function, saved: &saved[start..], grad });
+        });
         Ok([Grad::Value(grad)])
     }
 }
@@ -105,11 +100,7 @@ fn evaluate<E: Element, F: Function<E>>(
     let input = x.as_slice();
     Tensor::build_in(pool, x.shape(), |out| {
         parallelism.for_each_chunk(out, CHUNK, |i, out| {
-            dispatch(Forward {
-                function,
-                x: &input[i * CHUNK..],
-                out,
-            });
+            dispatch(Forward { function, x: &input[i * CHUNK..], out });
         });
     })
 }
@@ -318,11 +309,7 @@ impl<E: Element> Function<E> for Clamp<E> {
 
     #[inline(always)]
     fn df<L: Level>(self, x: E) -> E {
-        if (x >= self.low) & (x <= self.high) {
-            E::ONE
-        } else {
-            E::ZERO
-        }
+        if (x >= self.low) & (x <= self.high) { E::ONE } else { E::ZERO }
     }
 }
 
