@@ -34,9 +34,11 @@ fn threads_argument() -> Result<usize, String> {
         match argument.as_str() {
             "--threads" => {
                 let value = arguments.next().unwrap_or_default();
-                threads = value.parse().ok().filter(|&n| n > 0).ok_or_else(|| {
-                    format!("--threads = {value}: must be a positive number")
-                })?;
+                threads = value
+                    .parse()
+                    .ok()
+                    .filter(|&n| n > 0)
+                    .ok_or_else(|| format!("--threads = {value}: must be a positive number"))?;
             }
             other => return Err(format!("unknown argument {other}")),
         }

@@ -33,11 +33,7 @@ pub struct Ctx<E: Element = f32> {
 impl<E: Element> Ctx<E> {
     /// A context for training: `rng` feeds dropout and other noise.
     pub fn train(tape: Tape<E>, rng: RngStream) -> Self {
-        Self {
-            tape,
-            mode: Mode::Train,
-            rng: RefCell::new(rng),
-        }
+        Self { tape, mode: Mode::Train, rng: RefCell::new(rng) }
     }
 
     /// A context for inference on a tape of its own that records nothing.
@@ -48,11 +44,7 @@ impl<E: Element> Ctx<E> {
     /// A context for evaluation on a given tape.
     pub fn eval_on(tape: Tape<E>) -> Self {
         let rng = Seed::new(0).stream("evaluation");
-        Self {
-            tape,
-            mode: Mode::Eval,
-            rng: RefCell::new(rng),
-        }
+        Self { tape, mode: Mode::Eval, rng: RefCell::new(rng) }
     }
 
     /// The tape.

@@ -43,9 +43,7 @@ pub use error::{Error, Result};
 pub use models::{
     Block, LstmModel, MlpModel, Model, Outputs, PerPositionFeedForward, Tokens, Transformer,
 };
-pub use run::{
-    DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train,
-};
+pub use run::{DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;

@@ -55,7 +55,7 @@ impl Experiment for Iarc {
 
     /// All models with one seed before any gets its next.
     fn runs(&self, small: bool) -> Vec<Run> {
-        let (steps, seeds, test) = if small { (200, 1, 4096) } else { (20_000, 3, 32_768) };
+        let (steps, seeds, test) = if small { (200, 1, 4096) } else { (10_000, 3, 32_768) };
         let models = || SAME_SHAPE.iter().chain(SAME_PARAMETERS);
         (1..=seeds)
             .flat_map(|seed| models().map(move |model| (seed, model)))
@@ -207,7 +207,7 @@ mod tests {
 
     fn result(model: &str, seed: u64, accuracy: f64) -> Value {
         json!({
-            "name": model, "parameters": 7242, "seed": seed, "steps": 20000, "seconds": 12.0,
+            "name": model, "parameters": 7242, "seed": seed, "steps": 10000, "seconds": 12.0,
             "test": {
                 "set": "test", "loss": 0.1, "accuracy": accuracy, "standard_error": 0.001,
                 "labels": {"I": {"accuracy": 1.0}, "R": {"accuracy": accuracy}},
@@ -228,9 +228,9 @@ mod tests {
         let spelled = spelled(&command("specialformer".as_ref(), &run("mlp", 2)));
         assert!(
             spelled.starts_with(
-                "specialformer iarc --json --resume --models mlp --seeds 2 --steps 20000 \
+                "specialformer iarc --json --resume --models mlp --seeds 2 --steps 10000 \
                  --test-size 32768 --out "
-            ) && spelled.ends_with("runs/study-iarc-20000-steps/mlp"),
+            ) && spelled.ends_with("runs/study-iarc-10000-steps/mlp"),
             "{spelled}"
         );
         let printed = json!({"runs": [result("mlp", 1, 0.5), result("mlp", 2, 0.75)]}).to_string();
@@ -256,9 +256,9 @@ mod tests {
             [
                 "| *same shape* | | | | | | | | | |",
                 "| lstm-small | 7242 | 100.00 ± 0.00 | – | 85.00 ± 7.07 | – | 85.00 ± 7.07 | 2 \
-                 | 20000 | 12 |",
+                 | 10000 | 12 |",
                 "| *same parameter count* | | | | | | | | | |",
-                "| mlp | 7242 | 100.00 | – | 90.00 | – | 90.00 | 1 | 20000 | 12 |",
+                "| mlp | 7242 | 100.00 | – | 90.00 | – | 90.00 | 1 | 10000 | 12 |",
             ]
         );
         let broken = Record { result: json!({"name": "mlp"}), ..record("mlp", 1, 0.9) };

@@ -42,26 +42,23 @@ pub(super) fn backward_tiles<E: Element>(
         cut.for_each_task(parallelism, |units| {
             let [k_len, v_len] = key_lengths(problem);
             let [a, b, c, d, e, f, g, h, i, j, k, l] = lengths;
-            with_regions(
-                [a, b, c, d, e, f, g, h, i, j, k, l, k_len, v_len],
-                |regions| {
-                    let [a, b, c, d, e, f, g, h, i, j, k, l, key_grad, value_grad] = regions;
-                    let mut memory = HeadMemory::new([a, b, c, d, e, f, g, h, i, j, k, l]);
-                    for unit in units {
-                        backward_unit(
-                            problem,
-                            arrays,
-                            targets,
-                            &cut,
-                            unit,
-                            &mut memory,
-                            key_grad,
-                            value_grad,
-                        );
-                        store_key_grads(problem, targets, unit, key_grad, value_grad);
-                    }
-                },
-            );
+            with_regions([a, b, c, d, e, f, g, h, i, j, k, l, k_len, v_len], |regions| {
+                let [a, b, c, d, e, f, g, h, i, j, k, l, key_grad, value_grad] = regions;
+                let mut memory = HeadMemory::new([a, b, c, d, e, f, g, h, i, j, k, l]);
+                for unit in units {
+                    backward_unit(
+                        problem,
+                        arrays,
+                        targets,
+                        &cut,
+                        unit,
+                        &mut memory,
+                        key_grad,
+                        value_grad,
+                    );
+                    store_key_grads(problem, targets, unit, key_grad, value_grad);
+                }
+            });
         });
         return;
     }
@@ -74,42 +71,26 @@ pub(super) fn backward_tiles<E: Element>(
         with_regions(lengths, |regions| {
             let mut memory = HeadMemory::new(regions);
             let unit = cut.unit(index);
-            backward_unit(
-                problem,
-                arrays,
-                targets,
-                &cut,
-                unit,
-                &mut memory,
-                key_grad,
-                value_grad,
-            );
+            backward_unit(problem, arrays, targets, &cut, unit, &mut memory, key_grad, value_grad);
         });
     });
-    parallelism.for_each_chunk(
-        &mut partial,
-        cut.splits * (k_len + v_len),
-        |pair, partials| {
-            let (sum, rest) = partials.split_at_mut(k_len + v_len);
-            for partial in rest.chunks_exact(k_len + v_len) {
-                for (sum, &value) in sum.iter_mut().zip(partial) {
-                    *sum += value;
-                }
+    parallelism.for_each_chunk(&mut partial, cut.splits * (k_len + v_len), |pair, partials| {
+        let (sum, rest) = partials.split_at_mut(k_len + v_len);
+        for partial in rest.chunks_exact(k_len + v_len) {
+            for (sum, &value) in sum.iter_mut().zip(partial) {
+                *sum += value;
             }
-            let (key_grad, value_grad) = sum.split_at(sizes.keys * dp);
-            let unit = cut.unit(pair * cut.splits);
-            store_key_grads(problem, targets, unit, key_grad, value_grad);
-        },
-    );
+        }
+        let (key_grad, value_grad) = sum.split_at(sizes.keys * dp);
+        let unit = cut.unit(pair * cut.splits);
+        store_key_grads(problem, targets, unit, key_grad, value_grad);
+    });
 }
 
 /// Lengths of the packed gradients of a head's keys and values.
 fn key_lengths<E: Element>(problem: &Problem<'_, E>) -> [usize; 2] {
     let sizes = &problem.sizes;
-    [
-        sizes.keys * padded_width(sizes.width),
-        sizes.keys * padded_width(sizes.value_width),
-    ]
+    [sizes.keys * padded_width(sizes.width), sizes.keys * padded_width(sizes.value_width)]
 }
 
 /// Working memory for the query tiles of a head.
@@ -206,30 +187,19 @@ impl<'m, E: Element> HeadMemory<'m, E> {
     ) {
         let (d, dv) = (problem.sizes.width, problem.sizes.value_width);
         let (dp, dvp) = (padded_width(d), padded_width(dv));
-        arrays
-            .q
-            .load(head, (query, queries), problem.scale, self.rows, dp);
+        arrays.q.load(head, (query, queries), problem.scale, self.rows, dp);
         transpose(self.rows, dp, queries, d, self.queries, lanes);
-        arrays
-            .out_grad
-            .load(head, (query, queries), E::ONE, self.grad_rows, dvp);
+        arrays.out_grad.load(head, (query, queries), E::ONE, self.grad_rows, dvp);
         transpose(self.grad_rows, dvp, queries, dv, self.grads, lanes);
-        arrays
-            .out
-            .load(head, (query, queries), E::ONE, self.query_grad, dvp);
+        arrays.out.load(head, (query, queries), E::ONE, self.query_grad, dvp);
         let (normaliser, delta) = self.lane_values.split_at_mut(lanes);
-        arrays
-            .statistics
-            .load(head, (query, queries), E::ONE, normaliser, 1);
+        arrays.statistics.load(head, (query, queries), E::ONE, normaliser, 1);
         if matches!(problem.kind, AttentionKind::Expressive { .. }) {
             for value in &mut normaliser[..queries] {
                 *value = E::ONE / *value;
             }
         }
-        let rows = self
-            .query_grad
-            .chunks_exact(dvp)
-            .zip(self.grad_rows.chunks_exact(dvp));
+        let rows = self.query_grad.chunks_exact(dvp).zip(self.grad_rows.chunks_exact(dvp));
         for (delta, (y, dy)) in delta.iter_mut().zip(rows).take(queries) {
             *delta = y[..dv].iter().zip(&dy[..dv]).map(|(&y, &dy)| y * dy).sum();
         }
@@ -244,14 +214,10 @@ impl<'m, E: Element> HeadMemory<'m, E> {
         let (d, dv) = (problem.sizes.width, problem.sizes.value_width);
         let (dp, dvp) = (padded_width(d), padded_width(dv));
         let diagonal = problem.diagonal(tile);
-        let &Tile {
-            lanes, key, keys, ..
-        } = tile;
+        let &Tile { lanes, key, keys, .. } = tile;
         let band = diagonal.map_or(Band::Full, Band::Output);
-        let (scores, products) = (
-            &mut self.scores[..keys * lanes],
-            &mut self.products[..keys * lanes],
-        );
+        let (scores, products) =
+            (&mut self.scores[..keys * lanes], &mut self.products[..keys * lanes]);
         product(Product {
             a: &self.keys[key * dp..],
             a_row: dp,
@@ -319,27 +285,15 @@ fn backward_unit<E: Element>(
         return;
     };
     let all_keys = problem.visible_keys(b, query + queries - 1);
-    arrays
-        .k
-        .load((b, unit.kv_head), (0, all_keys), E::ONE, memory.keys, dp);
-    arrays
-        .v
-        .load((b, unit.kv_head), (0, all_keys), E::ONE, memory.values, dvp);
+    arrays.k.load((b, unit.kv_head), (0, all_keys), E::ONE, memory.keys, dp);
+    arrays.v.load((b, unit.kv_head), (0, all_keys), E::ONE, memory.values, dvp);
     for h in unit.kv_head * sizes.group()..(unit.kv_head + 1) * sizes.group() {
         for (query, queries) in cut.query_tiles_of(unit.split, sizes.queries) {
             let lanes = queries.next_multiple_of(LANE_UNIT);
             memory.load_queries(problem, arrays, (b, h), (query, queries), lanes);
             let seen = problem.visible_keys(b, query + queries - 1);
             for (key, keys) in cut.key_tiles_of(seen) {
-                let tile = Tile {
-                    b,
-                    h,
-                    query,
-                    queries,
-                    lanes,
-                    key,
-                    keys,
-                };
+                let tile = Tile { b, h, query, queries, lanes, key, keys };
                 let diagonal = memory.tile(problem, &tile);
                 let upper = diagonal.map_or(Band::Full, Band::LeftUpper);
                 if targets.v.is_some() {

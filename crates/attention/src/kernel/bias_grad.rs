@@ -25,21 +25,7 @@ pub(super) fn bias_grad<E: Element>(
     let [bias_batch, bias_heads] = target.leading_sizes();
     let units = bias_batch * bias_heads * cut.query_tiles;
     let [a, b, c, d, e, f, g, h, i, j, k, l] = HeadMemory::lengths(problem, &cut);
-    let lengths = [
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        g,
-        h,
-        i,
-        j,
-        k,
-        l,
-        sizes.keys * cut.query_tile,
-    ];
+    let lengths = [a, b, c, d, e, f, g, h, i, j, k, l, sizes.keys * cut.query_tile];
     parallelism.for_each_index(units, |unit| {
         let (pair, query_tile) = (unit / cut.query_tiles, unit % cut.query_tiles);
         let (bias_b, bias_h) = (pair / bias_heads, pair % bias_heads);
@@ -58,20 +44,10 @@ pub(super) fn bias_grad<E: Element>(
                 for h in shared(bias_h, bias_heads, sizes.heads) {
                     let kv_head = (b, h / sizes.group());
                     arrays.k.load(kv_head, (0, seen), E::ONE, memory.keys, dp);
-                    arrays
-                        .v
-                        .load(kv_head, (0, seen), E::ONE, memory.values, dvp);
+                    arrays.v.load(kv_head, (0, seen), E::ONE, memory.values, dvp);
                     memory.load_queries(problem, arrays, (b, h), (query, queries), lanes);
                     for (key, keys) in cut.key_tiles_of(seen) {
-                        let tile = Tile {
-                            b,
-                            h,
-                            query,
-                            queries,
-                            lanes,
-                            key,
-                            keys,
-                        };
+                        let tile = Tile { b, h, query, queries, lanes, key, keys };
                         memory.tile(problem, &tile);
                         let sums = &mut sums[key * lanes..(key + keys) * lanes];
                         for (sum, &gradient) in sums.iter_mut().zip(memory.products.iter()) {

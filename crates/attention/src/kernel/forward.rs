@@ -39,26 +39,9 @@ pub(super) fn forward_tiles<E: Element>(
     ];
     cut.for_each_task(parallelism, |units| {
         with_regions(lengths, |regions| {
-            let [
-                rows,
-                queries,
-                keys,
-                values,
-                scores,
-                factors,
-                output,
-                lane_values,
-            ] = regions;
-            let mut memory = Memory {
-                rows,
-                queries,
-                keys,
-                values,
-                scores,
-                factors,
-                output,
-                lane_values,
-            };
+            let [rows, queries, keys, values, scores, factors, output, lane_values] = regions;
+            let mut memory =
+                Memory { rows, queries, keys, values, scores, factors, output, lane_values };
             for unit in units {
                 forward_unit(problem, arrays, &cut, unit, &mut memory);
             }
@@ -93,33 +76,21 @@ fn forward_unit<E: Element>(
     memory: &mut Memory<'_, E>,
 ) {
     let sizes = &problem.sizes;
-    let (d, dp, dvp) = (
-        sizes.width,
-        padded_width(sizes.width),
-        padded_width(sizes.value_width),
-    );
+    let (d, dp, dvp) = (sizes.width, padded_width(sizes.width), padded_width(sizes.value_width));
     let b = unit.b;
     let Some((query, queries)) = cut.query_tiles_of(unit.split, sizes.queries).last() else {
         return;
     };
     let all_keys = problem.visible_keys(b, query + queries - 1);
-    arrays
-        .k
-        .load((b, unit.kv_head), (0, all_keys), E::ONE, memory.keys, dp);
-    arrays
-        .v
-        .load((b, unit.kv_head), (0, all_keys), E::ONE, memory.values, dvp);
+    arrays.k.load((b, unit.kv_head), (0, all_keys), E::ONE, memory.keys, dp);
+    arrays.v.load((b, unit.kv_head), (0, all_keys), E::ONE, memory.values, dvp);
     for h in unit.kv_head * sizes.group()..(unit.kv_head + 1) * sizes.group() {
         for (query, queries) in cut.query_tiles_of(unit.split, sizes.queries) {
             let lanes = queries.next_multiple_of(LANE_UNIT);
-            arrays
-                .q
-                .load((b, h), (query, queries), problem.scale, memory.rows, dp);
+            arrays.q.load((b, h), (query, queries), problem.scale, memory.rows, dp);
             transpose(memory.rows, dp, queries, d, memory.queries, lanes);
-            let mut per_lane = memory
-                .lane_values
-                .chunks_exact_mut(cut.query_tile)
-                .map(|c| &mut c[..lanes]);
+            let mut per_lane =
+                memory.lane_values.chunks_exact_mut(cut.query_tile).map(|c| &mut c[..lanes]);
             let [max, sum, rescale, statistic, inverse] =
                 std::array::from_fn(|_| per_lane.next().expect("five numbers a lane"));
             max.fill(E::NEG_INFINITY);
@@ -127,15 +98,7 @@ fn forward_unit<E: Element>(
 
             let seen = problem.visible_keys(b, query + queries - 1);
             for (key, keys) in cut.key_tiles_of(seen) {
-                let tile = Tile {
-                    b,
-                    h,
-                    query,
-                    queries,
-                    lanes,
-                    key,
-                    keys,
-                };
+                let tile = Tile { b, h, query, queries, lanes, key, keys };
                 let diagonal = problem.diagonal(&tile);
                 let scores = &mut memory.scores[..keys * lanes];
                 product(Product {
@@ -195,13 +158,9 @@ fn forward_unit<E: Element>(
             // SAFETY: this unit alone has these queries of this head.
             #[allow(unsafe_code)]
             unsafe {
-                arrays
-                    .statistics
-                    .store((b, h), query, &statistic[..queries]);
+                arrays.statistics.store((b, h), query, &statistic[..queries]);
                 for i in 0..queries {
-                    arrays
-                        .out
-                        .store((b, h, query + i), inverse[i], &memory.output[i * dvp..], 1);
+                    arrays.out.store((b, h, query + i), inverse[i], &memory.output[i * dvp..], 1);
                 }
             }
         }

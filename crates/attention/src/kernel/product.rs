@@ -181,11 +181,8 @@ impl<E: Element> Product<'_, E> {
                 b = b.wrapping_add(self.b_row);
             }
             for (r, sum) in sum.iter().enumerate() {
-                let c: &mut [E; W] = &mut *self
-                    .c
-                    .as_mut_ptr()
-                    .add((row + r) * self.c_row + column)
-                    .cast();
+                let c: &mut [E; W] =
+                    &mut *self.c.as_mut_ptr().add((row + r) * self.c_row + column).cast();
                 if self.accumulate {
                     for (c, &sum) in c.iter_mut().zip(sum) {
                         *c += sum;
@@ -213,16 +210,10 @@ mod tests {
     ) {
         let mut random = SplitMix64::new(seed);
         let mut fill = |len: usize| -> Vec<E> {
-            (0..len)
-                .map(|_| E::from_f64(random.uniform_in(-1.0, 1.0)))
-                .collect()
+            (0..len).map(|_| E::from_f64(random.uniform_in(-1.0, 1.0))).collect()
         };
         let (b_row, c_row) = (columns + 3, columns + 5);
-        let (a_row, a_col) = if transposed {
-            (1, rows + 2)
-        } else {
-            (inner + 1, 1)
-        };
+        let (a_row, a_col) = if transposed { (1, rows + 2) } else { (inner + 1, 1) };
         let mut a = fill(rows * inner + 2 * inner + rows + 3);
         let b = fill(inner * b_row + columns);
         let before = fill(rows * c_row + columns);
@@ -258,11 +249,7 @@ mod tests {
                 if matches!(band, Band::Output(d) if r as isize > col as isize + d) {
                     continue;
                 }
-                let start = if accumulate {
-                    before[r * c_row + col].to_f64()
-                } else {
-                    0.0
-                };
+                let start = if accumulate { before[r * c_row + col].to_f64() } else { 0.0 };
                 let want = (0..inner).fold(start, |sum, k| {
                     sum + a[r * a_row + k * a_col].to_f64() * b[k * b_row + col].to_f64()
                 });

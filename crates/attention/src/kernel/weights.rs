@@ -101,11 +101,7 @@ impl<E: Element> SoftmaxForward<'_, E> {
         let rescale = lanes_mut::<E, W>(tile.rescale, lane);
         for i in 0..W {
             let exp = (before[i] - shift[i]).exp_in::<L>();
-            let exp = if before[i] == E::NEG_INFINITY {
-                E::ZERO
-            } else {
-                exp
-            };
+            let exp = if before[i] == E::NEG_INFINITY { E::ZERO } else { exp };
             rescale[i] = exp;
             sum[i] *= exp;
         }
@@ -113,11 +109,7 @@ impl<E: Element> SoftmaxForward<'_, E> {
             let row = lanes_mut::<E, W>(row, lane);
             for i in 0..W {
                 let exp = (row[i] - shift[i]).exp_in::<L>();
-                let exp = if row[i] == E::NEG_INFINITY {
-                    E::ZERO
-                } else {
-                    exp
-                };
+                let exp = if row[i] == E::NEG_INFINITY { E::ZERO } else { exp };
                 row[i] = exp;
                 sum[i] += exp;
             }
@@ -136,11 +128,7 @@ impl<E: Element> SoftmaxForward<'_, E> {
 pub(super) fn expressive_weight<E: Element>(z: E) -> (E, E) {
     let square = z * z;
     let inverse = E::ONE / (E::ONE + square);
-    let w = if square < E::ONE {
-        square * inverse
-    } else {
-        E::ONE - inverse
-    };
+    let w = if square < E::ONE { square * inverse } else { E::ONE - inverse };
     (w, inverse)
 }
 
@@ -168,12 +156,7 @@ impl<E: Element> ExpressiveForward<'_, E> {
         let keys = tile.scores.len() / tile.lanes;
         let seen = visible(keys, tile.diagonal, lane + W - 1);
         let mut sum = *lanes_of::<E, W>(tile.sum, lane);
-        for (j, row) in tile
-            .scores
-            .chunks_exact_mut(tile.lanes)
-            .take(seen)
-            .enumerate()
-        {
+        for (j, row) in tile.scores.chunks_exact_mut(tile.lanes).take(seen).enumerate() {
             let row = lanes_mut::<E, W>(row, lane);
             match tile.factors {
                 None => {
@@ -208,13 +191,7 @@ pub(super) fn finish_rows<E: Element>(
     statistic: &mut [E],
     inverse: &mut [E],
 ) {
-    dispatch(Finish {
-        kind,
-        max,
-        sum,
-        statistic,
-        inverse,
-    });
+    dispatch(Finish { kind, max, sum, statistic, inverse });
 }
 
 struct Finish<'a, E> {
@@ -236,11 +213,7 @@ impl<E: Element> Kernel for Finish<'_, E> {
                 for ((statistic, inverse), (&max, &sum)) in rows.zip(self.max.iter().zip(self.sum))
                 {
                     let empty = sum == E::ZERO;
-                    *statistic = if empty {
-                        E::NEG_INFINITY
-                    } else {
-                        max + sum.ln_in::<L>()
-                    };
+                    *statistic = if empty { E::NEG_INFINITY } else { max + sum.ln_in::<L>() };
                     *inverse = if empty { E::ZERO } else { E::ONE / sum };
                 }
             }
@@ -326,9 +299,7 @@ impl<E: Element, const PLAIN: bool> SoftmaxBackward<'_, E, PLAIN> {
         let log_sum = *lanes_of::<E, W>(tile.normaliser, lane);
         let delta = *lanes_of::<E, W>(tile.delta, lane);
         let rows = tile.scores.chunks_exact_mut(tile.lanes);
-        let rows = rows
-            .zip(tile.products.chunks_exact_mut(tile.lanes))
-            .enumerate();
+        let rows = rows.zip(tile.products.chunks_exact_mut(tile.lanes)).enumerate();
         for (j, (score, product)) in rows {
             let score = lanes_mut::<E, W>(score, lane);
             let product = lanes_mut::<E, W>(product, lane);
@@ -344,11 +315,7 @@ impl<E: Element, const PLAIN: bool> SoftmaxBackward<'_, E, PLAIN> {
             };
             for i in 0..W {
                 let exp = (score[i] - log_sum[i]).exp_in::<L>();
-                let weight = if score[i] == E::NEG_INFINITY {
-                    E::ZERO
-                } else {
-                    exp
-                };
+                let weight = if score[i] == E::NEG_INFINITY { E::ZERO } else { exp };
                 if PLAIN {
                     score[i] = weight;
                     product[i] = weight * (product[i] - delta[i]);
@@ -388,9 +355,7 @@ impl<E: Element, const PLAIN: bool> ExpressiveBackward<'_, E, PLAIN> {
         let twice = normaliser.map(|n| n + n);
         let delta = *lanes_of::<E, W>(tile.delta, lane);
         let rows = tile.scores.chunks_exact_mut(tile.lanes);
-        let rows = rows
-            .zip(tile.products.chunks_exact_mut(tile.lanes))
-            .enumerate();
+        let rows = rows.zip(tile.products.chunks_exact_mut(tile.lanes)).enumerate();
         for (j, (score, product)) in rows {
             let score = lanes_mut::<E, W>(score, lane);
             let product = lanes_mut::<E, W>(product, lane);

@@ -91,7 +91,8 @@ impl<E: Element> Kernel for Retreat<'_, E> {
     fn run<L: Level>(self) {
         let (h, one) = (self.h, E::ONE);
         let saved = self.gates.chunks_exact(4 * h).zip(self.tanh_cell.chunks_exact(h));
-        let upstream = self.output_gradient.chunks_exact(h).zip(self.hidden_gradient.chunks_exact(h));
+        let upstream =
+            self.output_gradient.chunks_exact(h).zip(self.hidden_gradient.chunks_exact(h));
         let states = self.previous_cell.chunks_exact(h).zip(self.cell_gradient.chunks_exact_mut(h));
         let rows = self.gate_gradient.chunks_exact_mut(4 * h).zip(saved).zip(upstream).zip(states);
         for (((grad, (gates, tanh)), (from_output, from_next)), (previous, dc)) in rows {
@@ -223,12 +224,7 @@ pub(super) fn lstm<E: Element>(
 impl<E: Element> Recurrence<E> {
     /// dW = Σ_t (dgates_t)ᵀ·h_{t−1}: the start state's step, then all others
     /// as one product.
-    fn weight_gradient(
-        &self,
-        gate_gradient: &[E],
-        out: &mut [E],
-        parallelism: Parallelism,
-    ) {
+    fn weight_gradient(&self, gate_gradient: &[E], out: &mut [E], parallelism: Parallelism) {
         let Sizes { t, b, h } = self.sizes;
         out.fill(E::ZERO);
         if t == 0 {

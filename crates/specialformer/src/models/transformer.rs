@@ -25,9 +25,9 @@ impl<E: Element> Transformer<E> {
     pub(crate) fn new(config: StackConfig, rng: &mut RngStream) -> Result<Self> {
         let width = config.attention.width;
         let embedding = Embedding::new(config.vocabulary, width, EMBEDDING_STD, rng)?;
-        let positions = config.learned_positions.then(|| {
-            Parameter::new(init::normal([config.window, width], POSITION_STD, rng))
-        });
+        let positions = config
+            .learned_positions
+            .then(|| Parameter::new(init::normal([config.window, width], POSITION_STD, rng)));
         let blocks = (0..config.layers).map(|_| Block::new(&config, rng)).collect::<Result<_>>()?;
         let norm = Norm::new(config.norm, width, config.norm_eps)?;
         let head = Linear::new(width, config.outputs, true, rng)?;

@@ -35,11 +35,7 @@ impl<E> Matrix<E> {
     /// Rows and columns exchanged.
     #[inline(always)]
     pub(super) fn transposed(&self) -> Self {
-        Self {
-            data: self.data,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-        }
+        Self { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
     }
 }
 

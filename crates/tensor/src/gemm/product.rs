@@ -151,9 +151,8 @@ impl<E: Element> Product<E> {
         if !parallelism.is_parallel() || !may_cut || (rows >= m && columns >= n) {
             return self.run(a, b, bias, c);
         }
-        let part = |i: usize, size: usize, len: usize| {
-            Slice::from(i * size..((i + 1) * size).min(len))
-        };
+        let part =
+            |i: usize, size: usize, len: usize| Slice::from(i * size..((i + 1) * size).min(len));
         c.axis_chunks_iter_mut(Axis(0), rows).into_par_iter().enumerate().for_each(|(i, mut c)| {
             let a = a.slice_axis(Axis(0), part(i, rows, m));
             c.axis_chunks_iter_mut(Axis(1), columns).into_par_iter().enumerate().for_each(

@@ -8,12 +8,8 @@ use crate::element::Element;
 use crate::parallel::Parallelism;
 use crate::simd::LevelId;
 
-const KERNELS: [KernelChoice; 4] = [
-    KernelChoice::Tiled,
-    KernelChoice::Dots,
-    KernelChoice::MatrixMultiply,
-    KernelChoice::Faer,
-];
+const KERNELS: [KernelChoice; 4] =
+    [KernelChoice::Tiled, KernelChoice::Dots, KernelChoice::MatrixMultiply, KernelChoice::Faer];
 
 /// How an operand lies in memory.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +88,8 @@ impl<E: Element> Padded<E> {
 fn random<E: Element>(shape: (usize, usize), seed: u64) -> Array2<E> {
     let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     Array2::from_shape_simple_fn(shape, || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         E::from_f64((state >> 40) as f64 / (1u64 << 24) as f64 - 0.5)
     })
 }
@@ -270,7 +267,8 @@ fn large_products_match_a_second_kernel() {
 fn batches_match_single_products() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     // Per-position weights: the batch axis is the middle one of [B, T, C].
-    for (g, m, k, n) in [(24, 256, 16, 16), (3, 600, 64, 200), (5, 7, 3, 2), (0, 4, 4, 4), (4, 0, 3, 3)]
+    for (g, m, k, n) in
+        [(24, 256, 16, 16), (3, 600, 64, 200), (5, 7, 3, 2), (0, 4, 4, 4), (4, 0, 3, 3)]
     {
         let a = random::<f32>((m * g, k), 1).into_shape_with_order((m, g, k)).unwrap();
         let a = a.view().permuted_axes([1, 0, 2]);

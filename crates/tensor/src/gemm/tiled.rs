@@ -103,8 +103,8 @@ impl<E: Element + Backend> Tiled<E> {
         let lanes = E::Lanes::<L>::LANES;
         let b = self.b.from(block.start, j);
         let span = block.len * b.row_stride.unsigned_abs() * size_of::<E>();
-        let in_place = b.column_stride == 1
-            && (self.m <= ROWS_TO_PACK_B || span <= B_IN_PLACE_BYTES);
+        let in_place =
+            b.column_stride == 1 && (self.m <= ROWS_TO_PACK_B || span <= B_IN_PLACE_BYTES);
         let room = if in_place { MAX_WIDTH } else { columns.next_multiple_of(lanes) };
         with_buffer(Operand::B, room * block.len, |packed: *mut E| {
             self.panels::<L>(j, columns, block, in_place, packed);

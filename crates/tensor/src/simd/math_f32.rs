@@ -260,7 +260,10 @@ mod tests {
                 let rounded = exact as f32;
                 if exact.is_nan() || rounded.is_infinite() || exact.abs() >= 3.402_8e38 {
                     let near = y64.abs() >= 3.402e38 && y64.signum() == exact.signum();
-                    assert!(near || (y.is_nan() && exact.is_nan()), "{name} at {level}: {x} -> {y}");
+                    assert!(
+                        near || (y.is_nan() && exact.is_nan()),
+                        "{name} at {level}: {x} -> {y}"
+                    );
                     continue;
                 }
                 let error = (y64 - exact).abs();

@@ -150,6 +150,9 @@ mod tests {
 
     #[test]
     fn empty_slices() {
-        assert_eq!(dispatch_at(LevelId::Avx512, All::<f64>(&[], &[])), [0.0, 0.0, f64::NEG_INFINITY]);
+        assert_eq!(
+            dispatch_at(LevelId::Avx512, All::<f64>(&[], &[])),
+            [0.0, 0.0, f64::NEG_INFINITY]
+        );
     }
 }
