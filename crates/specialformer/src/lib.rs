@@ -64,3 +64,7 @@ pub mod prelude {
     pub use specialformer_tensor::{Parallelism, Parameter, Seed, Tape, Tensor, Var};
     pub use specialformer_train::TrainConfig;
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

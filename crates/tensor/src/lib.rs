@@ -44,3 +44,7 @@ pub use pool::Pool;
 pub use rng::{RngStream, Seed};
 pub use shape::{MAX_RANK, Shape};
 pub use tensor::Tensor;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
