@@ -120,6 +120,12 @@ mod tests {
     }
 
     #[test]
+    fn the_committed_cases_pass() {
+        let summary = run_with(cases::RUNNERS, &golden_dir()).unwrap();
+        assert_eq!(summary, Summary { passed: 6, failed: 0, skipped: 0 });
+    }
+
+    #[test]
     fn cases_are_recognised_by_name_and_number() {
         let runner = Runner { number: 1, topic: "llama", run: echo::<0> };
         for (case, want) in [
