@@ -15,7 +15,7 @@ pub const IGNORE: u32 = <u32 as specialformer_tensor::TokenIndex>::IGNORE;
 /// # Shapes
 /// Row-major: `tokens` [B, T], `targets` [B, P] with P = 1 where only the last
 /// position is predicted and P = T where all are, `labels` [B, P], `task_ids`
-/// [B].
+/// \[B\].
 ///
 /// ```
 /// use specialformer_train::{Batch, IGNORE};
@@ -121,7 +121,7 @@ impl Batch {
         &mut self.labels
     }
 
-    /// The task ids for writing, [B]. They are all 0 at first.
+    /// The task ids for writing, \[B\]. They are all 0 at first.
     pub fn task_ids_mut(&mut self) -> &mut [u32] {
         self.task_ids.resize(self.rows, 0);
         &mut self.task_ids
@@ -216,7 +216,7 @@ impl<'a> Rows<'a> {
         self.labels
     }
 
-    /// The task of each row, [rows].
+    /// The task of each row, \[rows\].
     pub fn task_ids(&self) -> Option<&'a [u32]> {
         self.task_ids
     }

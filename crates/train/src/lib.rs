@@ -71,6 +71,7 @@ mod batch;
 mod config;
 mod dataset;
 mod error;
+mod feed;
 mod metrics;
 mod model;
 mod objective;

@@ -28,7 +28,7 @@ where
                     HeldOut::Test => self.config.test_size.unwrap_or(self.config.eval_size),
                     HeldOut::Validation => self.config.eval_size,
                 };
-                let rows = self.dataset.held_out(set, size);
+                let rows = self.feed.dataset().held_out(set, size);
                 rows.map_err(TrainError::Dataset)?
             }
         };
@@ -56,7 +56,7 @@ where
     }
 
     pub(super) fn evaluation(&self, sums: &Sums) -> Option<Evaluation> {
-        Evaluation::of(sums.loss, &sums.tally, &self.dataset.label_names())
+        Evaluation::of(sums.loss, &sums.tally, &self.feed.dataset().label_names())
     }
 
     /// Evaluates on validation data and says whether the target is reached.

@@ -18,6 +18,7 @@ use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::dataset::{Dataset, HeldOut};
 use crate::error::Result;
+use crate::feed::Feed;
 use crate::metrics::{EvaluationRecord, Record};
 use crate::model::Model;
 use crate::objective::{CrossEntropy, Objective};
@@ -69,7 +70,7 @@ pub struct Summary {
 /// of the current rayon pool.
 pub struct Trainer<'a, M: ?Sized, E: Element = f32> {
     model: &'a M,
-    dataset: Box<dyn Dataset + 'a>,
+    feed: Feed<'a>,
     objective: Box<dyn Objective<M, E> + 'a>,
     config: TrainConfig,
     parameters: NamedParameters<E>,
@@ -80,7 +81,6 @@ pub struct Trainer<'a, M: ?Sized, E: Element = f32> {
     observer: Box<dyn Observer + 'a>,
     stop: Box<dyn Fn() -> bool + Send + 'a>,
     metadata: Vec<(String, String)>,
-    batch: Batch,
     validation: Option<Batch>,
     state: State,
     run: Option<Run>,
@@ -101,7 +101,7 @@ where
     /// A trainer that minimises [`CrossEntropy`].
     ///
     /// # Errors
-    /// [`TrainError::Config`] if a setting is outside its range.
+    /// [`TrainError::Config`](crate::TrainError::Config) if a setting is outside its range.
     pub fn new(model: &'a M, dataset: impl Dataset + 'a, config: TrainConfig) -> Result<Self> {
         Self::with_objective(model, dataset, config, CrossEntropy::default())
     }
@@ -115,7 +115,7 @@ where
     /// A trainer that minimises any objective.
     ///
     /// # Errors
-    /// [`TrainError::Config`] if a setting is outside its range.
+    /// [`TrainError::Config`](crate::TrainError::Config) if a setting is outside its range.
     pub fn with_objective(
         model: &'a M,
         dataset: impl Dataset + 'a,
@@ -131,7 +131,7 @@ where
         let state = State::new(dataset.cursor(), Value::Null);
         Ok(Self {
             model,
-            dataset: Box::new(dataset),
+            feed: Feed::new(dataset, config.batch_size),
             objective: Box::new(objective),
             parameters,
             optimizer,
@@ -141,7 +141,6 @@ where
             observer: Box::new(()),
             stop: Box::new(|| false),
             metadata: Vec::new(),
-            batch: Batch::default(),
             validation: None,
             state,
             run: None,
@@ -195,7 +194,7 @@ where
     /// Makes all steps that are left, evaluates, and writes the results.
     ///
     /// # Errors
-    /// [`TrainError::NonFinite`] naming the step and the layer; whatever the
+    /// [`TrainError::NonFinite`](crate::TrainError::NonFinite) naming the step and the layer; whatever the
     /// data, the model or the disk may fail with. The last checkpoint stays.
     pub fn run(&mut self) -> Result<Summary> {
         // Inside the pool, this thread works on a shard too.

@@ -49,7 +49,7 @@ where
         let state = State::load(&checkpoint)?;
         state.check_settings(&checkpoint, &settings)?;
         load_tensors(&checkpoint, &self.parameters, self.optimizer.as_mut())?;
-        self.dataset.seek(&state.cursor).map_err(TrainError::Dataset)?;
+        self.feed.seek(&state.cursor)?;
         tracing::info!(step, folder = %checkpoint.display(), "resuming");
         self.state = State { settings, ..state };
         self.open_run(folder, Some((step, checkpoint)))?;
@@ -114,7 +114,7 @@ where
             }
         }
         self.state.metrics_bytes = run.metrics.sync()?;
-        self.state.cursor = self.dataset.cursor();
+        self.state.cursor = self.feed.cursor().to_vec();
         let (state, parameters, metadata) = (&self.state, &self.parameters, &self.metadata);
         let path = run.folder.save_checkpoint(step, |folder| {
             save_model(&folder.join("model.safetensors"), parameters, step, metadata)?;

@@ -24,41 +24,48 @@ where
     /// As [`Trainer::run`].
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
-        let rows = self.config.batch_size;
-        self.dataset.next_batch(rows, &mut self.batch).map_err(TrainError::Dataset)?;
-        if self.batch.rows() != rows {
-            let given = self.batch.rows();
-            return Err(TrainError::batch(format!(
-                "the dataset gave {given} rows for a batch of {rows}"
-            )));
-        }
-        if self.batch.scored() == 0 {
+        self.feed.advance()?;
+        let batch = self.feed.current();
+        let tokens = (batch.rows() * batch.length()) as u64;
+        if batch.scored() == 0 {
             let step = self.state.step + 1;
             return Err(TrainError::batch(format!("step {step} has no target to score")));
         }
         let (sums, gradients) =
-            self.shards.gradients(&self.job(false), &self.parameters, &self.batch, self.seed())?;
-        let norm = gradients.norm();
+            self.shards.gradients(&self.job(false), &self.parameters, batch, self.seed())?;
+
+        let factor = self.config.schedule.factor(self.state.step, self.config.steps);
+        let learning_rate = self.config.learning_rate * factor;
+        let more = self.state.step + 1 < self.config.steps;
+        let (clip, optimizer, feed) = (self.config.clip_norm, &mut self.optimizer, &mut self.feed);
+        let update = || {
+            let norm = gradients.norm();
+            if !sums.loss.is_finite() || !norm.is_finite() {
+                return Ok(norm);
+            }
+            let args = UpdateArgs {
+                learning_rate,
+                gradient_scale: clip.map_or(1.0, |max| GradientSet::<E>::clip_factor(norm, max)),
+                parallelism: Parallelism::Rayon,
+            };
+            optimizer.step(&gradients, &args).map(|()| norm)
+        };
+        // Both are hard to share out, so they share two threads.
+        let draw = || {
+            if more {
+                feed.draw();
+            }
+        };
+        let (norm, ()) = rayon::join(update, draw);
+        let norm = norm?;
         if !sums.loss.is_finite() {
             return Err(self.non_finite_step("the loss", &gradients));
         }
         if !norm.is_finite() {
             return Err(self.non_finite_step("the gradient norm", &gradients));
         }
-        let factor = self.config.schedule.factor(self.state.step, self.config.steps);
-        let learning_rate = self.config.learning_rate * factor;
-        let clip = self.config.clip_norm;
-        self.optimizer.step(
-            &gradients,
-            &UpdateArgs {
-                learning_rate,
-                gradient_scale: clip.map_or(1.0, |max| GradientSet::<E>::clip_factor(norm, max)),
-                parallelism: Parallelism::Rayon,
-            },
-        )?;
         drop(gradients);
 
-        let tokens = (self.batch.rows() * self.batch.length()) as u64;
         let state = &mut self.state;
         state.step += 1;
         state.tokens += tokens;
@@ -107,8 +114,12 @@ where
         gradients: &GradientSet<E>,
     ) -> TrainError {
         tracing::warn!(step = self.state.step + 1, "{what} is not finite; running the step again");
-        let replay =
-            self.shards.gradients(&self.job(true), &self.parameters, &self.batch, self.seed());
+        let replay = self.shards.gradients(
+            &self.job(true),
+            &self.parameters,
+            self.feed.current(),
+            self.seed(),
+        );
         let origin = self.origin(replay.err(), Some(gradients));
         self.non_finite(self.state.step + 1, what, origin)
     }
