@@ -1,5 +1,7 @@
 //! The IARC study: every model on the task-switching benchmark, several seeds.
 
+use std::cell::OnceCell;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,7 +44,10 @@ const SUBTASKS: [&str; 4] = ["I", "A", "R", "C"];
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// The study; each run is a process of its own of the `specialformer` binary.
-pub(super) struct Iarc;
+#[derive(Default)]
+pub(super) struct Iarc {
+    binary: OnceCell<PathBuf>,
+}
 
 impl Experiment for Iarc {
     fn name(&self) -> &'static str {
@@ -68,12 +73,16 @@ impl Experiment for Iarc {
             .collect()
     }
 
-    fn perform(&self, run: &Run) -> Result<Value> {
+    fn prepare(&self) -> Result<()> {
         let built = shell::build(&["--release", "--package", "specialformer-cli"])?;
-        let (_, binary) = built
-            .iter()
-            .find(|(name, _)| name == "specialformer")
-            .ok_or("cargo built no executable `specialformer`")?;
+        let binary = built.into_iter().find(|(name, _)| name == "specialformer");
+        let (_, path) = binary.ok_or("cargo built no executable `specialformer`")?;
+        let _ = self.binary.set(path);
+        Ok(())
+    }
+
+    fn perform(&self, run: &Run) -> Result<Value> {
+        let binary = self.binary.get().ok_or("the binary was not built")?;
         result_of(run, &output_within(&mut command(binary.as_os_str(), run), LIMIT)?)
     }
 
@@ -202,12 +211,12 @@ mod tests {
 
     fn run(model: &str, seed: u64) -> Run {
         let name = format!("{model}-seed{seed}");
-        Iarc.runs(false).into_iter().find(|run| run.run == name).unwrap()
+        Iarc::default().runs(false).into_iter().find(|run| run.run == name).unwrap()
     }
 
     fn result(model: &str, seed: u64, accuracy: f64) -> Value {
         json!({
-            "name": model, "parameters": 7242, "seed": seed, "steps": 10000, "seconds": 12.0,
+            "name": model, "parameters": 7242, "seed": seed, "steps": 20000, "seconds": 12.0,
             "test": {
                 "set": "test", "loss": 0.1, "accuracy": accuracy, "standard_error": 0.001,
                 "labels": {"I": {"accuracy": 1.0}, "R": {"accuracy": accuracy}},
@@ -217,10 +226,10 @@ mod tests {
 
     #[test]
     fn every_model_is_run_with_every_seed() {
-        let runs = Iarc.runs(false);
+        let runs = Iarc::default().runs(false);
         assert_eq!(runs.len(), 3 * (SAME_SHAPE.len() + SAME_PARAMETERS.len()));
         assert!(runs[..SAME_SHAPE.len()].iter().all(|run| run.settings["seed"] == 1));
-        assert!(Iarc.runs(true).iter().all(|run| run.settings["steps"] == 200));
+        assert!(Iarc::default().runs(true).iter().all(|run| run.settings["steps"] == 200));
     }
 
     #[test]
@@ -249,20 +258,20 @@ mod tests {
         };
         let records =
             [record("mlp", 1, 0.9), record("lstm-small", 1, 0.8), record("lstm-small", 2, 0.9)];
-        let table = Iarc.table(&records).unwrap();
+        let table = Iarc::default().table(&records).unwrap();
         let rows: Vec<_> = table.lines().skip(4).collect();
         assert_eq!(
             rows,
             [
                 "| *same shape* | | | | | | | | | |",
                 "| lstm-small | 7242 | 100.00 ± 0.00 | – | 85.00 ± 7.07 | – | 85.00 ± 7.07 | 2 \
-                 | 10000 | 12 |",
+                 | 20000 | 12 |",
                 "| *same parameter count* | | | | | | | | | |",
-                "| mlp | 7242 | 100.00 | – | 90.00 | – | 90.00 | 1 | 10000 | 12 |",
+                "| mlp | 7242 | 100.00 | – | 90.00 | – | 90.00 | 1 | 20000 | 12 |",
             ]
         );
         let broken = Record { result: json!({"name": "mlp"}), ..record("mlp", 1, 0.9) };
-        let error = Iarc.table(&[broken]).unwrap_err().to_string();
+        let error = Iarc::default().table(&[broken]).unwrap_err().to_string();
         assert!(error.starts_with("mlp-seed1: missing field"), "{error}");
     }
 

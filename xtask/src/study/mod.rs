@@ -32,7 +32,7 @@ pub(crate) struct Options {
 
 /// All experiments.
 fn experiments() -> Vec<Box<dyn Experiment>> {
-    vec![Box::new(iarc::Iarc)]
+    vec![Box::new(iarc::Iarc::default())]
 }
 
 /// Runs what is left of an experiment and prints its table.
