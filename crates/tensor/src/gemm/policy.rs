@@ -47,9 +47,11 @@ const DOT_ROWS: usize = 8;
 const DOT_LENGTH: usize = 64;
 
 /// True where a product with this many rows, both operands contiguous along k,
-/// is better done as dot products than by packing B.
+/// is better done as dot products than by packing B. Packing is shared by the
+/// rows, so the more of them there are, the longer k has to be.
 pub(super) fn prefers_dots(rows: usize, k: usize) -> bool {
-    rows <= DOT_ROWS && k >= DOT_LENGTH
+    let least = if rows <= 2 { DOT_LENGTH } else { DOT_LENGTH * rows };
+    rows <= DOT_ROWS && k >= least
 }
 
 /// True for products large enough for OpenBLAS.

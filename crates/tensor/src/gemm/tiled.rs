@@ -159,7 +159,7 @@ impl<E: Element + Backend> Tiled<E> {
                     // Panels follow each other; alone, a last one that is only
                     // partly filled starts at the front.
                     let panel = if in_place { packed } else { packed.wrapping_add(at * block.len) };
-                    if !here && i == 0 || in_place && !here {
+                    if !here && (i == 0 || in_place) {
                         // SAFETY: columns of the view; room was made above.
                         unsafe { pack::pack_b(b, block.len, width.min(left), width, panel) };
                     }
