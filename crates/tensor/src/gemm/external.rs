@@ -87,6 +87,17 @@ macro_rules! backend {
                 let accum = if accumulate { Accum::Add } else { Accum::Replace };
                 faer::linalg::matmul::matmul(out, accum, view(&a), view(&b), alpha, Par::Seq);
             }
+
+            #[cfg(feature = "blas")]
+            fn blas(
+                alpha: Self,
+                a: ArrayView2<'_, Self>,
+                b: ArrayView2<'_, Self>,
+                beta: Self,
+                c: ArrayViewMut2<'_, Self>,
+            ) -> bool {
+                super::blas::$gemm(alpha, a, b, beta, c)
+            }
         }
     };
 }

@@ -7,6 +7,10 @@ use super::backend::Backend;
 use crate::element::Element;
 use crate::simd::{Kernel, Lanes, Level};
 
+/// Shortest block of k in whose shadow the tile of C is fetched. In shorter
+/// ones the instructions would cost more than the wait.
+const K_TO_PREFETCH: usize = 128;
+
 /// A column of tiles of C, `MR` rows by `NV` registers each, computed as
 /// C ← α·A·B + β·C + bias over one block of k.
 ///
@@ -86,6 +90,14 @@ unsafe fn tile<L, E, const MR: usize, const NV: usize, const ROW_MAJOR: bool>(
 {
     let lanes = E::Lanes::<L>::LANES;
     let mut sums = [[E::Lanes::<L>::splat(E::ZERO); NV]; MR];
+    if x.k >= K_TO_PREFETCH {
+        for i in 0..MR {
+            let row = c.wrapping_offset(i as isize * x.c_stride);
+            for j in 0..NV {
+                E::prefetch(row.wrapping_add(j * lanes));
+            }
+        }
+    }
     for p in 0..x.k as isize {
         // SAFETY: row p of B holds NV registers, padded if packed.
         let b: [E::Lanes<L>; NV] = std::array::from_fn(|j| unsafe {

@@ -20,6 +20,9 @@
 
 mod backend;
 mod batched;
+#[cfg(feature = "blas")]
+mod blas;
+mod blas_info;
 mod dots;
 mod external;
 mod matrix;
@@ -34,6 +37,7 @@ mod tiled;
 mod transpose;
 
 pub use batched::{gemm_batched, gemm_batched_bias};
+pub use blas_info::{BlasInfo, blas_info};
 pub use policy::KernelChoice;
 pub use product::{gemm, gemm_bias, gemm_with, kernel_for};
 

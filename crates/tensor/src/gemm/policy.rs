@@ -6,7 +6,8 @@
 //! its results do not depend on how a product is cut. It therefore multiplies
 //! everything but two kinds: products of a handful of rows or columns with
 //! the inner axis contiguous in both operands go to dot products, and a C
-//! without a unit stride goes to `matrixmultiply`.
+//! without a unit stride goes to `matrixmultiply`. With the cargo feature
+//! `blas`, large products go to OpenBLAS.
 
 use std::fmt;
 
@@ -22,6 +23,9 @@ pub enum KernelChoice {
     MatrixMultiply,
     /// faer's matrix product.
     Faer,
+    /// OpenBLAS; only with the cargo feature `blas`.
+    #[cfg(feature = "blas")]
+    Blas,
 }
 
 impl fmt::Display for KernelChoice {
@@ -31,6 +35,8 @@ impl fmt::Display for KernelChoice {
             Self::Dots => "dots",
             Self::MatrixMultiply => "matrixmultiply",
             Self::Faer => "faer",
+            #[cfg(feature = "blas")]
+            Self::Blas => "openblas",
         })
     }
 }
@@ -41,9 +47,17 @@ const DOT_ROWS: usize = 8;
 const DOT_LENGTH: usize = 64;
 
 /// True where a product with this many rows, both operands contiguous along k,
-/// is better done as dot products than by packing B.
+/// is better done as dot products than by packing B. Packing is shared by the
+/// rows, so the more of them there are, the longer k has to be.
 pub(super) fn prefers_dots(rows: usize, k: usize) -> bool {
-    rows <= DOT_ROWS && k >= DOT_LENGTH
+    let least = if rows <= 2 { DOT_LENGTH } else { DOT_LENGTH * rows };
+    rows <= DOT_ROWS && k >= least
+}
+
+/// True for products large enough for OpenBLAS.
+#[cfg(feature = "blas")]
+pub(super) fn prefers_blas(m: usize, k: usize, n: usize) -> bool {
+    m.min(k).min(n) >= 128 && m.saturating_mul(k).saturating_mul(n) >= 1 << 24
 }
 
 /// Multiply-adds below which another thread costs more than it saves.

@@ -82,6 +82,8 @@ pub fn gemm_with<E: Element>(
     let kernel = match kernel {
         KernelChoice::Tiled if row != 1 && column != 1 => KernelChoice::MatrixMultiply,
         KernelChoice::Dots if !k_is_contiguous(&a, &b) => choose(&a, &b, &c),
+        #[cfg(feature = "blas")]
+        KernelChoice::Blas if !super::blas::fits(&a, &b, &c) => choose(&a, &b, &c),
         kernel => kernel,
     };
     Product { level, kernel, alpha, beta }.run(a, b, bias, c);
@@ -91,6 +93,10 @@ pub fn gemm_with<E: Element>(
 /// The kernel for a product of row-major matrices, `b` stored [k, n] or, if
 /// `b_transposed`, [n, k].
 pub fn kernel_for(m: usize, k: usize, n: usize, b_transposed: bool) -> KernelChoice {
+    #[cfg(feature = "blas")]
+    if policy::prefers_blas(m, k, n) {
+        return KernelChoice::Blas;
+    }
     if b_transposed && policy::prefers_dots(m.min(n), k) {
         KernelChoice::Dots
     } else {
@@ -109,6 +115,10 @@ fn choose<E>(
     c: &ArrayViewMut2<'_, E>,
 ) -> KernelChoice {
     let (m, n) = c.dim();
+    #[cfg(feature = "blas")]
+    if policy::prefers_blas(m, a.ncols(), n) && super::blas::fits(a, b, c) {
+        return KernelChoice::Blas;
+    }
     if policy::prefers_dots(m.min(n), a.ncols()) && k_is_contiguous(a, b) {
         return KernelChoice::Dots;
     }
@@ -144,26 +154,34 @@ impl<E: Element> Product<E> {
             b.dim(),
             c.dim()
         );
-        // A C without unit stride is rare and its kernel's bits might depend on
-        // the cut.
-        let may_cut = matches!(self.kernel, KernelChoice::Tiled | KernelChoice::Dots);
+        // The bits of our own kernels do not depend on the cut. Those of the
+        // others might, so there one thread computes the same parts.
+        let own = matches!(self.kernel, KernelChoice::Tiled | KernelChoice::Dots);
+        let parallel = parallelism.is_parallel();
         let (rows, columns) = policy::cut(m, a.ncols(), n);
-        if !parallelism.is_parallel() || !may_cut || (rows >= m && columns >= n) {
+        if (own && !parallel) || (rows >= m && columns >= n) {
             return self.run(a, b, bias, c);
         }
         let part =
             |i: usize, size: usize, len: usize| Slice::from(i * size..((i + 1) * size).min(len));
-        c.axis_chunks_iter_mut(Axis(0), rows).into_par_iter().enumerate().for_each(|(i, mut c)| {
-            let a = a.slice_axis(Axis(0), part(i, rows, m));
-            c.axis_chunks_iter_mut(Axis(1), columns).into_par_iter().enumerate().for_each(
-                |(j, c)| {
-                    let j = part(j, columns, n);
-                    let b = b.slice_axis(Axis(1), j);
-                    let bias = bias.as_ref().map(|bias| bias.slice_axis(Axis(0), j));
-                    self.run(a, b, bias, c);
-                },
-            );
-        });
+        let compute = |i: usize, j: usize, c: ArrayViewMut2<'_, E>| {
+            let (i, j) = (part(i, rows, m), part(j, columns, n));
+            let bias = bias.as_ref().map(|bias| bias.slice_axis(Axis(0), j));
+            self.run(a.slice_axis(Axis(0), i), b.slice_axis(Axis(1), j), bias, c);
+        };
+        let strips = c.axis_chunks_iter_mut(Axis(0), rows);
+        if parallel {
+            strips.into_par_iter().enumerate().for_each(|(i, mut strip)| {
+                let parts = strip.axis_chunks_iter_mut(Axis(1), columns);
+                parts.into_par_iter().enumerate().for_each(|(j, c)| compute(i, j, c));
+            });
+        } else {
+            for (i, mut strip) in strips.enumerate() {
+                for (j, c) in strip.axis_chunks_iter_mut(Axis(1), columns).enumerate() {
+                    compute(i, j, c);
+                }
+            }
+        }
     }
 
     /// Computes C on this thread.
@@ -193,13 +211,19 @@ impl<E: Element> Product<E> {
                     add_bias(bias, c);
                 }
             }
-            KernelChoice::MatrixMultiply | KernelChoice::Faer if k == 0 => {
+            _ if k == 0 => {
                 let beta = self.beta;
                 c.mapv_inplace(|c| if beta == E::ZERO { E::ZERO } else { beta * c });
                 add_bias(bias, c);
             }
             KernelChoice::MatrixMultiply => {
                 E::matrixmultiply(self.alpha, a, b, self.beta, c.view_mut());
+                add_bias(bias, c);
+            }
+            #[cfg(feature = "blas")]
+            KernelChoice::Blas => {
+                let done = E::blas(self.alpha, a, b, self.beta, c.view_mut());
+                assert!(done, "gemm: OpenBLAS was chosen for strides that it cannot take");
                 add_bias(bias, c);
             }
             KernelChoice::Faer => {

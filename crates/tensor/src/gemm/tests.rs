@@ -8,8 +8,14 @@ use crate::element::Element;
 use crate::parallel::Parallelism;
 use crate::simd::LevelId;
 
-const KERNELS: [KernelChoice; 4] =
-    [KernelChoice::Tiled, KernelChoice::Dots, KernelChoice::MatrixMultiply, KernelChoice::Faer];
+const KERNELS: &[KernelChoice] = &[
+    KernelChoice::Tiled,
+    KernelChoice::Dots,
+    KernelChoice::MatrixMultiply,
+    KernelChoice::Faer,
+    #[cfg(feature = "blas")]
+    KernelChoice::Blas,
+];
 
 /// How an operand lies in memory.
 #[derive(Debug, Clone, Copy)]
@@ -169,7 +175,7 @@ fn check<E: Element>(case: &Case) {
     let reversed = bias.iter().rev().copied().collect::<Array1<E>>();
     let bias = case.bias.then_some(&bias);
     let expected = naive(alpha, a.view(), b.view(), beta, bias, c.view());
-    for kernel in KERNELS {
+    for &kernel in KERNELS {
         for level in LevelId::ALL {
             let mut c = c.clone();
             if beta == 0.0 {
@@ -307,7 +313,7 @@ fn a_shared_operand_may_be_broadcast() {
 fn nothing_is_read_when_alpha_is_zero() {
     let a = Array2::from_elem((3, 4), f32::NAN);
     let b = Array2::from_elem((4, 5), f32::NAN);
-    for kernel in KERNELS {
+    for &kernel in KERNELS {
         let mut c = Array2::<f32>::ones((3, 5));
         gemm_with(kernel, LevelId::Avx512, 0.0, a.view(), b.view(), 2.0, None, c.view_mut());
         assert!(c.iter().all(|&c| c == 2.0), "{kernel}");
@@ -327,4 +333,7 @@ fn the_kernel_is_named_by_shape() {
     assert_eq!(kernel_for(4096, 16, 64, true), KernelChoice::Tiled);
     assert_eq!(kernel_for(1, 512, 512, true), KernelChoice::Dots);
     assert_eq!(kernel_for(1, 512, 512, false).to_string(), "tiled");
+    let large = if cfg!(feature = "blas") { "openblas" } else { "tiled" };
+    assert_eq!(kernel_for(1024, 1024, 1024, true).to_string(), large);
+    assert_eq!(blas_info().is_some(), cfg!(feature = "blas"));
 }

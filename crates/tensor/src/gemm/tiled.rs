@@ -1,8 +1,8 @@
 //! The blocked product around the microkernel.
 //!
 //! B is cut into panels of a few registers' width and A into tiles of a few
-//! rows; blocks of k keep a panel in the first-level cache and blocks of rows
-//! keep their part of A in the second. Operands are copied only where that
+//! rows; blocks of k and of rows keep a panel and a block of A in the second
+//! cache. Operands are copied only where that
 //! pays: B where it does not lie the way the microkernel reads it or would
 //! thrash the cache, A where it is reused often or has no unit stride. Packing
 //! buffers belong to the thread, so nothing is allocated in the steady state.
@@ -17,20 +17,21 @@ use super::scratch::{Operand, with_buffer};
 use crate::element::Element;
 use crate::simd::{Kernel, Lanes, Level};
 
-/// Longest block of k, in bytes of one column: with two registers' width, a
-/// panel of B is 32 KiB at the widest level.
-const K_BLOCK_BYTES: usize = 1024;
+/// Longest block of k, in bytes of one column. Longer blocks read and write C
+/// less often; a panel of B of two registers then streams from the second
+/// cache, which costs less.
+const K_BLOCK_BYTES: usize = 2048;
 /// Bytes of A that one block of rows covers.
 const A_BLOCK_BYTES: usize = 256 << 10;
 /// Bytes of B that are packed at once.
-const B_BLOCK_BYTES: usize = 1 << 20;
+const B_BLOCK_BYTES: usize = 2 << 20;
 /// From so many panels on, each tile of A is read so often that a copy in
 /// reading order pays.
 const PANELS_TO_PACK_A: usize = 8;
 /// Up to this many bytes a block of B is read where it lies.
 const B_IN_PLACE_BYTES: usize = 32 << 10;
 /// With no more rows than this, packing B would cost as much as multiplying.
-const ROWS_TO_PACK_B: usize = 48;
+const ROWS_TO_PACK_B: usize = 64;
 /// Widest panel: four registers of sixteen `f32`.
 const MAX_WIDTH: usize = 64;
 
@@ -158,7 +159,7 @@ impl<E: Element + Backend> Tiled<E> {
                     // Panels follow each other; alone, a last one that is only
                     // partly filled starts at the front.
                     let panel = if in_place { packed } else { packed.wrapping_add(at * block.len) };
-                    if !here && i == 0 || in_place && !here {
+                    if !here && (i == 0 || in_place) {
                         // SAFETY: columns of the view; room was made above.
                         unsafe { pack::pack_b(b, block.len, width.min(left), width, panel) };
                     }
