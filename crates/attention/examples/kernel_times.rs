@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use ndarray::{Array3, Array4};
+use ndarray::{Array3, Array4, Axis};
 use specialformer_attention::kernel::{
     AttentionKind, InputGrads, KernelArgs, SavedRows, backward, forward,
 };
@@ -30,6 +30,7 @@ fn main() {
     let filter: Option<usize> = std::env::args().nth(1).and_then(|a| a.parse().ok());
     let shapes = [
         shape(256, 2, 16, 16, 8, 400),
+        shape(64, 2, 16, 16, 8, 1600),
         shape(256, 2, 1, 16, 8, 400),
         shape(256, 2, 24, 24, 32, 200),
         shape(8, 8, 256, 256, 64, 20),
@@ -51,24 +52,30 @@ fn main() {
 fn measure(shape: &Shape, kind: AttentionKind, parallelism: Parallelism) {
     let &Shape { batch, heads, queries, keys, width, repeats } = shape;
     let mut random = Seed::new(1).stream("times");
-    let mut array =
-        |t| Array4::from_shape_simple_fn((batch, t, heads, width), || random.normal() as f32);
-    let (q, k, v, dy) = (array(queries), array(keys), array(keys), array(queries));
-    let (mut y, mut dq, mut dk, mut dv) = (q.clone(), q.clone(), k.clone(), v.clone());
+    // Heads of q, k and v side by side, as a packed projection has them.
+    let mut array = |t, parts| {
+        Array4::from_shape_simple_fn((batch, t, parts * heads, width), || random.normal() as f32)
+    };
+    let (queries_packed, keys_packed) = (array(queries, 1), array(keys, 2));
+    let (mut dq, mut dkv) = (queries_packed.clone(), keys_packed.clone());
+    let (mut y, dy) = (array(queries, 1), array(queries, 1));
     let mut statistics = Array3::zeros((batch, heads, queries));
+    let axes = [0, 2, 1, 3];
+    let q = queries_packed.view().permuted_axes(axes);
+    let (k, v) = keys_packed.view().split_at(Axis(2), heads);
+    let (k, v) = (k.permuted_axes(axes), v.permuted_axes(axes));
     let args = KernelArgs {
         causal: true,
         query_offset: specialformer_attention::kernel::QueryOffset::Uniform(keys - queries),
         ..KernelArgs::new(kind)
     };
-    let axes = [0, 2, 1, 3];
     let (mut best_forward, mut best_backward) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..repeats {
         let start = Instant::now();
         forward(
-            q.view().permuted_axes(axes),
-            k.view().permuted_axes(axes),
-            v.view().permuted_axes(axes),
+            q,
+            k,
+            v,
             &args,
             y.view_mut().permuted_axes(axes),
             statistics.view_mut(),
@@ -76,11 +83,12 @@ fn measure(shape: &Shape, kind: AttentionKind, parallelism: Parallelism) {
         )
         .expect("shapes fit");
         best_forward = best_forward.min(start.elapsed().as_secs_f64());
+        let (dk, dv) = dkv.view_mut().split_at(Axis(2), heads);
         let start = Instant::now();
         backward(
-            q.view().permuted_axes(axes),
-            k.view().permuted_axes(axes),
-            v.view().permuted_axes(axes),
+            q,
+            k,
+            v,
             &args,
             &SavedRows {
                 out: y.view().permuted_axes(axes),
@@ -89,8 +97,8 @@ fn measure(shape: &Shape, kind: AttentionKind, parallelism: Parallelism) {
             },
             InputGrads {
                 q: Some(dq.view_mut().permuted_axes(axes)),
-                k: Some(dk.view_mut().permuted_axes(axes)),
-                v: Some(dv.view_mut().permuted_axes(axes)),
+                k: Some(dk.permuted_axes(axes)),
+                v: Some(dv.permuted_axes(axes)),
                 bias: None,
             },
             parallelism,

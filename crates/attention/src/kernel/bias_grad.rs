@@ -4,10 +4,10 @@
 use specialformer_tensor::{Element, Parallelism};
 
 use super::args::Problem;
-use super::backward::{BackwardArrays, HeadMemory};
+use super::backward::{Backward, BackwardArrays, Queries, TileMemory};
 use super::scratch::with_regions;
 use super::strided::Target;
-use super::tile::{Cut, Tile, padded_width};
+use super::tile::{Cut, padded_width};
 use super::weights::LANE_UNIT;
 
 /// A pass of its own, which computes scores once more: its units own rows of
@@ -20,47 +20,63 @@ pub(super) fn bias_grad<E: Element>(
     parallelism: Parallelism,
 ) {
     let sizes = &problem.sizes;
-    let cut = Cut::new(problem);
-    let (dp, dvp) = (padded_width(sizes.width), padded_width(sizes.value_width));
+    if sizes.keys == 0 {
+        return;
+    }
+    let pass = Backward { problem, arrays, cut: Cut::new(problem) };
+    let cut = &pass.cut;
     let [bias_batch, bias_heads] = target.leading_sizes();
-    let units = bias_batch * bias_heads * cut.query_tiles;
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = HeadMemory::lengths(problem, &cut);
-    let lengths = [a, b, c, d, e, f, g, h, i, j, k, l, sizes.keys * cut.query_tile];
-    parallelism.for_each_index(units, |unit| {
+    let [a, b, c, d, e, f, g, h, i, j, k] = TileMemory::lengths(problem, cut);
+    let lengths = [
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h,
+        i,
+        j,
+        k,
+        sizes.keys * padded_width(sizes.width),
+        sizes.keys * padded_width(sizes.value_width),
+        sizes.keys * cut.query_tile,
+    ];
+    parallelism.for_each_index(bias_batch * bias_heads * cut.query_tiles, |unit| {
         let (pair, query_tile) = (unit / cut.query_tiles, unit % cut.query_tiles);
         let (bias_b, bias_h) = (pair / bias_heads, pair % bias_heads);
         let shared = |index: usize, size: usize, all: usize| {
             if size == 1 { 0..all } else { index..index + 1 }
         };
-        let query = query_tile * cut.query_tile;
-        let queries = cut.query_tile.min(sizes.queries - query);
-        let lanes = queries.next_multiple_of(LANE_UNIT);
+        let first = query_tile * cut.query_tile;
+        let count = cut.query_tile.min(sizes.queries - first);
+        let lanes = count.next_multiple_of(LANE_UNIT);
         with_regions(lengths, |regions| {
-            let [a, b, c, d, e, f, g, h, i, j, k, l, sums] = regions;
-            let mut memory = HeadMemory::new([a, b, c, d, e, f, g, h, i, j, k, l]);
+            let [tile @ .., keys, values, sums] = regions;
+            let mut memory = TileMemory::new(tile);
             sums.fill(E::ZERO);
             for b in shared(bias_b, bias_batch, sizes.batch) {
-                let seen = problem.visible_keys(b, query + queries - 1);
+                let seen = problem.visible_keys(b, first + count - 1);
                 for h in shared(bias_h, bias_heads, sizes.heads) {
-                    let kv_head = (b, h / sizes.group());
-                    arrays.k.load(kv_head, (0, seen), E::ONE, memory.keys, dp);
-                    arrays.v.load(kv_head, (0, seen), E::ONE, memory.values, dvp);
-                    memory.load_queries(problem, arrays, (b, h), (query, queries), lanes);
+                    let packs = [&mut *keys, &mut *values];
+                    let (keys, values) = pass.key_rows((b, h / sizes.group()), seen, packs);
+                    let queries = Queries { b, h, first, count };
+                    let mut tile = pass.load(queries, keys, values, E::ONE, &mut memory);
                     for (key, keys) in cut.key_tiles_of(seen) {
-                        let tile = Tile { b, h, query, queries, lanes, key, keys };
-                        memory.tile(problem, &tile);
+                        tile.score_grads(problem, (key, keys));
                         let sums = &mut sums[key * lanes..(key + keys) * lanes];
-                        for (sum, &gradient) in sums.iter_mut().zip(memory.products.iter()) {
+                        for (sum, &gradient) in sums.iter_mut().zip(tile.products.iter()) {
                             *sum += gradient;
                         }
                     }
                 }
             }
-            for i in 0..queries {
+            for i in 0..count {
                 // SAFETY: this unit alone has these rows of the bias.
                 #[allow(unsafe_code)]
                 unsafe {
-                    target.store((bias_b, bias_h, query + i), E::ONE, &sums[i..], lanes);
+                    target.store((bias_b, bias_h, first + i), E::ONE, &sums[i..], lanes);
                 }
             }
         });

@@ -2,12 +2,13 @@
 
 use specialformer_tensor::{Element, Parallelism};
 
-use super::args::Problem;
+use super::args::{AttentionKind, Problem};
 use super::product::{Band, Product, product};
+use super::rows::{Rows, RowsMut};
 use super::scratch::with_regions;
 use super::strided::{RowTarget, Source, Target};
-use super::tile::{Cut, Tile, Unit, padded_width, transpose};
-use super::weights::{ForwardTile, LANE_UNIT, finish_rows, forward_tile};
+use super::tile::{Cut, Tile, Unit, padded_width};
+use super::weights::{ForwardTile, LANE_UNIT, finish_rows, forward_tile, multiply, scale_lanes};
 
 /// Arrays of a forward pass.
 pub(super) struct ForwardArrays<'a, E> {
@@ -50,13 +51,13 @@ pub(super) fn forward_tiles<E: Element>(
 }
 
 struct Memory<'m, E> {
-    /// Scaled query rows [queries, dp].
+    /// Packed query rows [queries, dp].
     rows: &'m mut [E],
-    /// The same transposed [D, lanes].
+    /// Scaled queries, transposed [D, lanes].
     queries: &'m mut [E],
-    /// [Tk, dp].
+    /// Packed keys [Tk, dp].
     keys: &'m mut [E],
-    /// [Tk, dvp].
+    /// Packed values [Tk, dvp].
     values: &'m mut [E],
     /// [keys, lanes].
     scores: &'m mut [E],
@@ -76,91 +77,135 @@ fn forward_unit<E: Element>(
     memory: &mut Memory<'_, E>,
 ) {
     let sizes = &problem.sizes;
-    let (d, dp, dvp) = (sizes.width, padded_width(sizes.width), padded_width(sizes.value_width));
+    let (dp, dvp) = (padded_width(sizes.width), padded_width(sizes.value_width));
     let b = unit.b;
     let Some((query, queries)) = cut.query_tiles_of(unit.split, sizes.queries).last() else {
         return;
     };
     let all_keys = problem.visible_keys(b, query + queries - 1);
-    arrays.k.load((b, unit.kv_head), (0, all_keys), E::ONE, memory.keys, dp);
-    arrays.v.load((b, unit.kv_head), (0, all_keys), E::ONE, memory.values, dvp);
+    let (head, range) = ((b, unit.kv_head), (0, all_keys));
+    let keys = cut.key_rows(&arrays.k, head, range, memory.keys, dp);
+    let values = cut.key_rows(&arrays.v, head, range, memory.values, dvp);
     for h in unit.kv_head * sizes.group()..(unit.kv_head + 1) * sizes.group() {
         for (query, queries) in cut.query_tiles_of(unit.split, sizes.queries) {
+            let rows = arrays.q.rows_or_pack((b, h), (query, queries), memory.rows, dp);
             let lanes = queries.next_multiple_of(LANE_UNIT);
-            arrays.q.load((b, h), (query, queries), problem.scale, memory.rows, dp);
-            transpose(memory.rows, dp, queries, d, memory.queries, lanes);
-            let mut per_lane =
-                memory.lane_values.chunks_exact_mut(cut.query_tile).map(|c| &mut c[..lanes]);
-            let [max, sum, rescale, statistic, inverse] =
-                std::array::from_fn(|_| per_lane.next().expect("five numbers a lane"));
-            max.fill(E::NEG_INFINITY);
-            sum.fill(E::ZERO);
+            let transposed = &mut memory.queries[..sizes.width * lanes];
+            rows.transpose_to(problem.scale, transposed, lanes);
+            let tile = QueryTile {
+                b,
+                h,
+                query,
+                queries,
+                lanes,
+                transposed,
+                keys,
+                values,
+                scores: memory.scores,
+                factors: memory.factors,
+                output: memory.output,
+                lane_values: memory.lane_values,
+            };
+            tile.run(problem, arrays, cut);
+        }
+    }
+}
 
-            let seen = problem.visible_keys(b, query + queries - 1);
-            for (key, keys) in cut.key_tiles_of(seen) {
-                let tile = Tile { b, h, query, queries, lanes, key, keys };
-                let diagonal = problem.diagonal(&tile);
-                let scores = &mut memory.scores[..keys * lanes];
-                product(Product {
-                    a: &memory.keys[key * dp..],
-                    a_row: dp,
-                    a_col: 1,
-                    b: memory.queries,
-                    b_row: lanes,
-                    c: scores,
-                    c_row: lanes,
-                    rows: keys,
-                    inner: d,
-                    columns: lanes,
-                    accumulate: false,
-                    band: diagonal.map_or(Band::Full, Band::Output),
-                });
-                problem.adjust(&tile, diagonal, scores);
-                forward_tile(
-                    problem.kind,
-                    ForwardTile {
-                        scores,
-                        lanes,
-                        diagonal,
-                        factors: problem.expressive_factors(&tile, memory.factors),
-                        max,
-                        sum,
-                        rescale,
-                    },
-                );
-                if let Some(dropout) = problem.dropout_factors(&tile, memory.factors) {
-                    for (weight, &factor) in scores.iter_mut().zip(dropout) {
-                        *weight *= factor;
-                    }
-                }
-                if key > 0 && problem.kind == super::AttentionKind::Softmax {
-                    rescale_rows(memory.output, dvp, &rescale[..queries]);
-                }
-                product(Product {
-                    a: scores,
-                    a_row: 1,
-                    a_col: lanes,
-                    b: &memory.values[key * dvp..],
-                    b_row: dvp,
-                    c: memory.output,
-                    c_row: dvp,
-                    rows: queries,
-                    inner: keys,
-                    columns: dvp,
-                    accumulate: key > 0,
-                    band: diagonal.map_or(Band::Full, Band::LeftLower),
-                });
+/// Some queries of a head over all of its keys.
+struct QueryTile<'m, E> {
+    b: usize,
+    h: usize,
+    query: usize,
+    queries: usize,
+    lanes: usize,
+    transposed: &'m [E],
+    keys: Rows<'m, E>,
+    values: Rows<'m, E>,
+    scores: &'m mut [E],
+    factors: &'m mut [E],
+    output: &'m mut [E],
+    lane_values: &'m mut [E],
+}
+
+impl<E: Element> QueryTile<'_, E> {
+    fn run(self, problem: &Problem<'_, E>, arrays: &ForwardArrays<'_, E>, cut: &Cut) {
+        let Self { b, h, query, queries, lanes, .. } = self;
+        let dvp = padded_width(problem.sizes.value_width);
+        let mut per_lane = self.lane_values.chunks_exact_mut(lanes);
+        let [max, sum, rescale, statistic, inverse] =
+            std::array::from_fn(|_| per_lane.next().expect("five numbers a lane"));
+        max.fill(E::NEG_INFINITY);
+        sum.fill(E::ZERO);
+        let transposed = Rows::packed(self.transposed, lanes, problem.sizes.width, lanes);
+
+        let seen = problem.visible_keys(b, query + queries - 1);
+        // SAFETY: this unit alone has these queries of this head.
+        #[allow(unsafe_code)]
+        let mut out = unsafe { arrays.out.rows((b, h), (query, queries)) };
+        for (key, keys) in cut.key_tiles_of(seen) {
+            let tile = Tile { b, h, query, queries, lanes, key, keys };
+            let diagonal = problem.diagonal(&tile);
+            let scores = &mut self.scores[..keys * lanes];
+            product(Product {
+                a: self.keys.range(key, keys),
+                transposed: false,
+                b: transposed,
+                c: RowsMut::packed(scores, lanes, keys, lanes),
+                accumulate: false,
+                band: diagonal.map_or(Band::Full, Band::Output),
+            });
+            problem.adjust(&tile, scores);
+            forward_tile(
+                problem.kind,
+                ForwardTile {
+                    scores,
+                    lanes,
+                    diagonal,
+                    factors: problem.expressive_factors(&tile, self.factors),
+                    max,
+                    sum,
+                    rescale,
+                },
+            );
+            if let Some(dropout) = problem.dropout_factors(&tile, self.factors) {
+                multiply(scores, dropout);
             }
-            if seen == 0 {
-                memory.output.fill(E::ZERO);
+            let whole = keys == seen;
+            if whole {
+                // Normalised here, the output can be written where it belongs.
+                finish_rows(problem.kind, max, sum, statistic, inverse);
+                scale_lanes(scores, inverse);
+            } else if key > 0 && problem.kind == AttentionKind::Softmax {
+                rescale_rows(self.output, dvp, &rescale[..queries]);
             }
+            product(Product {
+                a: Rows::packed(scores, lanes, keys, lanes),
+                transposed: true,
+                b: self.values.range(key, keys),
+                c: match &mut out {
+                    Some(out) if whole => out.range(0, queries),
+                    _ => RowsMut::packed(self.output, dvp, queries, dvp),
+                },
+                accumulate: key > 0,
+                band: diagonal.map_or(Band::Full, Band::LeftLower),
+            });
+        }
+        let whole = seen != 0 && seen <= cut.key_tile;
+        if !whole {
             finish_rows(problem.kind, max, sum, statistic, inverse);
-            // SAFETY: this unit alone has these queries of this head.
-            #[allow(unsafe_code)]
-            unsafe {
-                arrays.statistics.store((b, h), query, &statistic[..queries]);
+        }
+        if seen == 0 {
+            self.output.fill(E::ZERO);
+        }
+        let in_place = whole && out.is_some();
+        // SAFETY: as above; `out` is not used again.
+        #[allow(unsafe_code)]
+        unsafe {
+            arrays.statistics.store((b, h), query, &statistic[..queries]);
+            if !in_place {
                 for i in 0..queries {
-                    arrays.out.store((b, h, query + i), inverse[i], &memory.output[i * dvp..], 1);
+                    let factor = if whole { E::ONE } else { inverse[i] };
+                    arrays.out.store((b, h, query + i), factor, &self.output[i * dvp..], 1);
                 }
             }
         }
@@ -169,7 +214,7 @@ fn forward_unit<E: Element>(
 
 /// Multiplies each row by its factor, leaving out those whose factor is 1.
 fn rescale_rows<E: Element>(rows: &mut [E], step: usize, factors: &[E]) {
-    for (row, &factor) in rows.chunks_exact_mut(step).zip(factors) {
+    for (row, &factor) in rows.chunks_exact_mut(step.max(1)).zip(factors) {
         if factor != E::ONE {
             for value in row {
                 *value *= factor;

@@ -39,6 +39,8 @@ mod bias_grad;
 mod dropout;
 mod forward;
 mod product;
+mod rows;
+mod score_grads;
 mod scratch;
 mod strided;
 mod tile;

@@ -1,13 +1,15 @@
 //! The small matrix product inside the attention tiles: C (+)= A·B on
 //! scratch memory, with the blocks that causal masking leaves empty skipped.
 //!
-//! It exists beside `specialformer_tensor::gemm` because the tiles are small,
-//! already packed and partly masked: packing them again costs more than the
-//! product at head widths of 8 to 64, and a general product cannot skip.
+//! It exists beside `specialformer_tensor::gemm` because tiles are small, lie
+//! in cache and are partly masked: packing costs more than the product at head
+//! widths of 8 to 64, and a general product cannot skip.
 #![allow(unsafe_code)]
 
 use specialformer_tensor::Element;
 use specialformer_tensor::simd::{Kernel, Level, dispatch};
+
+use super::rows::{Rows, RowsMut};
 
 /// Which (row, column) pairs of a product matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,26 +27,15 @@ pub(super) enum Band {
 
 /// C (+)= A·B, run by [`product`].
 pub(super) struct Product<'a, E> {
-    /// Left operand, [rows, inner], of any strides.
-    pub a: &'a [E],
-    /// Step between rows of A.
-    pub a_row: usize,
-    /// Step between columns of A.
-    pub a_col: usize,
-    /// Right operand, [inner, columns], rows contiguous.
-    pub b: &'a [E],
-    /// Step between rows of B.
-    pub b_row: usize,
-    /// Result, [rows, columns], rows contiguous.
-    pub c: &'a mut [E],
-    /// Step between rows of C.
-    pub c_row: usize,
-    /// Number of rows.
-    pub rows: usize,
-    /// Inner size.
-    pub inner: usize,
-    /// Number of columns, a multiple of [`COLUMN_UNIT`].
-    pub columns: usize,
+    /// Left operand [rows, inner], or [inner, rows] if transposed.
+    pub a: Rows<'a, E>,
+    /// A is transposed.
+    pub transposed: bool,
+    /// Right operand [inner, columns].
+    pub b: Rows<'a, E>,
+    /// Result [rows, columns]; the number of columns is a multiple of
+    /// [`COLUMN_UNIT`].
+    pub c: RowsMut<'a, E>,
     /// Add to C instead of overwriting it.
     pub accumulate: bool,
     /// What may be skipped.
@@ -57,31 +48,54 @@ pub(super) const COLUMN_UNIT: usize = 4;
 /// Computes a [`Product`] at the widest SIMD level of the CPU.
 ///
 /// # Panics
-/// If an operand is shorter than its shape and strides say.
-pub(super) fn product<E: Element>(task: Product<'_, E>) {
-    if task.rows == 0 || task.columns == 0 {
-        return;
+/// If an operand is smaller than the others' sizes say.
+pub(super) fn product<E: Element>(mut task: Product<'_, E>) {
+    let (rows, columns, inner) = (task.c.count(), task.c.width(), task.b.count());
+    // These checks are what the unchecked accesses of the blocks rely on.
+    if task.transposed {
+        assert!(task.a.count() >= inner && task.a.width() >= rows);
+    } else {
+        assert!(task.a.count() >= rows && task.a.width() >= inner);
     }
-    dispatch(task);
+    assert!(task.b.width() >= columns && columns.is_multiple_of(COLUMN_UNIT));
+    let (a_row, a_col) = if task.transposed { (1, task.a.step()) } else { (task.a.step(), 1) };
+    dispatch(Checked {
+        a: task.a.as_ptr(),
+        a_row,
+        a_col,
+        b: task.b.as_ptr(),
+        b_row: task.b.step(),
+        c: task.c.as_mut_ptr(),
+        c_row: task.c.step(),
+        rows,
+        inner,
+        columns,
+        accumulate: task.accumulate,
+        band: task.band,
+    });
 }
 
-impl<E: Element> Kernel for Product<'_, E> {
+/// A product whose operands were checked to be as large as its sizes say.
+struct Checked<E> {
+    a: *const E,
+    a_row: isize,
+    a_col: isize,
+    b: *const E,
+    b_row: isize,
+    c: *mut E,
+    c_row: isize,
+    rows: usize,
+    inner: usize,
+    columns: usize,
+    accumulate: bool,
+    band: Band,
+}
+
+impl<E: Element> Kernel for Checked<E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(mut self) {
-        let last = |rows: usize, row: usize, columns: usize, column: usize| {
-            if rows == 0 || columns == 0 {
-                0
-            } else {
-                (rows - 1) * row + (columns - 1) * column + 1
-            }
-        };
-        // These three checks are what the unchecked accesses below rely on.
-        assert!(self.a.len() >= last(self.rows, self.a_row, self.inner, self.a_col));
-        assert!(self.b.len() >= last(self.inner, self.b_row, self.columns, 1));
-        assert!(self.c.len() >= last(self.rows, self.c_row, self.columns, 1));
-        assert!(self.columns.is_multiple_of(COLUMN_UNIT));
+    fn run<L: Level>(self) {
         // Two vector registers a row; as many rows as the registers hold.
         match (L::LANES_F32, size_of::<E>()) {
             (16.., 4) => self.columns_of::<L, 32, 8>(),
@@ -94,9 +108,9 @@ impl<E: Element> Kernel for Product<'_, E> {
     }
 }
 
-impl<E: Element> Product<'_, E> {
+impl<E: Element> Checked<E> {
     #[inline(always)]
-    fn columns_of<L: Level, const W: usize, const R: usize>(&mut self) {
+    fn columns_of<L: Level, const W: usize, const R: usize>(&self) {
         let mut column = 0;
         while self.columns - column >= W {
             self.rows_of::<L, W, R>(column);
@@ -116,7 +130,7 @@ impl<E: Element> Product<'_, E> {
     }
 
     #[inline(always)]
-    fn rows_of<L: Level, const W: usize, const R: usize>(&mut self, column: usize) {
+    fn rows_of<L: Level, const W: usize, const R: usize>(&self, column: usize) {
         let mut row = 0;
         while self.rows - row >= R {
             self.block::<L, W, R>(row, column);
@@ -158,31 +172,28 @@ impl<E: Element> Product<'_, E> {
     }
 
     #[inline(always)]
-    fn block<L: Level, const W: usize, const R: usize>(&mut self, row: usize, column: usize) {
-        let Some((from, to)) = self.inner_range(row, R, column, W) else {
-            return;
-        };
-        let (a_row, a_col) = (self.a_row, self.a_col);
+    fn block<L: Level, const W: usize, const R: usize>(&self, row: usize, column: usize) {
+        let Some((from, to)) = self.inner_range(row, R, column, W) else { return };
         let mut sum = [[E::ZERO; W]; R];
+        let mut a = self.a.wrapping_offset(row as isize * self.a_row + from as isize * self.a_col);
+        let mut b = self.b.wrapping_offset(from as isize * self.b_row).wrapping_add(column);
         // SAFETY: row + R <= rows, column + W <= columns and from <= k < to
-        // <= inner; `run` checked that the operands reach that far.
+        // <= inner; `product` checked that the operands reach that far.
         unsafe {
-            let mut a = self.a.as_ptr().wrapping_add(row * a_row + from * a_col);
-            let mut b = self.b.as_ptr().wrapping_add(from * self.b_row + column);
             for _ in from..to {
                 let b_row: &[E; W] = &*b.cast();
                 for (r, sum) in sum.iter_mut().enumerate() {
-                    let left = *a.add(r * a_row);
+                    let left = *a.offset(r as isize * self.a_row);
                     for (sum, &right) in sum.iter_mut().zip(b_row) {
                         *sum = left.mul_add_in::<L>(right, *sum);
                     }
                 }
-                a = a.wrapping_add(a_col);
-                b = b.wrapping_add(self.b_row);
+                a = a.wrapping_offset(self.a_col);
+                b = b.wrapping_offset(self.b_row);
             }
             for (r, sum) in sum.iter().enumerate() {
-                let c: &mut [E; W] =
-                    &mut *self.c.as_mut_ptr().add((row + r) * self.c_row + column).cast();
+                let c = self.c.offset((row + r) as isize * self.c_row).add(column);
+                let c: &mut [E; W] = &mut *c.cast();
                 if self.accumulate {
                     for (c, &sum) in c.iter_mut().zip(sum) {
                         *c += sum;
@@ -230,17 +241,16 @@ mod tests {
             }
         }
         let mut c = before.clone();
+        let a_rows = if transposed {
+            Rows::packed(&a, rows + 2, inner, rows)
+        } else {
+            Rows::packed(&a, inner + 1, rows, inner)
+        };
         product(Product {
-            a: &a,
-            a_row,
-            a_col,
-            b: &b,
-            b_row,
-            c: &mut c,
-            c_row,
-            rows,
-            inner,
-            columns,
+            a: a_rows,
+            transposed,
+            b: Rows::packed(&b, b_row, inner, columns),
+            c: RowsMut::packed(&mut c, c_row, rows, columns),
             accumulate,
             band,
         });

@@ -6,6 +6,9 @@ use std::marker::PhantomData;
 use ndarray::{ArrayView4, ArrayViewMut3, ArrayViewMut4};
 use specialformer_tensor::Element;
 
+use super::product::COLUMN_UNIT;
+use super::rows::{Rows, RowsMut};
+
 /// Number of elements that row copies move at once.
 const CHUNK: usize = 8;
 
@@ -74,7 +77,58 @@ impl<T: Copy> Source<'_, T> {
     }
 }
 
-impl<E: Element> Source<'_, E> {
+impl<'a, E: Element> Source<'a, E> {
+    /// `count` rows from (b, h, first) on where they lie, if products can use
+    /// them there: contiguous rows of a suitable width.
+    ///
+    /// # Panics
+    /// If the rows are not in the array.
+    pub(super) fn rows(
+        &self,
+        (b, h): (usize, usize),
+        (first, count): (usize, usize),
+    ) -> Option<Rows<'a, E>> {
+        let columns = self.sizes[3];
+        assert!(b < self.sizes[0] && h < self.sizes[1] && first + count <= self.sizes[2]);
+        let suitable = self.strides[3] == 1 && columns.is_multiple_of(COLUMN_UNIT);
+        if !suitable || columns == 0 || count == 0 {
+            return None;
+        }
+        // SAFETY: the indices were checked above.
+        Some(unsafe { Rows::new(self.row(b, h, first), self.strides[2], count, columns) })
+    }
+
+    /// [`Source::rows`], or a copy of them in `pack`, `step` apart.
+    pub(super) fn rows_or_pack<'m>(
+        &self,
+        head: (usize, usize),
+        range: (usize, usize),
+        pack: &'m mut [E],
+        step: usize,
+    ) -> Rows<'m, E>
+    where
+        'a: 'm,
+    {
+        self.rows(head, range).unwrap_or_else(|| self.packed_rows(head, range, pack, step))
+    }
+
+    /// A copy of `count` rows from (b, h, first) on in `pack`, `step` apart.
+    pub(super) fn packed_rows<'m>(
+        &self,
+        head: (usize, usize),
+        range: (usize, usize),
+        pack: &'m mut [E],
+        step: usize,
+    ) -> Rows<'m, E> {
+        self.load(head, range, E::ONE, pack, step);
+        Rows::packed(pack, step, range.1, step)
+    }
+
+    /// Bytes from one row to the next.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.strides[2].unsigned_abs() * size_of::<E>()
+    }
+
     /// Copies `rows` rows from (b, h, first) on, times `factor`, to `out`,
     /// whose rows are `step` apart.
     ///
@@ -158,6 +212,34 @@ impl<'a, E: Element> Target<'a, E> {
     /// Sizes of the first two axes.
     pub(super) fn leading_sizes(&self) -> [usize; 2] {
         [self.sizes[0], self.sizes[1]]
+    }
+
+    /// `count` rows from (b, h, first) on where they lie, if products can
+    /// write there; as [`Source::rows`].
+    ///
+    /// # Safety
+    /// Nothing else accesses these rows while the result is in use.
+    ///
+    /// # Panics
+    /// If the rows are not in the array.
+    pub(super) unsafe fn rows(
+        &self,
+        (b, h): (usize, usize),
+        (first, count): (usize, usize),
+    ) -> Option<RowsMut<'a, E>> {
+        let [batch, heads, rows, columns] = self.sizes;
+        assert!(b < batch && h < heads && first + count <= rows);
+        let [sb, sh, sr, sc] = self.strides;
+        let suitable = sc == 1 && columns.is_multiple_of(COLUMN_UNIT);
+        if !suitable || columns == 0 || count == 0 {
+            return None;
+        }
+        // SAFETY: the indices were checked, the view is exclusive, and by the
+        // contract the rows are ours.
+        Some(unsafe {
+            let start = self.start.offset(b as isize * sb + h as isize * sh + first as isize * sr);
+            RowsMut::new(start, sr, count, columns)
+        })
     }
 
     /// Writes row (b, h, row): element c is `factor · values[c · step]`.

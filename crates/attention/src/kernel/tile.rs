@@ -5,18 +5,19 @@ use specialformer_tensor::{Element, Parallelism};
 
 use super::args::{AttentionKind, Problem};
 use super::product::COLUMN_UNIT;
+use super::rows::Rows;
+use super::strided::Source;
 use super::weights::{Diagonal, LANE_UNIT};
 
 /// Most queries of a tile.
 const QUERY_TILE: usize = 64;
 /// Most keys of a tile.
 const KEY_TILE: usize = 64;
-/// Columns of packed rows are padded to a multiple of this.
-const WIDTH_UNIT: usize = 8;
-
 /// With fewer (row, key head) pairs than this, long sequences are split by
 /// queries too, so that there is work for several threads.
 const FEW_HEADS: usize = 8;
+/// Bytes from row to row up to which rows are used where they lie.
+const CLOSE_ROWS: usize = 512;
 /// Multiply-adds below which a unit is not worth a task of its own.
 const TASK_WORK: usize = 1 << 17;
 
@@ -28,7 +29,7 @@ fn tile_size(len: usize, most: usize, unit: usize) -> usize {
 
 /// Packed width of rows of `width` columns.
 pub(super) fn padded_width(width: usize) -> usize {
-    if width <= COLUMN_UNIT { COLUMN_UNIT } else { width.next_multiple_of(WIDTH_UNIT) }
+    width.next_multiple_of(COLUMN_UNIT)
 }
 
 /// The cut of a problem. It depends on the sizes alone.
@@ -97,6 +98,24 @@ impl Cut {
         Unit { b: pair / self.kv_heads, kv_head: pair % self.kv_heads, split }
     }
 
+    /// Rows of keys or values: where they lie if few queries use them or they
+    /// lie close together, else packed, because rows far apart fall into the
+    /// same few cache sets.
+    pub(super) fn key_rows<'m, E: Element>(
+        &self,
+        source: &Source<'m, E>,
+        head: (usize, usize),
+        range: (usize, usize),
+        pack: &'m mut [E],
+        step: usize,
+    ) -> Rows<'m, E> {
+        if self.query_tiles == 1 || source.row_bytes() <= CLOSE_ROWS {
+            source.rows_or_pack(head, range, pack, step)
+        } else {
+            source.packed_rows(head, range, pack, step)
+        }
+    }
+
     /// The query tiles of a unit, as (first query, number of queries).
     pub(super) fn query_tiles_of(
         &self,
@@ -140,12 +159,11 @@ impl<E: Element> Problem<'_, E> {
             .then(|| first as isize - tile.key as isize)
     }
 
-    /// Adds biases to the scores of a tile [keys, lanes] and replaces masked
-    /// ones by the value that means weight 0.
-    pub(super) fn adjust(&self, tile: &Tile, diagonal: Diagonal, scores: &mut [E]) {
+    /// Adds biases to the scores of a tile [keys, lanes] and replaces those
+    /// that the mask hides by the value that means weight 0.
+    pub(super) fn adjust(&self, tile: &Tile, scores: &mut [E]) {
         let (b, h) = (tile.b, tile.h);
         let softmax = matches!(self.kind, AttentionKind::Softmax);
-        let masked = if softmax { E::NEG_INFINITY } else { E::ZERO };
         if softmax && let Some(relative) = &self.relative {
             let query = tile.query + self.query_offset.of(b);
             for (j, row) in scores.chunks_exact_mut(tile.lanes).enumerate() {
@@ -155,6 +173,10 @@ impl<E: Element> Problem<'_, E> {
                 }
             }
         }
+        if self.bias.is_none() && self.mask.is_none() {
+            return;
+        }
+        let masked = if softmax { E::NEG_INFINITY } else { E::ZERO };
         let range = (tile.key, tile.keys);
         for i in 0..tile.queries {
             let row = (b, h, tile.query + i);
@@ -167,15 +189,6 @@ impl<E: Element> Problem<'_, E> {
                         scores[j * tile.lanes + i] = masked;
                     }
                 });
-            }
-            if self.bias.is_none() && self.mask.is_none() {
-                break;
-            }
-        }
-        if let Some(diagonal) = diagonal {
-            for (j, row) in scores.chunks_exact_mut(tile.lanes).enumerate() {
-                let hidden = (j as isize - diagonal).clamp(0, tile.lanes as isize);
-                row[..hidden as usize].fill(masked);
             }
         }
     }
@@ -208,23 +221,6 @@ impl<E: Element> Problem<'_, E> {
     }
 }
 
-/// Transposes rows [rows, step] to [columns, lanes]; padding lanes become 0.
-pub(super) fn transpose<E: Element>(
-    from: &[E],
-    step: usize,
-    rows: usize,
-    columns: usize,
-    to: &mut [E],
-    lanes: usize,
-) {
-    for (c, to) in to.chunks_exact_mut(lanes).take(columns).enumerate() {
-        for (i, to) in to[..rows].iter_mut().enumerate() {
-            *to = from[i * step + c];
-        }
-        to[rows..].fill(E::ZERO);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +232,6 @@ mod tests {
         assert_eq!(tile_size(512, 64, 4), 64);
         assert_eq!(tile_size(1, 64, 4), 4);
         assert_eq!(tile_size(0, 64, 4), 0);
-        assert_eq!((padded_width(3), padded_width(8), padded_width(20)), (4, 8, 24));
+        assert_eq!((padded_width(3), padded_width(8), padded_width(20)), (4, 8, 20));
     }
 }

@@ -1,16 +1,14 @@
-//! The elementwise part of a tile: scores to weights and back.
+//! The elementwise part of a tile, forward: scores to weights.
 //!
 //! Tiles lie transposed, [keys, lanes] with one lane a query, so that sums
-//! over keys are sums of vectors and need no shuffles. Masked scores arrive
-//! as −∞ (softmax) or 0 (expressive), both of which mean weight 0.
+//! over keys are sums of vectors and need no shuffles. Masked scores are −∞
+//! (softmax) or 0 (expressive), both of which mean weight 0.
 
 use specialformer_tensor::Element;
 use specialformer_tensor::simd::{Kernel, Level, dispatch};
 
 use super::args::AttentionKind;
 
-/// Lanes handled at once.
-const WIDE: usize = 16;
 /// Lanes of a tile are a multiple of this.
 pub(super) const LANE_UNIT: usize = 4;
 
@@ -18,23 +16,68 @@ pub(super) const LANE_UNIT: usize = 4;
 /// only if j ≤ i + diagonal.
 pub(super) type Diagonal = Option<isize>;
 
-/// Number of leading keys that any of the lanes up to `last` sees.
-#[inline(always)]
-fn visible(keys: usize, diagonal: Diagonal, last: usize) -> usize {
-    match diagonal {
-        None => keys,
-        Some(d) => (last as isize + d + 1).clamp(0, keys as isize) as usize,
-    }
+/// Calls `$chunk` for chunks of lanes that the compiler turns into registers.
+macro_rules! for_each_chunk {
+    ($lanes:expr, |$lane:ident, $width:ident| $chunk:expr) => {{
+        let lanes = $lanes;
+        let mut $lane = 0;
+        while lanes - $lane >= 16 {
+            const $width: usize = 16;
+            $chunk;
+            $lane += $width;
+        }
+        if lanes - $lane >= 8 {
+            const $width: usize = 8;
+            $chunk;
+            $lane += $width;
+        }
+        if lanes - $lane >= 4 {
+            const $width: usize = 4;
+            $chunk;
+        }
+    }};
 }
+pub(super) use for_each_chunk;
 
 #[inline(always)]
-fn lanes_of<E, const W: usize>(row: &[E], first: usize) -> &[E; W] {
+pub(super) fn lanes_of<E, const W: usize>(row: &[E], first: usize) -> &[E; W] {
     row[first..first + W].try_into().expect("W elements")
 }
 
 #[inline(always)]
-fn lanes_mut<E, const W: usize>(row: &mut [E], first: usize) -> &mut [E; W] {
+pub(super) fn lanes_mut<E, const W: usize>(row: &mut [E], first: usize) -> &mut [E; W] {
     (&mut row[first..first + W]).try_into().expect("W elements")
+}
+
+/// What a chunk of `W` lanes sees of a tile's keys.
+pub(super) struct Sight<const W: usize> {
+    /// Keys below are visible to all lanes.
+    pub all: usize,
+    /// Keys from here on are visible to none.
+    pub none: usize,
+    /// The last visible key of each lane.
+    last: [i32; W],
+}
+
+impl<const W: usize> Sight<W> {
+    #[inline(always)]
+    pub(super) fn new(keys: usize, diagonal: Diagonal, lane: usize) -> Self {
+        let Some(diagonal) = diagonal else {
+            return Self { all: keys, none: keys, last: [i32::MAX; W] };
+        };
+        let up_to = |last: isize| (last + 1).clamp(0, keys as isize) as usize;
+        let first = lane as isize + diagonal;
+        let last = std::array::from_fn(|i| first as i32 + i as i32);
+        Self { all: up_to(first), none: up_to(first + W as isize - 1), last }
+    }
+
+    /// Replaces what a key's row hides from lanes by `hidden`.
+    #[inline(always)]
+    pub(super) fn hide<E: Copy>(&self, key: usize, row: &mut [E; W], hidden: E) {
+        for (value, &last) in row.iter_mut().zip(&self.last) {
+            *value = if last >= key as i32 { *value } else { hidden };
+        }
+    }
 }
 
 /// One tile of scores to become weights.
@@ -69,15 +112,7 @@ impl<E: Element> Kernel for SoftmaxForward<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(mut self) {
-        let mut lane = 0;
-        while self.0.lanes - lane >= WIDE {
-            self.chunk::<L, WIDE>(lane);
-            lane += WIDE;
-        }
-        while self.0.lanes > lane {
-            self.chunk::<L, LANE_UNIT>(lane);
-            lane += LANE_UNIT;
-        }
+        for_each_chunk!(self.0.lanes, |lane, WIDTH| self.chunk::<L, WIDTH>(lane));
     }
 }
 
@@ -86,35 +121,35 @@ impl<E: Element> SoftmaxForward<'_, E> {
     fn chunk<L: Level, const W: usize>(&mut self, lane: usize) {
         let tile = &mut self.0;
         let keys = tile.scores.len() / tile.lanes;
-        let seen = visible(keys, tile.diagonal, lane + W - 1);
+        let sight = Sight::<W>::new(keys, tile.diagonal, lane);
         let before = *lanes_of::<E, W>(tile.max, lane);
         let mut max = before;
-        for row in tile.scores.chunks_exact(tile.lanes).take(seen) {
-            for (max, &s) in max.iter_mut().zip(lanes_of::<E, W>(row, lane)) {
+        for (j, row) in tile.scores.chunks_exact_mut(tile.lanes).take(sight.none).enumerate() {
+            let row = lanes_mut::<E, W>(row, lane);
+            if j >= sight.all {
+                sight.hide(j, row, E::NEG_INFINITY);
+            }
+            for (max, &s) in max.iter_mut().zip(row.iter()) {
                 *max = if s > *max { s } else { *max };
             }
         }
-        // A lane that has seen nothing yet keeps −∞; shifting by 0 avoids
-        // −∞ − (−∞).
+        // A lane that has seen nothing yet keeps −∞; shifting by 0 then gives
+        // e^−∞ = 0 instead of e^(−∞ + ∞).
         let shift = max.map(|m| if m == E::NEG_INFINITY { E::ZERO } else { m });
         let mut sum = *lanes_of::<E, W>(tile.sum, lane);
         let rescale = lanes_mut::<E, W>(tile.rescale, lane);
         for i in 0..W {
-            let exp = (before[i] - shift[i]).exp_in::<L>();
-            let exp = if before[i] == E::NEG_INFINITY { E::ZERO } else { exp };
-            rescale[i] = exp;
-            sum[i] *= exp;
+            rescale[i] = (before[i] - shift[i]).exp_in::<L>();
+            sum[i] *= rescale[i];
         }
-        for row in tile.scores.chunks_exact_mut(tile.lanes).take(seen) {
+        for row in tile.scores.chunks_exact_mut(tile.lanes).take(sight.none) {
             let row = lanes_mut::<E, W>(row, lane);
             for i in 0..W {
-                let exp = (row[i] - shift[i]).exp_in::<L>();
-                let exp = if row[i] == E::NEG_INFINITY { E::ZERO } else { exp };
-                row[i] = exp;
-                sum[i] += exp;
+                row[i] = (row[i] - shift[i]).exp_in::<L>();
+                sum[i] += row[i];
             }
         }
-        for row in tile.scores.chunks_exact_mut(tile.lanes).skip(seen) {
+        for row in tile.scores.chunks_exact_mut(tile.lanes).skip(sight.none) {
             *lanes_mut::<E, W>(row, lane) = [E::ZERO; W];
         }
         *lanes_mut(tile.max, lane) = max;
@@ -137,15 +172,7 @@ impl<E: Element> Kernel for ExpressiveForward<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(mut self) {
-        let mut lane = 0;
-        while self.0.lanes - lane >= WIDE {
-            self.chunk::<WIDE>(lane);
-            lane += WIDE;
-        }
-        while self.0.lanes > lane {
-            self.chunk::<LANE_UNIT>(lane);
-            lane += LANE_UNIT;
-        }
+        for_each_chunk!(self.0.lanes, |lane, WIDTH| self.chunk::<WIDTH>(lane));
     }
 }
 
@@ -154,10 +181,17 @@ impl<E: Element> ExpressiveForward<'_, E> {
     fn chunk<const W: usize>(&mut self, lane: usize) {
         let tile = &mut self.0;
         let keys = tile.scores.len() / tile.lanes;
-        let seen = visible(keys, tile.diagonal, lane + W - 1);
+        let sight = Sight::<W>::new(keys, tile.diagonal, lane);
         let mut sum = *lanes_of::<E, W>(tile.sum, lane);
-        for (j, row) in tile.scores.chunks_exact_mut(tile.lanes).take(seen).enumerate() {
+        for (j, row) in tile.scores.chunks_exact_mut(tile.lanes).enumerate() {
             let row = lanes_mut::<E, W>(row, lane);
+            if j >= sight.none {
+                *row = [E::ZERO; W];
+                continue;
+            }
+            if j >= sight.all {
+                sight.hide(j, row, E::ZERO);
+            }
             match tile.factors {
                 None => {
                     for i in 0..W {
@@ -173,9 +207,6 @@ impl<E: Element> ExpressiveForward<'_, E> {
                     }
                 }
             }
-        }
-        for row in tile.scores.chunks_exact_mut(tile.lanes).skip(seen) {
-            *lanes_mut::<E, W>(row, lane) = [E::ZERO; W];
         }
         *lanes_mut(tile.sum, lane) = sum;
     }
@@ -206,187 +237,90 @@ impl<E: Element> Kernel for Finish<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(self) {
-        let rows = self.statistic.iter_mut().zip(self.inverse);
+    fn run<L: Level>(mut self) {
+        for_each_chunk!(self.sum.len(), |lane, WIDTH| self.chunk::<L, WIDTH>(lane));
+    }
+}
+
+impl<E: Element> Finish<'_, E> {
+    #[inline(always)]
+    fn chunk<L: Level, const W: usize>(&mut self, lane: usize) {
+        let sum = lanes_of::<E, W>(self.sum, lane);
+        let statistic = lanes_mut::<E, W>(self.statistic, lane);
+        let inverse = lanes_mut::<E, W>(self.inverse, lane);
         match self.kind {
             AttentionKind::Softmax => {
-                for ((statistic, inverse), (&max, &sum)) in rows.zip(self.max.iter().zip(self.sum))
-                {
-                    let empty = sum == E::ZERO;
-                    *statistic = if empty { E::NEG_INFINITY } else { max + sum.ln_in::<L>() };
-                    *inverse = if empty { E::ZERO } else { E::ONE / sum };
+                let max = lanes_of::<E, W>(self.max, lane);
+                for i in 0..W {
+                    let empty = sum[i] == E::ZERO;
+                    let log_sum = max[i] + sum[i].ln_in::<L>();
+                    statistic[i] = if empty { E::NEG_INFINITY } else { log_sum };
+                    inverse[i] = if empty { E::ZERO } else { E::ONE / sum[i] };
                 }
             }
             AttentionKind::Expressive { epsilon } => {
                 let epsilon = E::from_f64(epsilon);
-                for ((statistic, inverse), &sum) in rows.zip(self.sum) {
-                    let total = sum + epsilon;
+                for i in 0..W {
+                    let total = sum[i] + epsilon;
                     let reciprocal = E::ONE / total;
                     // Without ε a subnormal sum has no finite reciprocal.
-                    let empty = sum == E::ZERO || !reciprocal.is_finite();
-                    *statistic = if empty { -E::NEG_INFINITY } else { total };
-                    *inverse = if empty { E::ZERO } else { reciprocal };
+                    let empty = sum[i] == E::ZERO || !reciprocal.is_finite();
+                    statistic[i] = if empty { -E::NEG_INFINITY } else { total };
+                    inverse[i] = if empty { E::ZERO } else { reciprocal };
                 }
             }
         }
     }
 }
 
-/// One tile of the backward pass.
-pub(super) struct BackwardTile<'a, E> {
-    /// Scores; overwritten with weights (times dropout) [keys, lanes].
-    pub scores: &'a mut [E],
-    /// dy·v; overwritten with the gradient of the scores [keys, lanes].
-    pub products: &'a mut [E],
-    pub lanes: usize,
-    pub diagonal: Diagonal,
-    /// ALiBi factors of expressive weights [keys, lanes].
-    pub factors: Option<&'a [E]>,
-    /// Dropout factors [keys, lanes].
-    pub dropout: Option<&'a [E]>,
-    /// logsumexp (softmax) or 1/(Σw + ε) (expressive) of each lane.
-    pub normaliser: &'a [E],
-    /// dy·y of each lane.
-    pub delta: &'a [E],
+/// Multiplies the rows of a tile by one factor a lane.
+pub(super) fn scale_lanes<E: Element>(tile: &mut [E], factors: &[E]) {
+    dispatch(ScaleLanes { tile, factors });
 }
 
-/// Turns scores and dy·v into weights and the gradient of the scores.
-pub(super) fn backward_tile<E: Element>(kind: AttentionKind, tile: BackwardTile<'_, E>) {
-    let plain = tile.factors.is_none() && tile.dropout.is_none();
-    match (kind, plain) {
-        (AttentionKind::Softmax, true) => dispatch(SoftmaxBackward::<E, true>(tile)),
-        (AttentionKind::Softmax, false) => dispatch(SoftmaxBackward::<E, false>(tile)),
-        (AttentionKind::Expressive { .. }, true) => dispatch(ExpressiveBackward::<E, true>(tile)),
-        (AttentionKind::Expressive { .. }, false) => dispatch(ExpressiveBackward::<E, false>(tile)),
-    }
+struct ScaleLanes<'a, E> {
+    tile: &'a mut [E],
+    factors: &'a [E],
 }
 
-struct SoftmaxBackward<'a, E, const PLAIN: bool>(BackwardTile<'a, E>);
-struct ExpressiveBackward<'a, E, const PLAIN: bool>(BackwardTile<'a, E>);
-
-/// The lanes of an optional factor tile, ones if there is none.
-#[inline(always)]
-fn factor_lanes<E: Element, const W: usize>(tile: Option<&[E]>, start: usize) -> [E; W] {
-    match tile {
-        None => [E::ONE; W],
-        Some(tile) => *lanes_of::<E, W>(tile, start),
-    }
-}
-
-impl<E: Element, const PLAIN: bool> Kernel for SoftmaxBackward<'_, E, PLAIN> {
+impl<E: Element> Kernel for ScaleLanes<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Level>(mut self) {
-        let mut lane = 0;
-        while self.0.lanes - lane >= WIDE {
-            self.chunk::<L, WIDE>(lane);
-            lane += WIDE;
-        }
-        while self.0.lanes > lane {
-            self.chunk::<L, LANE_UNIT>(lane);
-            lane += LANE_UNIT;
-        }
+        for_each_chunk!(self.factors.len(), |lane, WIDTH| self.chunk::<WIDTH>(lane));
     }
 }
 
-impl<E: Element, const PLAIN: bool> SoftmaxBackward<'_, E, PLAIN> {
-    #[inline(always)]
-    fn chunk<L: Level, const W: usize>(&mut self, lane: usize) {
-        let tile = &mut self.0;
-        let keys = tile.scores.len() / tile.lanes;
-        let seen = visible(keys, tile.diagonal, lane + W - 1);
-        let log_sum = *lanes_of::<E, W>(tile.normaliser, lane);
-        let delta = *lanes_of::<E, W>(tile.delta, lane);
-        let rows = tile.scores.chunks_exact_mut(tile.lanes);
-        let rows = rows.zip(tile.products.chunks_exact_mut(tile.lanes)).enumerate();
-        for (j, (score, product)) in rows {
-            let score = lanes_mut::<E, W>(score, lane);
-            let product = lanes_mut::<E, W>(product, lane);
-            if j >= seen {
-                *score = [E::ZERO; W];
-                *product = [E::ZERO; W];
-                continue;
-            }
-            let dropped = if PLAIN {
-                [E::ONE; W]
-            } else {
-                factor_lanes::<E, W>(tile.dropout, j * tile.lanes + lane)
-            };
-            for i in 0..W {
-                let exp = (score[i] - log_sum[i]).exp_in::<L>();
-                let weight = if score[i] == E::NEG_INFINITY { E::ZERO } else { exp };
-                if PLAIN {
-                    score[i] = weight;
-                    product[i] = weight * (product[i] - delta[i]);
-                } else {
-                    score[i] = weight * dropped[i];
-                    product[i] = weight * (product[i] * dropped[i] - delta[i]);
-                }
-            }
-        }
-    }
-}
-
-impl<E: Element, const PLAIN: bool> Kernel for ExpressiveBackward<'_, E, PLAIN> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Level>(mut self) {
-        let mut lane = 0;
-        while self.0.lanes - lane >= WIDE {
-            self.chunk::<WIDE>(lane);
-            lane += WIDE;
-        }
-        while self.0.lanes > lane {
-            self.chunk::<LANE_UNIT>(lane);
-            lane += LANE_UNIT;
-        }
-    }
-}
-
-impl<E: Element, const PLAIN: bool> ExpressiveBackward<'_, E, PLAIN> {
+impl<E: Element> ScaleLanes<'_, E> {
     #[inline(always)]
     fn chunk<const W: usize>(&mut self, lane: usize) {
-        let tile = &mut self.0;
-        let keys = tile.scores.len() / tile.lanes;
-        let seen = visible(keys, tile.diagonal, lane + W - 1);
-        let normaliser = *lanes_of::<E, W>(tile.normaliser, lane);
-        let twice = normaliser.map(|n| n + n);
-        let delta = *lanes_of::<E, W>(tile.delta, lane);
-        let rows = tile.scores.chunks_exact_mut(tile.lanes);
-        let rows = rows.zip(tile.products.chunks_exact_mut(tile.lanes)).enumerate();
-        for (j, (score, product)) in rows {
-            let score = lanes_mut::<E, W>(score, lane);
-            let product = lanes_mut::<E, W>(product, lane);
-            if j >= seen {
-                *score = [E::ZERO; W];
-                *product = [E::ZERO; W];
-                continue;
+        let factors = *lanes_of::<E, W>(self.factors, lane);
+        for row in self.tile.chunks_exact_mut(self.factors.len()) {
+            for (value, &factor) in lanes_mut::<E, W>(row, lane).iter_mut().zip(&factors) {
+                *value *= factor;
             }
-            let (factor, dropped) = if PLAIN {
-                ([E::ONE; W], [E::ONE; W])
-            } else {
-                let start = j * tile.lanes + lane;
-                (
-                    factor_lanes::<E, W>(tile.factors, start),
-                    factor_lanes::<E, W>(tile.dropout, start),
-                )
-            };
-            for i in 0..W {
-                let z = score[i];
-                let (w, inverse) = expressive_weight(z);
-                // dw/dz = 2z/(1 + z²)², multiplied in an order that cannot
-                // overflow before it shrinks.
-                let slope = (z * inverse) * (inverse * twice[i]);
-                if PLAIN {
-                    score[i] = w * normaliser[i];
-                    product[i] = slope * (product[i] - delta[i]);
-                } else {
-                    score[i] = w * factor[i] * normaliser[i] * dropped[i];
-                    product[i] = slope * factor[i] * (product[i] * dropped[i] - delta[i]);
-                }
-            }
+        }
+    }
+}
+
+/// Multiplies two tiles elementwise.
+pub(super) fn multiply<E: Element>(tile: &mut [E], factors: &[E]) {
+    dispatch(Multiply { tile, factors });
+}
+
+struct Multiply<'a, E> {
+    tile: &'a mut [E],
+    factors: &'a [E],
+}
+
+impl<E: Element> Kernel for Multiply<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        for (value, &factor) in self.tile.iter_mut().zip(self.factors) {
+            *value *= factor;
         }
     }
 }
