@@ -278,7 +278,7 @@ mod tests {
         let x = Tensor::from_array(random_array(1, &[5000, 14], -2.0, 2.0)).cast::<f32>();
         let targets = random_indices(2, 5000, 14);
         let run = |parallelism| {
-            let config = crate::TapeConfig { parallelism };
+            let config = crate::TapeConfig { parallelism, ..Default::default() };
             let tape = Tape::with_config(config);
             let x = tape.variable(x.clone());
             let loss = x.cross_entropy(&targets, &CrossEntropy::default()).unwrap();

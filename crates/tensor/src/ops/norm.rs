@@ -332,7 +332,7 @@ impl<E: Element> Var<E> {
     /// population. PyTorch: `layer_norm(x, [C], w, b, eps)`.
     ///
     /// # Shapes
-    /// x [..., C], `weight` and `bias` [C] → [..., C].
+    /// x [..., C], `weight` and `bias` of C → [..., C].
     ///
     /// # Errors
     /// [`TensorError::ShapeMismatch`] for a weight or bias of another length;
@@ -359,7 +359,7 @@ impl<E: Element> Var<E> {
     /// y = x / √(mean(x²) + ε)·w. PyTorch: `rms_norm(x, [C], w, eps)`.
     ///
     /// # Shapes
-    /// x [..., C], `weight` [C] → [..., C].
+    /// x [..., C], `weight` of C → [..., C].
     ///
     /// # Errors
     /// As [`Var::layer_norm`].

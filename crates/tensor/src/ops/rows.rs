@@ -225,7 +225,7 @@ mod tests {
                 load::<L, E>(x, at).mul(load::<L, E>(y, at))
             });
             let quarters = join(quarter_sums::<L, E>(dot));
-            assert!(quarters == dot.sum());
+            assert!(quarters == dot.sum() || is_nan(quarters));
             let mut sum = vec![E::ZERO; x.len()];
             shifted::<L, E>(x, E::ONE, &mut sum);
             let mut line = x.to_vec();
