@@ -87,32 +87,11 @@ struct Run<E> {
     k: Array4<E>,
     v: Array4<E>,
     bias: Option<Array4<E>>,
+    /// The least of the saved numbers of the rows.
+    least: f64,
 }
 
 impl Case {
-    fn plain(batch: usize, heads: usize, queries: usize, keys: usize, width: usize) -> Self {
-        Self {
-            batch,
-            kv_heads: heads,
-            group: 1,
-            queries,
-            keys,
-            width,
-            value_width: width,
-            expressive: false,
-            causal: true,
-            offset: 0,
-            per_row_offsets: false,
-            lengths: false,
-            mask: false,
-            bias: false,
-            alibi: false,
-            dropout: false,
-            magnitude: 1.0,
-            seed: 7,
-        }
-    }
-
     /// Runs `f` with the arrays and arguments of this case.
     fn with<E: Element, R>(
         &self,
@@ -197,13 +176,17 @@ impl Case {
             )
             .unwrap();
             let [q, k, v] = grads.map(|g| g.view().to_owned());
-            Run { out: out.view().to_owned(), q, k, v, bias }
+            let least = statistics.iter().map(|s| s.to_f64()).fold(f64::INFINITY, f64::min);
+            Run { out: out.view().to_owned(), q, k, v, bias, least }
         })
     }
 
     fn check<E: Element>(&self) {
         let run = self.run::<E>(Parallelism::Serial);
-        let tolerance = E::EPSILON.to_f64() * 400.0;
+        // An expressive row of weight s = ε + Σw magnifies rounding by up to
+        // max_j 2|z_j|/s ≤ 2/√s, whatever the algorithm.
+        let magnified = if self.expressive { (2.0 / run.least.sqrt()).max(1.0) } else { 1.0 };
+        let tolerance = E::EPSILON.to_f64() * 400.0 * magnified;
         self.with::<E, _>(|[q, k, v, dy], args, _| {
             let close = |name: &str, got: &Array4<E>, want: &Array4<f64>| {
                 let got = got.mapv(E::to_f64);
@@ -217,12 +200,6 @@ impl Case {
             };
             close("out", &run.out, &reference::forward(q, k, v, args));
             let want = reference::backward(q, k, v, args, dy);
-            // In f32 a row with little weight has gradients as noisy as its
-            // scores; see `tests/numerics.rs`.
-            let steep = want.q.iter().any(|g| g.abs() > 20.0);
-            if self.expressive && steep && E::NAME == "f32" {
-                return;
-            }
             close("dq", &run.q, &want.q);
             close("dk", &run.k, &want.k);
             close("dv", &run.v, &want.v);
