@@ -1,13 +1,29 @@
 //! Which kernel multiplies which shape, and how a product is cut for threads.
 //!
-//! The rules come from the benchmark `gemm` of this workspace (AVX-512, one
-//! thread): the tiled kernel is ahead of `matrixmultiply` and level with or
-//! ahead of faer on every shape that training meets, allocates nothing, and
-//! its results do not depend on how a product is cut. It therefore multiplies
-//! everything but two kinds: products of a handful of rows or columns with
-//! the inner axis contiguous in both operands go to dot products, and a C
-//! without a unit stride goes to `matrixmultiply`. With the cargo feature
-//! `blas`, large products go to OpenBLAS.
+//! The rules come from the benchmark `gemm` of this workspace. GFLOP/s on one
+//! thread of a Zen 5 server (AVX-512, `f32`, best of many, loaded machine);
+//! ᵀ marks an operand stored transposed:
+//!
+//! | product | tiled | faer | matrixmultiply | dots |
+//! |---|---|---|---|---|
+//! | [4096, 16]·[16, 64] | 220 | 210 | 130 | |
+//! | [4096, 64]·[64, 16] | 195 | 143 | 75 | |
+//! | [256, 16]·[16, 16]ᵀ | 178 | 104 | 67 | |
+//! | [64, 4096]ᵀ·[4096, 16] | 179 | 120 | 144 | |
+//! | [6144, 64]·[64, 256] | 219 | 216 | 165 | |
+//! | [64, 64]·[64, 128] | 226 | 220 | 166 | |
+//! | [2048, 512]·[512, 2048] | 226 | 228 | 180 | |
+//! | [1024, 1024]·[1024, 1024] | 217 | 219 | 181 | |
+//! | [1, 512]·[512, 512]ᵀ | 10 | 44 | 4 | 60 |
+//! | [4, 512]·[512, 512]ᵀ | 38 | 55 | 19 | 70 |
+//!
+//! The tiled kernel is level with or ahead of the others on every shape that
+//! training meets, allocates nothing, and its results do not depend on how a
+//! product is cut. It therefore multiplies everything but two kinds: products
+//! of a handful of rows or columns with the inner axis contiguous in both
+//! operands go to dot products, and a C without a unit stride goes to
+//! `matrixmultiply`. With the cargo feature `blas`, large products go to
+//! OpenBLAS.
 
 use std::fmt;
 
@@ -61,7 +77,7 @@ pub(super) fn prefers_blas(m: usize, k: usize, n: usize) -> bool {
 }
 
 /// Multiply-adds below which another thread costs more than it saves.
-const TASK: usize = 1 << 19;
+const TASK: usize = 1 << 20;
 
 /// How many parallel tasks a product of this many multiply-adds is worth.
 pub(super) fn tasks(multiply_adds: usize) -> usize {
