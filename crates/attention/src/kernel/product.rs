@@ -182,10 +182,10 @@ impl<E: Element> Checked<E> {
         // <= inner; `product` checked that the operands reach that far.
         unsafe {
             for _ in from..to {
-                let b_row: &[E; W] = &*b.cast();
+                let b_row: [E; W] = b.cast::<[E; W]>().read();
                 for (r, sum) in sum.iter_mut().enumerate() {
                     let left = *a.offset(r as isize * self.a_row);
-                    for (sum, &right) in sum.iter_mut().zip(b_row) {
+                    for (sum, &right) in sum.iter_mut().zip(&b_row) {
                         *sum = left.mul_add_in::<L>(right, *sum);
                     }
                 }
