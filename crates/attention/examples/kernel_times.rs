@@ -38,11 +38,8 @@ fn main() {
         shape(8, 8, 1, 512, 64, 100),
     ];
     println!("B H Tq Tk D: min ms forward, backward, both, GFLOP/s of both");
-    for shape in shapes
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| filter.is_none_or(|f| f == *i))
-        .map(|(_, s)| s)
+    for shape in
+        shapes.iter().enumerate().filter(|(i, _)| filter.is_none_or(|f| f == *i)).map(|(_, s)| s)
     {
         for kind in [AttentionKind::Softmax, AttentionKind::expressive()] {
             for parallelism in [Parallelism::Serial, Parallelism::Rayon] {
@@ -53,14 +50,7 @@ fn main() {
 }
 
 fn measure(shape: &Shape, kind: AttentionKind, parallelism: Parallelism) {
-    let &Shape {
-        batch,
-        heads,
-        queries,
-        keys,
-        width,
-        repeats,
-    } = shape;
+    let &Shape { batch, heads, queries, keys, width, repeats } = shape;
     let mut random = Seed::new(1).stream("times");
     // Heads of q, k and v side by side, as a packed projection has them.
     let mut array = |t, parts| {

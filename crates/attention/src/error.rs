@@ -49,12 +49,7 @@ impl AttentionError {
         shape: &[usize],
         what: impl Into<String>,
     ) -> Self {
-        Self::Shape {
-            op,
-            name,
-            shape: Shape::new(shape),
-            what: what.into(),
-        }
+        Self::Shape { op, name, shape: Shape::new(shape), what: what.into() }
     }
 
     pub(crate) fn argument(
@@ -63,11 +58,6 @@ impl AttentionError {
         value: impl std::fmt::Display,
         what: impl Into<String>,
     ) -> Self {
-        Self::Argument {
-            op,
-            name,
-            value: value.to_string(),
-            what: what.into(),
-        }
+        Self::Argument { op, name, value: value.to_string(), what: what.into() }
     }
 }

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use specialformer_nn::{Ctx, Linear, Mode, Module, NnError, ParameterVisitor, Weight};
 use specialformer_tensor::{Element, RngStream, Var};
 
-use crate::error::Result;
 use crate::alibi::alibi_slopes;
+use crate::error::Result;
 use crate::kernel::{AttentionKind, Dropout};
 use crate::op::{AttentionArgs, attention_kv, attention_qkv};
 use crate::per_position::PerPositionLinear;
@@ -93,7 +93,11 @@ impl AttentionConfig {
             return fail("kv_heads", self.kv_heads, reason);
         }
         if matches!(self.position, Position::Rope { .. }) && !self.head_width.is_multiple_of(2) {
-            return fail("head_width", self.head_width, "rotary positions need an even width".into());
+            return fail(
+                "head_width",
+                self.head_width,
+                "rotary positions need an even width".into(),
+            );
         }
         if !(0.0..1.0).contains(&self.dropout) {
             let error = NnError::config(layer, "dropout", self.dropout, "must be in [0, 1)");

@@ -9,9 +9,7 @@ use specialformer_tensor::{
 };
 
 use crate::error::{AttentionError, Result};
-use crate::kernel::{
-    self, AttentionKind, Dropout, InputGrads, KernelArgs, QueryOffset, SavedRows,
-};
+use crate::kernel::{self, AttentionKind, Dropout, InputGrads, KernelArgs, QueryOffset, SavedRows};
 
 /// What an attention operation is asked for besides q, k and v.
 ///
@@ -219,19 +217,24 @@ impl<E: Element> Separate<E> {
         let mut q = make(needs(0), saved.q.tensor.shape());
         let mut k = make(needs(1), saved.k.tensor.shape());
         let mut v = make(needs(2), saved.v.tensor.shape());
-        let mut bias = bias.filter(|&i| needs(i)).and(saved.args.bias.as_ref()).map(|bias| {
-            Tensor::zeros_in(cx.pool(), bias.shape())
-        });
-        saved.backward(cx, grad, InputGrads {
-            q: q.as_mut().map(|x| head_target(x, saved.q.count)),
-            k: k.as_mut().map(|x| head_target(x, saved.k.count)),
-            v: v.as_mut().map(|x| head_target(x, saved.v.count)),
-            bias: bias.as_mut().map(|x| {
-                let shape = x.shape();
-                let sizes = (shape[0], shape[1], shape[2], shape[3]);
-                ArrayViewMut4::from_shape(sizes, x.make_mut()).expect("the bias has four axes")
-            }),
-        })?;
+        let mut bias = bias
+            .filter(|&i| needs(i))
+            .and(saved.args.bias.as_ref())
+            .map(|bias| Tensor::zeros_in(cx.pool(), bias.shape()));
+        saved.backward(
+            cx,
+            grad,
+            InputGrads {
+                q: q.as_mut().map(|x| head_target(x, saved.q.count)),
+                k: k.as_mut().map(|x| head_target(x, saved.k.count)),
+                v: v.as_mut().map(|x| head_target(x, saved.v.count)),
+                bias: bias.as_mut().map(|x| {
+                    let shape = x.shape();
+                    let sizes = (shape[0], shape[1], shape[2], shape[3]);
+                    ArrayViewMut4::from_shape(sizes, x.make_mut()).expect("the bias has four axes")
+                }),
+            },
+        )?;
         Ok([q, k, v, bias])
     }
 }
@@ -363,8 +366,7 @@ pub fn attention<E: Element>(
     let (tape, kept) = (q.tape(), Kept::new(args));
     let (qs, ks, vs) = (whole(q), whole(k), whole(v));
     let shape = q.shape().with_size(3, v.shape()[3]);
-    let (out, statistics) =
-        run(&qs, &ks, &vs, &kept, shape, tape.pool(), tape.parallelism())?;
+    let (out, statistics) = run(&qs, &ks, &vs, &kept, shape, tape.pool(), tape.parallelism())?;
     let saved = out.clone();
     let op = || Separate(Saved { q: qs, k: ks, v: vs, args: kept, out: saved, statistics });
     Ok(match args.bias {
@@ -417,15 +419,13 @@ pub fn attention_qkv<E: Element>(
     let width = check_packed(OP, "qkv", qkv, total)?;
     refuse_bias(OP, args)?;
     let part = |first, count| Heads { tensor: qkv.value().clone(), total, first, count };
-    let (q, k, v) =
-        (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
+    let (q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
     let (tape, kept) = (qkv.tape(), Kept::new(args));
     let shape = qkv.shape().with_size(2, heads * width);
     let (out, statistics) = run(&q, &k, &v, &kept, shape, tape.pool(), tape.parallelism())?;
     let saved = out.clone();
-    Ok(tape.apply([qkv], out, || {
-        PackedQkv(Saved { q, k, v, args: kept, out: saved, statistics })
-    })?)
+    Ok(tape
+        .apply([qkv], out, || PackedQkv(Saved { q, k, v, args: kept, out: saved, statistics }))?)
 }
 
 /// Attention of queries over packed keys and values: the heads of k, then
@@ -447,12 +447,8 @@ pub fn attention_kv<E: Element>(
     check_packed(OP, "q", q, heads)?;
     check_packed(OP, "kv", kv, 2 * kv_heads)?;
     refuse_bias(OP, args)?;
-    let part = |first| Heads {
-        tensor: kv.value().clone(),
-        total: 2 * kv_heads,
-        first,
-        count: kv_heads,
-    };
+    let part =
+        |first| Heads { tensor: kv.value().clone(), total: 2 * kv_heads, first, count: kv_heads };
     let (k, v) = (part(0), part(kv_heads));
     let queries = Heads { tensor: q.value().clone(), total: heads, first: 0, count: heads };
     let (tape, kept) = (q.tape(), Kept::new(args));

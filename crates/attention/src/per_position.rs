@@ -47,8 +47,9 @@ impl<E: Element> PerPositionLinear<E> {
         }
         let shape = [window, out_features, in_features];
         let weight = Parameter::new(init::linear_default(shape, in_features, rng));
-        let bias = bias
-            .then(|| Parameter::new(init::linear_default([window, out_features], in_features, rng)));
+        let bias = bias.then(|| {
+            Parameter::new(init::linear_default([window, out_features], in_features, rng))
+        });
         Ok(Self { weight, bias })
     }
 
@@ -110,7 +111,11 @@ impl<E: Element> PerPosition<E> {
         ArrayView3::from_shape((t, o, i), data).expect("sizes were checked")
     }
 
-    fn gradients(&self, cx: &BackwardContext<'_, E>, grad: &Tensor<E>) -> Result<[Grad<E>; 2], TensorError> {
+    fn gradients(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: &Tensor<E>,
+    ) -> Result<[Grad<E>; 2], TensorError> {
         let [b, t, i, o] = self.sizes();
         let par = cx.parallelism();
         let g = by_position(grad.as_slice(), b, t, o);
@@ -138,7 +143,11 @@ impl<E: Element> PerPosition<E> {
 impl<E: Element> Op<E, 2> for PerPosition<E> {
     const NAME: &'static str = "per_position_linear";
 
-    fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 2], TensorError> {
+    fn backward(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: Tensor<E>,
+    ) -> Result<[Grad<E>; 2], TensorError> {
         self.gradients(cx, &grad)
     }
 }
@@ -148,7 +157,11 @@ struct PerPositionBias<E: Element>(PerPosition<E>);
 impl<E: Element> Op<E, 3> for PerPositionBias<E> {
     const NAME: &'static str = "per_position_linear_bias";
 
-    fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 3], TensorError> {
+    fn backward(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: Tensor<E>,
+    ) -> Result<[Grad<E>; 3], TensorError> {
         let [b, t, _, o] = self.0.sizes();
         let window = self.0.weight.shape()[0];
         let bias = cx.grad_of(2, || {

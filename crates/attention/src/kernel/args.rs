@@ -35,9 +35,7 @@ impl AttentionKind {
 
     /// Expressive attention with ε = 1e-7.
     pub const fn expressive() -> Self {
-        Self::Expressive {
-            epsilon: Self::DEFAULT_EPSILON,
-        }
+        Self::Expressive { epsilon: Self::DEFAULT_EPSILON }
     }
 }
 
@@ -141,11 +139,7 @@ impl Sizes {
         }
         let (heads, kv_heads) = (q[1], k[1]);
         if (kv_heads == 0 && heads != 0) || (kv_heads != 0 && !heads.is_multiple_of(kv_heads)) {
-            return fail(
-                "k",
-                k,
-                format!("q's {heads} heads must be a multiple of k's {kv_heads}"),
-            );
+            return fail("k", k, format!("q's {heads} heads must be a multiple of k's {kv_heads}"));
         }
         Ok(Self {
             batch: q[0],
@@ -186,19 +180,13 @@ impl<'a, E: Element> Problem<'a, E> {
     pub(super) fn new(op: &'static str, sizes: Sizes, args: &KernelArgs<'a, E>) -> Result<Self> {
         let argument =
             |name, value: String, what: &str| Err(AttentionError::argument(op, name, value, what));
-        let scale = args
-            .scale
-            .unwrap_or_else(|| 1.0 / (sizes.width.max(1) as f64).sqrt());
+        let scale = args.scale.unwrap_or_else(|| 1.0 / (sizes.width.max(1) as f64).sqrt());
         if !scale.is_finite() {
             return argument("scale", scale.to_string(), "must be finite");
         }
         if let AttentionKind::Expressive { epsilon } = args.kind {
             if !(epsilon >= 0.0 && epsilon.is_finite()) {
-                return argument(
-                    "epsilon",
-                    epsilon.to_string(),
-                    "must be finite and not negative",
-                );
+                return argument("epsilon", epsilon.to_string(), "must be finite and not negative");
             }
             if args.bias.is_some() {
                 return argument(
@@ -214,12 +202,7 @@ impl<'a, E: Element> Problem<'a, E> {
                 Ok(())
             } else {
                 let what = format!("needs one entry for each of the {} batch rows", sizes.batch);
-                Err(AttentionError::argument(
-                    op,
-                    name,
-                    format!("{len} entries"),
-                    what,
-                ))
+                Err(AttentionError::argument(op, name, format!("{len} entries"), what))
             }
         };
         if let QueryOffset::PerRow(offsets) = args.query_offset {
@@ -236,19 +219,9 @@ impl<'a, E: Element> Problem<'a, E> {
             let fits = (shape[0] == sizes.batch || shape[0] == 1)
                 && (shape[1] == sizes.heads || shape[1] == 1)
                 && shape[2..] == [sizes.queries, sizes.keys];
-            let Sizes {
-                batch,
-                heads,
-                queries,
-                keys,
-                ..
-            } = sizes;
+            let Sizes { batch, heads, queries, keys, .. } = sizes;
             let what = format!("must be [{batch} or 1, {heads} or 1, {queries}, {keys}]");
-            if fits {
-                Ok(())
-            } else {
-                Err(AttentionError::shape(op, name, shape, what))
-            }
+            if fits { Ok(()) } else { Err(AttentionError::shape(op, name, shape, what)) }
         };
         if let Some(mask) = &args.mask {
             broadcastable("mask", mask.shape())?;
@@ -284,18 +257,13 @@ impl<'a, E: Element> Problem<'a, E> {
 
     /// Number of keys of a batch row.
     pub(super) fn row_keys(&self, b: usize) -> usize {
-        self.key_lengths
-            .map_or(self.sizes.keys, |lengths| lengths[b])
+        self.key_lengths.map_or(self.sizes.keys, |lengths| lengths[b])
     }
 
     /// Number of leading keys among which are all that query `q` may see.
     pub(super) fn visible_keys(&self, b: usize, q: usize) -> usize {
         let keys = self.row_keys(b);
-        if self.causal {
-            keys.min(q + self.query_offset.of(b) + 1)
-        } else {
-            keys
-        }
+        if self.causal { keys.min(q + self.query_offset.of(b) + 1) } else { keys }
     }
 }
 

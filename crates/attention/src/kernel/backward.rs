@@ -395,10 +395,9 @@ impl<E: Element> QueryTile<'_, E> {
         let band = diagonal.map_or(Band::Full, Band::Output);
         let scores = &mut self.scores[..keys * lanes];
         let products = &mut self.products[..keys * lanes];
-        for (a, b, c) in [
-            (self.keys, self.transposed, &mut *scores),
-            (self.values, self.grads, &mut *products),
-        ] {
+        for (a, b, c) in
+            [(self.keys, self.transposed, &mut *scores), (self.values, self.grads, &mut *products)]
+        {
             product(Product {
                 a: a.range(key, keys),
                 transposed: false,

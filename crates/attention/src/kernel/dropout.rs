@@ -26,12 +26,7 @@ impl Dropout {
     pub fn new(probability: f64, seed: u64) -> Result<Self> {
         if !(0.0..1.0).contains(&probability) {
             let what = "must be at least 0 and less than 1";
-            return Err(AttentionError::argument(
-                "dropout",
-                "probability",
-                probability,
-                what,
-            ));
+            return Err(AttentionError::argument("dropout", "probability", probability, what));
         }
         Ok(Self { probability, seed })
     }
@@ -44,11 +39,7 @@ impl Dropout {
     /// The factor on one weight: 0 or 1/(1 − p).
     pub fn factor(&self, b: usize, h: usize, query: usize, key: usize) -> f64 {
         let (low, high) = self.key_words(b, h, key);
-        if keeps(query as u32, low, high, self.threshold()) {
-            self.kept_factor()
-        } else {
-            0.0
-        }
+        if keeps(query as u32, low, high, self.threshold()) { self.kept_factor() } else { 0.0 }
     }
 
     pub(super) fn is_active(&self) -> bool {
@@ -178,10 +169,7 @@ mod tests {
     fn impossible_probabilities_are_refused() {
         for p in [-0.1, 1.0, f64::NAN] {
             let message = Dropout::new(p, 0).unwrap_err().to_string();
-            assert!(
-                message.contains("must be at least 0 and less than 1"),
-                "{message}"
-            );
+            assert!(message.contains("must be at least 0 and less than 1"), "{message}");
         }
     }
 }

@@ -8,9 +8,7 @@ use super::rows::{Rows, RowsMut};
 use super::scratch::with_regions;
 use super::strided::{RowTarget, Source, Target};
 use super::tile::{Cut, Tile, Unit, padded_width};
-use super::weights::{
-    ForwardTile, LANE_UNIT, finish_rows, forward_tile, multiply, scale_lanes,
-};
+use super::weights::{ForwardTile, LANE_UNIT, finish_rows, forward_tile, multiply, scale_lanes};
 
 /// Arrays of a forward pass.
 pub(super) struct ForwardArrays<'a, E> {

@@ -89,12 +89,7 @@ pub fn forward<E: Element>(
     const OP: &str = "attention";
     let sizes = Sizes::new(OP, q.shape(), k.shape(), v.shape())?;
     check_shape(OP, "out", out.shape(), &sizes.output_shape())?;
-    check_shape(
-        OP,
-        "statistics",
-        statistics.shape(),
-        &sizes.output_shape()[..3],
-    )?;
+    check_shape(OP, "statistics", statistics.shape(), &sizes.output_shape()[..3])?;
     let problem = Problem::new(OP, sizes, args)?;
     let arrays = ForwardArrays {
         q: Source::new(&q),
@@ -158,18 +153,8 @@ pub fn backward<E: Element>(
     const OP: &str = "attention backward";
     let sizes = Sizes::new(OP, q.shape(), k.shape(), v.shape())?;
     check_shape(OP, "out", saved.out.shape(), &sizes.output_shape())?;
-    check_shape(
-        OP,
-        "out_grad",
-        saved.out_grad.shape(),
-        &sizes.output_shape(),
-    )?;
-    check_shape(
-        OP,
-        "statistics",
-        saved.statistics.shape(),
-        &sizes.output_shape()[..3],
-    )?;
+    check_shape(OP, "out_grad", saved.out_grad.shape(), &sizes.output_shape())?;
+    check_shape(OP, "statistics", saved.statistics.shape(), &sizes.output_shape()[..3])?;
     let problem = Problem::new(OP, sizes, args)?;
     let statistics = saved.statistics.view().insert_axis(Axis(3));
     let arrays = BackwardArrays {
@@ -180,17 +165,10 @@ pub fn backward<E: Element>(
         statistics: Source::new(&statistics),
         out_grad: Source::new(&saved.out_grad),
     };
-    let InputGrads {
-        q: mut q_grad,
-        k: mut k_grad,
-        v: mut v_grad,
-        bias: mut bias_grads,
-    } = grads;
-    for (name, grad, like) in [
-        ("q", &q_grad, q.shape()),
-        ("k", &k_grad, k.shape()),
-        ("v", &v_grad, v.shape()),
-    ] {
+    let InputGrads { q: mut q_grad, k: mut k_grad, v: mut v_grad, bias: mut bias_grads } = grads;
+    for (name, grad, like) in
+        [("q", &q_grad, q.shape()), ("k", &k_grad, k.shape()), ("v", &v_grad, v.shape())]
+    {
         if let Some(grad) = grad {
             check_shape(OP, name, grad.shape(), like)?;
         }
@@ -219,11 +197,6 @@ fn check_shape(op: &'static str, name: &'static str, got: &[usize], want: &[usiz
     if got == want {
         Ok(())
     } else {
-        Err(AttentionError::shape(
-            op,
-            name,
-            got,
-            format!("must be {want:?}"),
-        ))
+        Err(AttentionError::shape(op, name, got, format!("must be {want:?}")))
     }
 }

@@ -49,6 +49,7 @@ pub(super) const COLUMN_UNIT: usize = 4;
 ///
 /// # Panics
 /// If an operand is smaller than the others' sizes say.
+#[inline(always)]
 pub(super) fn product<E: Element>(mut task: Product<'_, E>) {
     let (rows, columns, inner) = (task.c.count(), task.c.width(), task.b.count());
     // These checks are what the unchecked accesses of the blocks rely on.
@@ -59,7 +60,8 @@ pub(super) fn product<E: Element>(mut task: Product<'_, E>) {
     }
     assert!(task.b.width() >= columns && columns.is_multiple_of(COLUMN_UNIT));
     let (a_row, a_col) = if task.transposed { (1, task.a.step()) } else { (task.a.step(), 1) };
-    dispatch(Checked {
+    // By reference: moving it into the kernel costs as much as a small block.
+    dispatch(&Checked {
         a: task.a.as_ptr(),
         a_row,
         a_col,
@@ -91,7 +93,7 @@ struct Checked<E> {
     band: Band,
 }
 
-impl<E: Element> Kernel for Checked<E> {
+impl<E: Element> Kernel for &Checked<E> {
     type Output = ();
 
     #[inline(always)]
@@ -175,8 +177,7 @@ impl<E: Element> Checked<E> {
     fn block<L: Level, const W: usize, const R: usize>(&self, row: usize, column: usize) {
         let Some((from, to)) = self.inner_range(row, R, column, W) else { return };
         let mut sum = [[E::ZERO; W]; R];
-        let mut a =
-            self.a.wrapping_offset(row as isize * self.a_row + from as isize * self.a_col);
+        let mut a = self.a.wrapping_offset(row as isize * self.a_row + from as isize * self.a_col);
         let mut b = self.b.wrapping_offset(from as isize * self.b_row).wrapping_add(column);
         // SAFETY: row + R <= rows, column + W <= columns and from <= k < to
         // <= inner; `product` checked that the operands reach that far.
@@ -222,16 +223,10 @@ mod tests {
     ) {
         let mut random = SplitMix64::new(seed);
         let mut fill = |len: usize| -> Vec<E> {
-            (0..len)
-                .map(|_| E::from_f64(random.uniform_in(-1.0, 1.0)))
-                .collect()
+            (0..len).map(|_| E::from_f64(random.uniform_in(-1.0, 1.0))).collect()
         };
         let (b_row, c_row) = (columns + 3, columns + 5);
-        let (a_row, a_col) = if transposed {
-            (1, rows + 2)
-        } else {
-            (inner + 1, 1)
-        };
+        let (a_row, a_col) = if transposed { (1, rows + 2) } else { (inner + 1, 1) };
         let mut a = fill(rows * inner + 2 * inner + rows + 3);
         let b = fill(inner * b_row + columns);
         let before = fill(rows * c_row + columns);
@@ -266,11 +261,7 @@ mod tests {
                 if matches!(band, Band::Output(d) if r as isize > col as isize + d) {
                     continue;
                 }
-                let start = if accumulate {
-                    before[r * c_row + col].to_f64()
-                } else {
-                    0.0
-                };
+                let start = if accumulate { before[r * c_row + col].to_f64() } else { 0.0 };
                 let want = (0..inner).fold(start, |sum, k| {
                     sum + a[r * a_row + k * a_col].to_f64() * b[k * b_row + col].to_f64()
                 });

@@ -8,9 +8,7 @@ use specialformer_tensor::simd::{Kernel, Level, dispatch};
 
 use super::args::AttentionKind;
 use super::rows::Rows;
-use super::weights::{
-    Diagonal, Sight, exp_weight, expressive_weight, for_each_chunk, load, store,
-};
+use super::weights::{Diagonal, Sight, exp_weight, expressive_weight, for_each_chunk, load, store};
 
 /// One tile of the backward pass.
 pub(super) struct BackwardTile<'a, E> {
@@ -33,6 +31,7 @@ pub(super) struct BackwardTile<'a, E> {
 }
 
 /// Turns scores and dy·v into weights and the gradient of the scores.
+#[inline(always)]
 pub(super) fn backward_tile<E: Element>(kind: AttentionKind, tile: BackwardTile<'_, E>) {
     match kind {
         AttentionKind::Softmax => select::<E, Softmax>(tile),
@@ -40,14 +39,15 @@ pub(super) fn backward_tile<E: Element>(kind: AttentionKind, tile: BackwardTile<
     }
 }
 
+#[inline(always)]
 fn select<E: Element, F: WeightFunction>(tile: BackwardTile<'_, E>) {
     let plain = tile.factors.is_none() && tile.dropout.is_none();
     let function = PhantomData::<F>;
     match (plain, tile.delta.is_none()) {
-        (true, true) => dispatch(Backward::<E, F, true, true> { tile, function }),
-        (true, false) => dispatch(Backward::<E, F, true, false> { tile, function }),
-        (false, true) => dispatch(Backward::<E, F, false, true> { tile, function }),
-        (false, false) => dispatch(Backward::<E, F, false, false> { tile, function }),
+        (true, true) => dispatch(&mut Backward::<E, F, true, true> { tile, function }),
+        (true, false) => dispatch(&mut Backward::<E, F, true, false> { tile, function }),
+        (false, true) => dispatch(&mut Backward::<E, F, false, true> { tile, function }),
+        (false, false) => dispatch(&mut Backward::<E, F, false, false> { tile, function }),
     }
 }
 
@@ -104,12 +104,12 @@ struct Backward<'a, E, F, const PLAIN: bool, const WHOLE: bool> {
 }
 
 impl<E: Element, F: WeightFunction, const PLAIN: bool, const WHOLE: bool> Kernel
-    for Backward<'_, E, F, PLAIN, WHOLE>
+    for &mut Backward<'_, E, F, PLAIN, WHOLE>
 {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(mut self) {
+    fn run<L: Level>(self) {
         for_each_chunk!(self.tile.lanes, |lane, WIDTH| self.chunk::<L, WIDTH>(lane));
     }
 }

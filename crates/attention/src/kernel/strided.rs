@@ -35,12 +35,7 @@ impl<'a, T: Copy> Source<'a, T> {
                 *stride = 0;
             }
         }
-        Self {
-            start: view.as_ptr(),
-            sizes,
-            strides,
-            array: PhantomData,
-        }
+        Self { start: view.as_ptr(), sizes, strides, array: PhantomData }
     }
 
     /// Pointer to element (b, h, row, 0).
@@ -48,18 +43,10 @@ impl<'a, T: Copy> Source<'a, T> {
     /// # Safety
     /// Each index is below its axis' size, or that size is 1.
     unsafe fn row(&self, b: usize, h: usize, row: usize) -> *const T {
-        debug_assert!(
-            [b, h, row]
-                .iter()
-                .zip(&self.sizes)
-                .all(|(&i, &size)| i < size || size == 1)
-        );
+        debug_assert!([b, h, row].iter().zip(&self.sizes).all(|(&i, &size)| i < size || size == 1));
         let [sb, sh, sr, _] = self.strides;
         // SAFETY: by the contract, inside the array.
-        unsafe {
-            self.start
-                .offset(b as isize * sb + h as isize * sh + row as isize * sr)
-        }
+        unsafe { self.start.offset(b as isize * sb + h as isize * sh + row as isize * sr) }
     }
 }
 
@@ -250,8 +237,7 @@ impl<'a, E: Element> Target<'a, E> {
         // SAFETY: the indices were checked, the view is exclusive, and by the
         // contract the rows are ours.
         Some(unsafe {
-            let start =
-                self.start.offset(b as isize * sb + h as isize * sh + first as isize * sr);
+            let start = self.start.offset(b as isize * sb + h as isize * sh + first as isize * sr);
             RowsMut::new(start, sr, count, columns)
         })
     }
@@ -280,9 +266,7 @@ impl<'a, E: Element> Target<'a, E> {
         // SAFETY: the indices were checked, the view is exclusive, and by the
         // contract this row is ours.
         unsafe {
-            let to = self
-                .start
-                .offset(b as isize * sb + h as isize * sh + row as isize * sr);
+            let to = self.start.offset(b as isize * sb + h as isize * sh + row as isize * sr);
             if (sc == 1 || columns == 1) && step == 1 {
                 copy_scaled(
                     &values[..columns],
@@ -336,9 +320,7 @@ impl<'a, E: Element> RowTarget<'a, E> {
         // SAFETY: the indices were checked and by the contract the rows are
         // ours.
         unsafe {
-            let to = self
-                .start
-                .offset(b as isize * sb + h as isize * sh + first as isize * sr);
+            let to = self.start.offset(b as isize * sb + h as isize * sh + first as isize * sr);
             for (i, &value) in values.iter().enumerate() {
                 *to.offset(i as isize * sr) = value;
             }

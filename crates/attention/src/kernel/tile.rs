@@ -61,9 +61,8 @@ impl Cut {
         let key_tile = tile_size(sizes.keys, KEY_TILE, LANE_UNIT);
         let query_tiles = sizes.queries.div_ceil(query_tile.max(1));
         let pairs = sizes.batch * sizes.kv_heads;
-        let splits = FEW_HEADS
-            .div_ceil(pairs.max(1))
-            .clamp(1, query_tiles.max(1));
+        let most = if sizes.keys == 0 { 1 } else { query_tiles.max(1) };
+        let splits = FEW_HEADS.div_ceil(pairs.max(1)).clamp(1, most);
         let work = sizes.queries * sizes.keys * (sizes.width + sizes.value_width) * sizes.group();
         let units_per_task = (TASK_WORK / (work / splits).max(1)).max(1);
         Self {
@@ -88,11 +87,7 @@ impl Cut {
         f: impl Fn(&mut dyn Iterator<Item = Unit>) + Sync + Send,
     ) {
         let units = self.units();
-        let chunk = if parallelism.is_parallel() {
-            self.units_per_task
-        } else {
-            units.max(1)
-        };
+        let chunk = if parallelism.is_parallel() { self.units_per_task } else { units.max(1) };
         parallelism.for_each_index(units.div_ceil(chunk), |task| {
             let range = task * chunk..((task + 1) * chunk).min(units);
             f(&mut range.map(|index| self.unit(index)));
@@ -101,11 +96,7 @@ impl Cut {
 
     pub(super) fn unit(&self, index: usize) -> Unit {
         let (pair, split) = (index / self.splits, index % self.splits);
-        Unit {
-            b: pair / self.kv_heads,
-            kv_head: pair % self.kv_heads,
-            split,
-        }
+        Unit { b: pair / self.kv_heads, kv_head: pair % self.kv_heads, split }
     }
 
     /// Rows of keys or values: where they lie if few queries use them or they
@@ -210,10 +201,7 @@ impl<E: Element> Problem<'_, E> {
             AttentionKind::Expressive { .. } => self.relative.as_ref(),
         }?;
         let query = tile.query + self.query_offset.of(tile.b);
-        for (j, row) in out[..tile.keys * tile.lanes]
-            .chunks_exact_mut(tile.lanes)
-            .enumerate()
-        {
+        for (j, row) in out[..tile.keys * tile.lanes].chunks_exact_mut(tile.lanes).enumerate() {
             row.copy_from_slice(relative.row(tile.h, query, tile.key + j, tile.lanes));
         }
         Some(&out[..tile.keys * tile.lanes])
@@ -222,10 +210,7 @@ impl<E: Element> Problem<'_, E> {
     /// Dropout's factors on weights [keys, lanes], if there is dropout.
     pub(super) fn dropout_factors<'s>(&self, tile: &Tile, out: &'s mut [E]) -> Option<&'s [E]> {
         let dropout = self.dropout.as_ref()?;
-        for (j, row) in out[..tile.keys * tile.lanes]
-            .chunks_exact_mut(tile.lanes)
-            .enumerate()
-        {
+        for (j, row) in out[..tile.keys * tile.lanes].chunks_exact_mut(tile.lanes).enumerate() {
             dropout.fill((tile.b, tile.h), tile.query, tile.key + j, row);
         }
         Some(&out[..tile.keys * tile.lanes])
@@ -248,9 +233,6 @@ mod tests {
         assert_eq!(tile_size(512, 64, 4), 64);
         assert_eq!(tile_size(1, 64, 4), 4);
         assert_eq!(tile_size(0, 64, 4), 0);
-        assert_eq!(
-            (padded_width(3), padded_width(8), padded_width(20)),
-            (4, 8, 20)
-        );
+        assert_eq!((padded_width(3), padded_width(8), padded_width(20)), (4, 8, 20));
     }
 }

@@ -114,21 +114,22 @@ pub(super) struct ForwardTile<'a, E> {
 }
 
 /// Turns a tile of scores into weights and adds to the running sums.
+#[inline(always)]
 pub(super) fn forward_tile<E: Element>(kind: AttentionKind, tile: ForwardTile<'_, E>) {
     match kind {
-        AttentionKind::Softmax => dispatch(SoftmaxForward(tile)),
-        AttentionKind::Expressive { .. } => dispatch(ExpressiveForward(tile)),
+        AttentionKind::Softmax => dispatch(&mut SoftmaxForward(tile)),
+        AttentionKind::Expressive { .. } => dispatch(&mut ExpressiveForward(tile)),
     }
 }
 
 struct SoftmaxForward<'a, E>(ForwardTile<'a, E>);
 struct ExpressiveForward<'a, E>(ForwardTile<'a, E>);
 
-impl<E: Element> Kernel for SoftmaxForward<'_, E> {
+impl<E: Element> Kernel for &mut SoftmaxForward<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(mut self) {
+    fn run<L: Level>(self) {
         for_each_chunk!(self.0.lanes, |lane, WIDTH| self.chunk::<L, WIDTH>(lane));
     }
 }
@@ -191,11 +192,11 @@ pub(super) fn expressive_weight<E: Element>(z: E) -> (E, E) {
     (w, inverse)
 }
 
-impl<E: Element> Kernel for ExpressiveForward<'_, E> {
+impl<E: Element> Kernel for &mut ExpressiveForward<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(mut self) {
+    fn run<L: Level>(self) {
         for_each_chunk!(self.0.lanes, |lane, WIDTH| self.chunk::<WIDTH>(lane));
     }
 }
