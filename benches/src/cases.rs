@@ -32,12 +32,12 @@ pub const NAMES: [&str; 10] = [
 ];
 
 /// The case of that name.
-pub fn build(name: &str) -> Option<Box<dyn Case>> {
+pub fn build(name: &str, shards: Option<usize>) -> Option<Box<dyn Case>> {
     let study = |model: &str, parameters: usize, flops: f64| -> Option<Box<dyn Case>> {
         let models = study_models(&IarcConfig::default());
         let model = models.into_iter().find(|m| m.name == model)?;
         let shape = Shape { rows: 256, length: 16, positions: 1, vocabulary: 14, classes: 10 };
-        Some(Box::new(Training::new(&model.config, shape, Some(1.0), parameters, flops)))
+        Some(Box::new(Training::new(&model.config, shape, Some(1.0), parameters, flops, shards)))
     };
     let rows = 256.0 * 16.0;
     // Per token: q, k, v, o and both feed-forward products; the last layer
@@ -51,23 +51,17 @@ pub fn build(name: &str) -> Option<Box<dyn Case>> {
         "iarc_transformer_expressive" => study("transformer-expressive", 7_242, small),
         "iarc_lstm32" => study("lstm-small", 6_954, 6.0 * rows * 4.0 * 32.0 * 48.0),
         "iarc_mlp440" => study("mlp", 103_410, 6.0 * 256.0 * (224.0 * 440.0 + 4400.0)),
-        "decoder_d64" => Some(decoder(64, 2, 2, 256, 24, 256, 64)),
-        "decoder_d512" => Some(decoder(512, 6, 8, 2048, 256, 8, 1024)),
+        "decoder_d64" => Some(decoder([64, 2, 2, 256, 24, 256, 64], shards)),
+        "decoder_d512" => Some(decoder([512, 6, 8, 2048, 256, 8, 1024], shards)),
         "attention_softmax" => Some(Box::new(Attention::new(AttentionKind::Softmax))),
         "attention_expressive" => Some(Box::new(Attention::new(AttentionKind::expressive()))),
         _ => None,
     }
 }
 
-fn decoder(
-    width: usize,
-    layers: usize,
-    heads: usize,
-    feed_forward: usize,
-    window: usize,
-    batch: usize,
-    vocabulary: usize,
-) -> Box<dyn Case> {
+/// Sizes: width, layers, heads, feed-forward, window, batch, vocabulary.
+fn decoder(sizes: [usize; 7], shards: Option<usize>) -> Box<dyn Case> {
+    let [width, layers, heads, feed_forward, window, batch, vocabulary] = sizes;
     let config = ModelConfig::Transformer(TransformerConfig {
         vocabulary,
         outputs: None,
@@ -94,7 +88,7 @@ fn decoder(
         + vocabulary
         + window * width
         + 2 * width;
-    Box::new(Training::new(&config, shape, None, parameters, flops))
+    Box::new(Training::new(&config, shape, None, parameters, flops, shards))
 }
 
 #[derive(Clone, Copy)]
@@ -160,12 +154,14 @@ impl Training {
         clip_norm: Option<f64>,
         parameters: usize,
         flops: f64,
+        shards: Option<usize>,
     ) -> Self {
         let model = Model::new(config, Seed::new(1)).expect("the configuration is valid");
         assert_eq!(NamedParameters::of(&model).count(), parameters, "parameter count");
         // The server lives as long as the process; so may its models.
         let model: &'static Model = Box::leak(Box::new(model));
-        let train = TrainConfig { clip_norm, ..TrainConfig::new(u64::MAX, shape.rows, 1e-3) };
+        let train =
+            TrainConfig { clip_norm, shards, ..TrainConfig::new(u64::MAX, shape.rows, 1e-3) };
         let trainer = Trainer::new(model, RandomBatches::new(shape), train);
         Self { trainer: trainer.expect("the configuration is valid"), flops }
     }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use specialformer_benches::{Case, cases, peak_rss};
 
 fn main() {
-    let threads = match threads_argument() {
-        Ok(threads) => threads,
+    let Arguments { threads, shards } = match arguments() {
+        Ok(arguments) => arguments,
         Err(message) => {
             eprintln!("bench-server: {message}");
             std::process::exit(2);
@@ -24,27 +24,32 @@ fn main() {
         "version": env!("CARGO_PKG_VERSION"),
         "threads": threads,
     }));
-    pool.install(serve);
+    pool.install(|| serve(shards));
 }
 
-fn threads_argument() -> Result<usize, String> {
-    let mut arguments = std::env::args().skip(1);
-    let mut threads = 1;
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--threads" => {
-                let value = arguments.next().unwrap_or_default();
-                threads = value.parse().ok().filter(|&n| n > 0).ok_or_else(|| {
-                    format!("--threads = {value}: must be a positive number")
-                })?;
-            }
+/// Worker threads, and shards of a batch if the default is not wanted.
+struct Arguments {
+    threads: usize,
+    shards: Option<usize>,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut words = std::env::args().skip(1);
+    let mut arguments = Arguments { threads: 1, shards: None };
+    while let Some(word) = words.next() {
+        let value = words.next().unwrap_or_default();
+        let number = value.parse().ok().filter(|&n: &usize| n > 0);
+        let number = number.ok_or_else(|| format!("{word} = {value}: must be a positive number"));
+        match word.as_str() {
+            "--threads" => arguments.threads = number?,
+            "--shards" => arguments.shards = Some(number?),
             other => return Err(format!("unknown argument {other}")),
         }
     }
-    Ok(threads)
+    Ok(arguments)
 }
 
-fn serve() {
+fn serve(shards: Option<usize>) {
     let mut running: Option<(String, Box<dyn Case>)> = None;
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
@@ -53,7 +58,7 @@ fn serve() {
             ["quit"] => break,
             ["list"] => say(&json!({ "cases": cases::NAMES })),
             ["run", name, count] => match count.parse::<usize>() {
-                Ok(count) => say(&run(&mut running, name, count)),
+                Ok(count) => say(&run(&mut running, name, count, shards)),
                 Err(_) => say(&json!({ "error": format!("not a number of steps: {count}") })),
             },
             _ => say(&json!({ "error": format!("not understood: {line}") })),
@@ -63,10 +68,15 @@ fn serve() {
 
 /// Runs steps of a case; the case before it is dropped first, so that memory
 /// is that of one case.
-fn run(running: &mut Option<(String, Box<dyn Case>)>, name: &str, count: usize) -> Value {
+fn run(
+    running: &mut Option<(String, Box<dyn Case>)>,
+    name: &str,
+    count: usize,
+    shards: Option<usize>,
+) -> Value {
     if running.as_ref().is_none_or(|(current, _)| current != name) {
         *running = None;
-        let Some(mut case) = cases::build(name) else {
+        let Some(mut case) = cases::build(name, shards) else {
             return json!({ "case": name, "error": "unknown case" });
         };
         peak_rss::reset();

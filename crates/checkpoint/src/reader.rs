@@ -222,6 +222,14 @@ impl TensorFile {
         expected.into_keys().map(|name| Ok((name.clone(), self.tensor(&name)?))).collect()
     }
 
+    /// Reads all tensors, whatever they are called.
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::tensor`].
+    pub fn tensors<E: Element>(&self) -> Result<BTreeMap<String, Tensor<E>>> {
+        self.names().map(|name| Ok((name.to_owned(), self.tensor(name)?))).collect()
+    }
+
     fn compare(&self, expected: &BTreeMap<String, Shape>) -> Result<()> {
         let found = self.header.tensors.iter().map(|(n, info)| (n.as_str(), info.shape.as_slice()));
         let mismatch = Mismatch::between(expected, found);

@@ -193,6 +193,8 @@ fn a_mismatch_names_every_tensor() {
     let CheckpointError::Mismatch { mismatch, .. } = error else { panic!("{error:?}") };
     assert_eq!((mismatch.missing.len(), mismatch.unexpected.len()), (2, 1));
     file.check(["a", "b", "c", "d"].map(|name| (name, Shape::new(&[2, 3])))).unwrap();
+    let names: Vec<_> = file.tensors::<f32>().unwrap().into_keys().collect();
+    assert_eq!(names, ["a", "b", "c", "d"]);
 }
 
 #[test]

@@ -8,7 +8,13 @@ use clap::{Args, Parser, Subcommand};
 ///
 /// Without a command it runs the quick job: `specialformer iarc`.
 #[derive(Debug, Parser)]
-#[command(name = "specialformer", version, about, max_term_width = 100, arg_required_else_help = false)]
+#[command(
+    name = "specialformer",
+    version,
+    about,
+    max_term_width = 100,
+    arg_required_else_help = false
+)]
 #[command(after_help = "\
 Examples:
   specialformer                           train the cisformer and a transformer on task switching

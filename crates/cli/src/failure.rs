@@ -40,6 +40,10 @@ impl fmt::Display for Failure {
 
 impl From<specialformer::Error> for Failure {
     fn from(error: specialformer::Error) -> Self {
-        if error.is_divergence() { Self::work(error.to_string()) } else { Self::input(error.to_string()) }
+        if error.is_divergence() {
+            Self::work(error.to_string())
+        } else {
+            Self::input(error.to_string())
+        }
     }
 }

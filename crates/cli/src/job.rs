@@ -80,7 +80,8 @@ struct Bar {
 
 impl Observer for Bar {
     fn on_step(&mut self, step: &StepReport) {
-        let blend = |old: f64, new: f64, first: bool| if first { new } else { 0.95 * old + 0.05 * new };
+        let blend =
+            |old: f64, new: f64, first: bool| if first { new } else { 0.95 * old + 0.05 * new };
         let first = self.started.is_none();
         let (_, from) = *self.started.get_or_insert((step.step, step.seconds));
         self.seen += if first { 0 } else { step.tokens };
@@ -91,7 +92,8 @@ impl Observer for Bar {
         }
         let elapsed = step.seconds - from;
         let rate = if elapsed > 0.0 { self.seen as f64 / elapsed } else { 0.0 };
-        let validation = self.validation.map_or(String::new(), |v| format!(" val {:.1}%", 100.0 * v));
+        let validation =
+            self.validation.map_or(String::new(), |v| format!(" val {:.1}%", 100.0 * v));
         let message = format!(
             "loss {:.3} acc {:.1}%{validation} {} tok/s",
             self.loss,
@@ -178,7 +180,9 @@ pub(crate) fn load_finished(folder: &Path) -> Result<Option<Finished>, Failure> 
     let result: RunResult = serde_json::from_str(&text).map_err(|e| in_file(e.to_string()))?;
     if result.format_version != FORMAT_VERSION {
         let found = result.format_version;
-        return Err(in_file(format!("format version {found}, this program writes {FORMAT_VERSION}")));
+        return Err(in_file(format!(
+            "format version {found}, this program writes {FORMAT_VERSION}"
+        )));
     }
     let (config, model) = specialformer::load(folder)?;
     let records = read_records(folder)?;

@@ -35,8 +35,8 @@ impl Progress {
         );
         bar.set_style(style.expect("the template is valid").progress_chars("█▉▊▋▌▍▎▏ "));
         bar.set_prefix(name.to_string());
-        let plain = (!terminal && !quiet)
-            .then(|| Plain { name: name.to_string(), last: Instant::now() });
+        let plain =
+            (!terminal && !quiet).then(|| Plain { name: name.to_string(), last: Instant::now() });
         Self { bar, plain }
     }
 

@@ -102,14 +102,16 @@ fn sample_windows(benchmark: &Iarc, data: &IarcConfig) -> Result<(Vec<Window>, V
     while windows.len() < wanted * IarcTask::COUNT {
         let window = stream.next_window().map_err(specialformer::Error::from)?;
         let task = window.target_subtask.index();
-        if taken[task] == wanted {
+        // Frequent windows come again and again.
+        if taken[task] == wanted || tokens.chunks_exact(data.window).any(|w| w == window.tokens) {
             continue;
         }
         taken[task] += 1;
         let text = |id| vocabulary.render(&[id]).map_err(specialformer::Error::from);
-        let shown = window.tokens.iter().zip(&window.subtasks).map(|(&id, subtask)| {
-            Ok(Token { text: text(id)?, subtask: Some(subtask.index()) })
-        });
+        let shown =
+            window.tokens.iter().zip(&window.subtasks).map(|(&id, subtask)| {
+                Ok(Token { text: text(id)?, subtask: Some(subtask.index()) })
+            });
         windows.push(Window {
             tokens: shown.collect::<Result<_, Failure>>()?,
             answer: text(window.target)?,

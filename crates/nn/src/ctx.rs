@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use crate::error::Result;
 use specialformer_tensor::{Element, Parameter, RngStream, ScopeGuard, Seed, Tape, Tensor, Var};
 
 /// Training or evaluation.
@@ -32,11 +33,7 @@ pub struct Ctx<E: Element = f32> {
 impl<E: Element> Ctx<E> {
     /// A context for training: `rng` feeds dropout and other noise.
     pub fn train(tape: Tape<E>, rng: RngStream) -> Self {
-        Self {
-            tape,
-            mode: Mode::Train,
-            rng: RefCell::new(rng),
-        }
+        Self { tape, mode: Mode::Train, rng: RefCell::new(rng) }
     }
 
     /// A context for inference on a tape of its own that records nothing.
@@ -47,11 +44,7 @@ impl<E: Element> Ctx<E> {
     /// A context for evaluation on a given tape.
     pub fn eval_on(tape: Tape<E>) -> Self {
         let rng = Seed::new(0).stream("evaluation");
-        Self {
-            tape,
-            mode: Mode::Eval,
-            rng: RefCell::new(rng),
-        }
+        Self { tape, mode: Mode::Eval, rng: RefCell::new(rng) }
     }
 
     /// The tape.
@@ -84,6 +77,17 @@ impl<E: Element> Ctx<E> {
     #[must_use]
     pub fn indexed_scope(&self, name: &'static str, index: usize) -> ScopeGuard<E> {
         self.tape.indexed_scope(name, index)
+    }
+
+    /// Dropout with probability `p` in training; `x` itself in evaluation.
+    ///
+    /// # Errors
+    /// If `p` is not in [0, 1).
+    pub fn dropout(&self, x: Var<E>, p: f64) -> Result<Var<E>> {
+        if p == 0.0 || self.mode == Mode::Eval {
+            return Ok(x);
+        }
+        Ok(self.with_rng(|rng| x.dropout(p, rng))?)
     }
 
     /// Draws from the pass's random stream.

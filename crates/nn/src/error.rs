@@ -57,11 +57,6 @@ impl NnError {
         value: impl std::fmt::Display,
         reason: impl Into<String>,
     ) -> Self {
-        Self::Config {
-            layer,
-            field,
-            value: value.to_string(),
-            reason: reason.into(),
-        }
+        Self::Config { layer, field, value: value.to_string(), reason: reason.into() }
     }
 }

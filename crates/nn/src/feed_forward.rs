@@ -154,9 +154,9 @@ impl<E: Element> Mlp<E> {
     /// # Errors
     /// If the width differs.
     pub fn after_first(&self, ctx: &Ctx<E>, first: Var<E>) -> Result<Var<E>> {
-        self.layers[1..].iter().try_fold(first, |x, layer| {
-            layer.forward(ctx, &self.activation.apply(&x)?)
-        })
+        self.layers[1..]
+            .iter()
+            .try_fold(first, |x, layer| layer.forward(ctx, &self.activation.apply(&x)?))
     }
 }
 

@@ -54,3 +54,7 @@ pub use lstm::{Lstm, LstmOutput, LstmState};
 pub use module::{Module, NamedParameters, ParameterVisitor};
 pub use norm::{Norm, NormKind};
 pub use schedule::Schedule;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -80,12 +80,7 @@ impl<E: Element> Linear<E> {
     pub fn from_tensors(weight: Tensor<E>, bias: Option<Tensor<E>>) -> Result<Self> {
         let shape = weight.shape();
         if shape.rank() != 2 {
-            return Err(NnError::config(
-                "Linear",
-                "weight",
-                shape,
-                "must be [out, in]",
-            ));
+            return Err(NnError::config("Linear", "weight", shape, "must be [out, in]"));
         }
         if let Some(bias) = bias.as_ref().filter(|b| *b.shape() != [shape[0]]) {
             let reason = format!("must be [{}]", shape[0]);
@@ -110,12 +105,7 @@ impl<E: Element> Linear<E> {
             }
             Weight::Dense(parameter) => {
                 let shape = parameter.shape();
-                return Err(NnError::config(
-                    "Linear",
-                    "weight",
-                    shape,
-                    "must be [out, in]",
-                ));
+                return Err(NnError::config("Linear", "weight", shape, "must be [out, in]"));
             }
             Weight::Operator(operator) => (operator.out_features(), operator.in_features()),
         };
@@ -123,12 +113,7 @@ impl<E: Element> Linear<E> {
             let reason = format!("must be [{out_features}]");
             return Err(NnError::config("Linear", "bias", bias.shape(), reason));
         }
-        Ok(Self {
-            weight,
-            bias,
-            in_features,
-            out_features,
-        })
+        Ok(Self { weight, bias, in_features, out_features })
     }
 
     /// Number of inputs.

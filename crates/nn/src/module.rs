@@ -101,17 +101,12 @@ impl<E: Element> NamedParameters<E> {
             aliases: Vec::new(),
         };
         module.visit(&mut visitor);
-        Self {
-            entries: visitor.entries,
-            aliases: visitor.aliases,
-        }
+        Self { entries: visitor.entries, aliases: visitor.aliases }
     }
 
     /// Names and parameters in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Parameter<E>)> {
-        self.entries
-            .iter()
-            .map(|(name, parameter)| (name.as_str(), parameter))
+        self.entries.iter().map(|(name, parameter)| (name.as_str(), parameter))
     }
 
     /// Names and parameters that training changes.
@@ -126,10 +121,7 @@ impl<E: Element> NamedParameters<E> {
 
     /// The parameter of that name.
     pub fn get(&self, name: &str) -> Option<&Parameter<E>> {
-        self.entries
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, parameter)| parameter)
+        self.entries.iter().find(|(n, _)| n == name).map(|(_, parameter)| parameter)
     }
 
     /// Number of parameters (tensors).
@@ -144,24 +136,18 @@ impl<E: Element> NamedParameters<E> {
 
     /// Number of scalars in all parameters.
     pub fn count(&self) -> usize {
-        self.iter()
-            .map(|(_, parameter)| parameter.shape().elements())
-            .sum()
+        self.iter().map(|(_, parameter)| parameter.shape().elements()).sum()
     }
 
     /// Freezes every parameter whose name `matches`; returns how many.
     pub fn freeze(&self, matches: impl Fn(&str) -> bool) -> usize {
         let chosen = self.iter().filter(|(name, _)| matches(name));
-        chosen
-            .map(|(_, parameter)| parameter.set_frozen(true))
-            .count()
+        chosen.map(|(_, parameter)| parameter.set_frozen(true)).count()
     }
 
     /// The current values by name.
     pub fn tensors(&self) -> BTreeMap<String, Tensor<E>> {
-        self.iter()
-            .map(|(name, parameter)| (name.to_string(), parameter.value()))
-            .collect()
+        self.iter().map(|(name, parameter)| (name.to_string(), parameter.value())).collect()
     }
 
     /// Sets all values by name. Nothing is changed unless everything fits.

@@ -56,19 +56,13 @@ mod tests {
 
     #[test]
     fn rises_then_falls_to_the_floor() {
-        let cosine = Schedule::Cosine {
-            warmup: 10,
-            floor: 0.05,
-        };
+        let cosine = Schedule::Cosine { warmup: 10, floor: 0.05 };
         assert!((cosine.factor(0, 110) - 0.1).abs() < 1e-12);
         assert!((cosine.factor(9, 110) - 1.0).abs() < 1e-12);
         assert!((cosine.factor(60, 110) - 0.525).abs() < 1e-12);
         assert!((cosine.factor(110, 110) - 0.05).abs() < 1e-12);
         assert!((cosine.factor(500, 110) - 0.05).abs() < 1e-12);
-        let linear = Schedule::Linear {
-            warmup: 0,
-            floor: 0.0,
-        };
+        let linear = Schedule::Linear { warmup: 0, floor: 0.0 };
         assert!((linear.factor(25, 100) - 0.75).abs() < 1e-12);
         assert!((Schedule::Constant { warmup: 2 }.factor(7, 9) - 1.0).abs() < 1e-12);
     }

@@ -166,7 +166,6 @@ fn gelu() -> Activation {
     Activation::Gelu
 }
 
-
 fn one() -> f64 {
     1.0
 }

@@ -174,7 +174,9 @@ impl Dataset for IarcDataset {
                 (self.next, self.batches) = (next, None);
                 Ok(())
             }
-            _ => Err(format!("cursor {cursor:?} is not of IARC data with seed {}", self.seed).into()),
+            _ => {
+                Err(format!("cursor {cursor:?} is not of IARC data with seed {}", self.seed).into())
+            }
         }
     }
 
@@ -293,8 +295,18 @@ pub fn study_models(data: &IarcConfig) -> Vec<StudyModel> {
         model("lstm-small", SameShape, lstm(16, 32), 5e-3),
         model("transformer-softmax-large", SameParameters, large(Learned, softmax), 2e-3),
         model("transformer-expressive-large", SameParameters, large(Learned, expressive), 2e-3),
-        model("transformer-softmax-none-large", SameParameters, large(Positions::None, softmax), 2e-3),
-        model("transformer-expressive-none-large", SameParameters, large(Positions::None, expressive), 2e-3),
+        model(
+            "transformer-softmax-none-large",
+            SameParameters,
+            large(Positions::None, softmax),
+            2e-3,
+        ),
+        model(
+            "transformer-expressive-none-large",
+            SameParameters,
+            large(Positions::None, expressive),
+            2e-3,
+        ),
         model("lstm-large", SameParameters, lstm(16, 144), 4e-3),
         model("mlp", SameParameters, mlp, 2e-3),
     ]

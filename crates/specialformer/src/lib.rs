@@ -43,9 +43,7 @@ pub use error::{Error, Result};
 pub use models::{
     Block, LstmModel, MlpModel, Model, Outputs, PerPositionFeedForward, Tokens, Transformer,
 };
-pub use run::{
-    DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train,
-};
+pub use run::{DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;
@@ -66,3 +64,7 @@ pub mod prelude {
     pub use specialformer_tensor::{Parallelism, Parameter, Seed, Tape, Tensor, Var};
     pub use specialformer_train::TrainConfig;
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

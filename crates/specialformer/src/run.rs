@@ -108,9 +108,8 @@ impl RunConfig {
         self.train.validate()?;
         let DataConfig::Iarc(data) = &self.data;
         data.benchmark()?;
-        let fail = |field, value: usize, reason: String| {
-            Err(Error::config("model", field, value, reason))
-        };
+        let fail =
+            |field, value: usize, reason: String| Err(Error::config("model", field, value, reason));
         if self.model.vocabulary() != data.vocabulary() {
             let reason = format!("the data has {} tokens", data.vocabulary());
             return fail("vocabulary", self.model.vocabulary(), reason);
@@ -121,7 +120,8 @@ impl RunConfig {
         }
         match (&self.model, self.model.window()) {
             (ModelConfig::Mlp(_), Some(window)) if window != data.window => {
-                let reason = format!("data.window = {}, and an MLP sees whole windows", data.window);
+                let reason =
+                    format!("data.window = {}, and an MLP sees whole windows", data.window);
                 return fail("window", window, reason);
             }
             (_, Some(window)) if window < data.window => {

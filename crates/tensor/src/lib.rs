@@ -38,9 +38,13 @@ pub use autograd::{
 };
 pub use element::Element;
 pub use error::{Result, TensorError};
-pub use ops::{CrossEntropy, KeepAxes, Reduction, TokenIndex, Transpose};
+pub use ops::{CrossEntropy, DropoutMask, KeepAxes, Reduction, TokenIndex, TopK, Transpose};
 pub use parallel::Parallelism;
 pub use pool::Pool;
 pub use rng::{RngStream, Seed};
 pub use shape::{MAX_RANK, Shape};
 pub use tensor::Tensor;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

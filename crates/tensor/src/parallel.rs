@@ -31,13 +31,9 @@ impl Parallelism {
     {
         let chunk = chunk.max(1);
         if self.is_parallel() && data.len() > chunk {
-            data.par_chunks_mut(chunk)
-                .enumerate()
-                .for_each(|(i, c)| f(i, c));
+            data.par_chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
         } else {
-            data.chunks_mut(chunk)
-                .enumerate()
-                .for_each(|(i, c)| f(i, c));
+            data.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
         }
     }
 

@@ -23,10 +23,7 @@ struct Shelves<E> {
 impl<E: Element> Pool<E> {
     /// An empty pool.
     pub fn new() -> Self {
-        Self(Arc::new(Shelves {
-            free: Mutex::new(HashMap::new()),
-            fresh: AtomicU64::new(0),
-        }))
+        Self(Arc::new(Shelves { free: Mutex::new(HashMap::new()), fresh: AtomicU64::new(0) }))
     }
 
     /// A buffer of `len` elements whose values are unspecified.
@@ -37,11 +34,7 @@ impl<E: Element> Pool<E> {
             self.0.fresh.fetch_add(1, Ordering::Relaxed);
             vec![E::ZERO; class]
         });
-        Buffer {
-            data,
-            len,
-            pool: Some(self.clone()),
-        }
+        Buffer { data, len, pool: Some(self.clone()) }
     }
 
     /// How many buffers had to be allocated because none was free.
@@ -96,11 +89,7 @@ pub(crate) struct Buffer<E: Element> {
 
 impl<E: Element> Buffer<E> {
     pub(crate) fn from_vec(data: Vec<E>) -> Self {
-        Self {
-            len: data.len(),
-            data,
-            pool: None,
-        }
+        Self { len: data.len(), data, pool: None }
     }
 
     pub(crate) fn as_slice(&self) -> &[E] {
@@ -149,10 +138,7 @@ mod tests {
     fn size_classes_waste_at_most_a_quarter() {
         for len in 1..5000 {
             let class = size_class(len);
-            assert!(
-                class >= len && (len < 16 || class * 4 <= len * 5),
-                "{len} -> {class}"
-            );
+            assert!(class >= len && (len < 16 || class * 4 <= len * 5), "{len} -> {class}");
         }
     }
 }

@@ -41,9 +41,7 @@ impl Seed {
         key[8..16].copy_from_slice(&fnv1a(name.as_bytes()).to_le_bytes());
         key[16..24].copy_from_slice(&index.to_le_bytes());
         key[24..32].copy_from_slice(&(name.len() as u64).to_le_bytes());
-        RngStream {
-            inner: ChaCha8Rng::from_seed(key),
-        }
+        RngStream { inner: ChaCha8Rng::from_seed(key) }
     }
 }
 
@@ -137,10 +135,7 @@ mod tests {
             mean += x / f64::from(n);
             square += x * x / f64::from(n);
         }
-        assert!(
-            mean.abs() < 0.01 && (square - 1.0).abs() < 0.02,
-            "{mean} {square}"
-        );
+        assert!(mean.abs() < 0.01 && (square - 1.0).abs() < 0.02, "{mean} {square}");
         assert!((0..1000).all(|_| stream.below(7) < 7));
     }
 }

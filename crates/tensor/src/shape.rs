@@ -31,10 +31,7 @@ impl Shape {
         );
         let mut inline = [0; MAX_RANK];
         inline[..sizes.len()].copy_from_slice(sizes);
-        Self {
-            sizes: inline,
-            rank: sizes.len() as u8,
-        }
+        Self { sizes: inline, rank: sizes.len() as u8 }
     }
 
     /// The shape of a scalar: no axes, one element.
@@ -93,22 +90,14 @@ impl Shape {
 
     /// Number of blocks before `axis`, its size, and the block size after it.
     pub fn around(&self, axis: usize) -> (usize, usize, usize) {
-        (
-            self[..axis].iter().product(),
-            self[axis],
-            self[axis + 1..].iter().product(),
-        )
+        (self[..axis].iter().product(), self[axis], self[axis + 1..].iter().product())
     }
 
     pub(crate) fn check_axis(&self, op: &'static str, axis: usize) -> Result<()> {
         if axis < self.rank() {
             Ok(())
         } else {
-            Err(TensorError::AxisOutOfRange {
-                op,
-                axis,
-                shape: *self,
-            })
+            Err(TensorError::AxisOutOfRange { op, axis, shape: *self })
         }
     }
 
@@ -139,10 +128,7 @@ impl Shape {
                 }
             };
         }
-        Ok(Shape {
-            sizes,
-            rank: rank as u8,
-        })
+        Ok(Shape { sizes, rank: rank as u8 })
     }
 }
 

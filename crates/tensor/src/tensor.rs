@@ -44,22 +44,14 @@ impl<E: Element> Tensor<E> {
                 shape,
             });
         }
-        Ok(Self {
-            buffer: Arc::new(Buffer::from_vec(data)),
-            offset: 0,
-            shape,
-        })
+        Ok(Self { buffer: Arc::new(Buffer::from_vec(data)), offset: 0, shape })
     }
 
     /// All elements equal to `value`.
     pub fn full(shape: impl Into<Shape>, value: E) -> Self {
         let shape = shape.into();
         let data = vec![value; shape.elements()];
-        Self {
-            buffer: Arc::new(Buffer::from_vec(data)),
-            offset: 0,
-            shape,
-        }
+        Self { buffer: Arc::new(Buffer::from_vec(data)), offset: 0, shape }
     }
 
     /// All elements zero.
@@ -81,11 +73,7 @@ impl<E: Element> Tensor<E> {
     pub fn from_fn(shape: impl Into<Shape>, mut f: impl FnMut() -> E) -> Self {
         let shape = shape.into();
         let data = (0..shape.elements()).map(|_| f()).collect();
-        Self {
-            buffer: Arc::new(Buffer::from_vec(data)),
-            offset: 0,
-            shape,
-        }
+        Self { buffer: Arc::new(Buffer::from_vec(data)), offset: 0, shape }
     }
 
     /// A tensor from `pool` that `fill` writes completely: the slice it gets
@@ -94,11 +82,7 @@ impl<E: Element> Tensor<E> {
         let shape = shape.into();
         let mut buffer = pool.take(shape.elements());
         fill(buffer.as_mut_slice());
-        Self {
-            buffer: Arc::new(buffer),
-            offset: 0,
-            shape,
-        }
+        Self { buffer: Arc::new(buffer), offset: 0, shape }
     }
 
     /// Like [`Tensor::build_in`] for a `fill` that can fail.
@@ -113,11 +97,7 @@ impl<E: Element> Tensor<E> {
         let shape = shape.into();
         let mut buffer = pool.take(shape.elements());
         fill(buffer.as_mut_slice())?;
-        Ok(Self {
-            buffer: Arc::new(buffer),
-            offset: 0,
-            shape,
-        })
+        Ok(Self { buffer: Arc::new(buffer), offset: 0, shape })
     }
 
     /// A zero tensor from `pool`.
@@ -209,11 +189,7 @@ impl<E: Element> Tensor<E> {
                 shape,
             });
         }
-        Ok(Self {
-            buffer: self.buffer.clone(),
-            offset: self.offset,
-            shape,
-        })
+        Ok(Self { buffer: self.buffer.clone(), offset: self.offset, shape })
     }
 
     /// Rows `start..end` of the first axis, sharing memory.
@@ -254,13 +230,11 @@ impl<E: Element> Tensor<E> {
     /// # Errors
     /// [`TensorError::BadShape`] if the tensor has another number of axes.
     pub fn view_as<D: Dimension>(&self) -> Result<ndarray::ArrayView<'_, E, D>> {
-        self.view()
-            .into_dimensionality::<D>()
-            .map_err(|_| TensorError::BadShape {
-                op: "view_as",
-                what: format!("needs {} axes", D::NDIM.unwrap_or(0)),
-                shape: self.shape,
-            })
+        self.view().into_dimensionality::<D>().map_err(|_| TensorError::BadShape {
+            op: "view_as",
+            what: format!("needs {} axes", D::NDIM.unwrap_or(0)),
+            shape: self.shape,
+        })
     }
 
     /// Takes an owned ndarray array over; copies only if it is not in
@@ -276,11 +250,7 @@ impl<E: Element> Tensor<E> {
             array.as_standard_layout().into_owned()
         };
         let (data, offset) = array.into_raw_vec_and_offset();
-        Self {
-            buffer: Arc::new(Buffer::from_vec(data)),
-            offset: offset.unwrap_or(0),
-            shape,
-        }
+        Self { buffer: Arc::new(Buffer::from_vec(data)), offset: offset.unwrap_or(0), shape }
     }
 
     /// A copy of an ndarray view of any strides.
@@ -316,9 +286,7 @@ impl<E: Element> Tensor<E> {
     /// The same values in another precision.
     pub fn cast<T: Element>(&self) -> Tensor<T> {
         let mut values = self.as_slice().iter();
-        Tensor::from_fn(self.shape, || {
-            T::from_f64(values.next().map_or(0.0, |v| v.to_f64()))
-        })
+        Tensor::from_fn(self.shape, || T::from_f64(values.next().map_or(0.0, |v| v.to_f64())))
     }
 
     /// Number of NaN or infinite elements.
@@ -365,10 +333,7 @@ mod tests {
         let mut a = Tensor::<f32>::zeros([2]);
         let b = a.clone();
         a.make_mut()[0] = 1.0;
-        assert_eq!(
-            (a.as_slice(), b.as_slice()),
-            ([1.0, 0.0].as_slice(), [0.0, 0.0].as_slice())
-        );
+        assert_eq!((a.as_slice(), b.as_slice()), ([1.0, 0.0].as_slice(), [0.0, 0.0].as_slice()));
     }
 
     #[test]

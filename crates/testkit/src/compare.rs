@@ -252,20 +252,14 @@ mod tests {
 
     #[test]
     fn shapes_must_agree() {
-        let report = compare(
-            &array![[1.0f32, 2.0]],
-            &array![1.0f64, 2.0],
-            Tolerance::exact(),
-        );
+        let report = compare(&array![[1.0f32, 2.0]], &array![1.0f64, 2.0], Tolerance::exact());
         assert!(!report.passed());
         assert_eq!(report.to_string(), "shapes differ: got [1, 2], want [2]");
     }
 
     #[test]
     fn the_five_worst_come_first_with_their_indices() {
-        let want = Array1::<f64>::zeros(12)
-            .into_shape_with_order((3, 4))
-            .unwrap();
+        let want = Array1::<f64>::zeros(12).into_shape_with_order((3, 4)).unwrap();
         let mut got = want.clone();
         for (i, v) in got.iter_mut().enumerate() {
             *v = i as f64;
@@ -275,10 +269,7 @@ mod tests {
         assert_eq!(report.failures, 10);
         let indices: Vec<_> = report.worst.iter().map(|m| m.index.clone()).collect();
         assert_eq!(indices, [[1, 2], [2, 3], [2, 2], [2, 1], [2, 0]]);
-        assert!(
-            report.to_string().contains("at [2, 3]: got 11.0, want 0.0"),
-            "{report}"
-        );
+        assert!(report.to_string().contains("at [2, 3]: got 11.0, want 0.0"), "{report}");
     }
 
     #[test]

@@ -132,26 +132,15 @@ impl GoldenCase {
                 ToleranceEntry::Word(word) if word == "exact" => Tolerance::exact(),
                 ToleranceEntry::Word(word) => {
                     let why = format!("tolerance of `{pattern}` is `{word}`, not known");
-                    return Err(GoldenError::File {
-                        path: case_path,
-                        why,
-                    });
+                    return Err(GoldenError::File { path: case_path, why });
                 }
             };
             tolerances.push((pattern, tolerance));
         }
         let config_path = folder.join("config.json");
-        let config = if config_path.exists() {
-            Some(parse_json(&config_path)?)
-        } else {
-            None
-        };
+        let config = if config_path.exists() { Some(parse_json(&config_path)?) } else { None };
         let model_path = folder.join("model.safetensors");
-        let model = if model_path.exists() {
-            read_tensors(&model_path)?
-        } else {
-            BTreeMap::new()
-        };
+        let model = if model_path.exists() { read_tensors(&model_path)? } else { BTreeMap::new() };
         Ok(Self {
             tensors: read_tensors(&folder.join("io.safetensors"))?,
             name: case.case,
@@ -232,9 +221,7 @@ impl GoldenCase {
     /// # Errors
     /// [`GoldenError::Tensor`] if there is none of that name.
     pub fn tensor(&self, name: &str) -> Result<&GoldenTensor, GoldenError> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| self.fail(name, "is not in io.safetensors"))
+        self.tensors.get(name).ok_or_else(|| self.fail(name, "is not in io.safetensors"))
     }
 
     /// An input or output of real numbers.
@@ -283,16 +270,10 @@ impl GoldenCase {
     /// [`GoldenError::NoTolerance`] if no pattern matches.
     pub fn tolerance_for(&self, name: &str) -> Result<Tolerance, GoldenError> {
         let literal = |pattern: &str| pattern.chars().filter(|c| *c != '*').count();
-        let matching = self
-            .tolerances
-            .iter()
-            .filter(|(pattern, _)| glob_matches(pattern, name));
+        let matching = self.tolerances.iter().filter(|(pattern, _)| glob_matches(pattern, name));
         match matching.max_by_key(|(pattern, _)| literal(pattern)) {
             Some((_, tolerance)) => Ok(*tolerance),
-            None => Err(GoldenError::NoTolerance {
-                case: self.name.clone(),
-                name: name.into(),
-            }),
+            None => Err(GoldenError::NoTolerance { case: self.name.clone(), name: name.into() }),
         }
     }
 
@@ -332,11 +313,7 @@ impl GoldenCase {
     }
 
     fn fail(&self, name: &str, why: &str) -> GoldenError {
-        GoldenError::Tensor {
-            case: self.name.clone(),
-            name: name.into(),
-            why: why.into(),
-        }
+        GoldenError::Tensor { case: self.name.clone(), name: name.into(), why: why.into() }
     }
 }
 
@@ -364,10 +341,7 @@ pub fn cases_in(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, GoldenError> {
 }
 
 fn file_error(path: &Path, why: &impl fmt::Display) -> GoldenError {
-    GoldenError::File {
-        path: path.to_path_buf(),
-        why: why.to_string(),
-    }
+    GoldenError::File { path: path.to_path_buf(), why: why.to_string() }
 }
 
 fn parse_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, GoldenError> {
@@ -400,11 +374,7 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, GoldenTensor>, GoldenErr
 }
 
 fn words<const N: usize, T>(data: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
-    data.as_chunks::<N>()
-        .0
-        .iter()
-        .map(|&bytes| convert(bytes))
-        .collect()
+    data.as_chunks::<N>().0.iter().map(|&bytes| convert(bytes)).collect()
 }
 
 fn real(shape: IxDyn, data: Vec<f32>) -> Result<GoldenTensor, ndarray::ShapeError> {
@@ -481,10 +451,7 @@ mod tests {
         assert_eq!(lstm.dim("hid").unwrap(), 7);
         assert_eq!(lstm.weight("weight_hh_l0").unwrap().shape(), [28, 7]);
         assert_eq!(lstm.f32("x").unwrap().shape(), [3, 9, 6]);
-        assert_eq!(
-            lstm.tolerance_for("grad.bias_hh_l0").unwrap(),
-            Tolerance::new(5e-5, 1e-4)
-        );
+        assert_eq!(lstm.tolerance_for("grad.bias_hh_l0").unwrap(), Tolerance::new(5e-5, 1e-4));
         assert_eq!(lstm.inputs().len(), 6);
         for name in lstm.outputs() {
             lstm.assert_close(name, lstm.f32(name).unwrap());
@@ -504,9 +471,6 @@ mod tests {
         );
         let off = case.f32("softmax_causal.out").unwrap().mapv(|v| v + 1e-3);
         assert!(!case.compare("softmax_causal.out", &off).unwrap().passed());
-        assert!(matches!(
-            GoldenCase::committed("none"),
-            Err(GoldenError::File { .. })
-        ));
+        assert!(matches!(GoldenCase::committed("none"), Err(GoldenError::File { .. })));
     }
 }

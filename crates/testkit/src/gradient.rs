@@ -129,9 +129,7 @@ impl GradientCheck {
         let mut rng = SplitMix64::new(self.seed);
         let (output, pullback) = f(inputs);
         if let Some(bad) = output.iter().find(|v| !v.is_finite()) {
-            return Err(format!(
-                "{name}: the output holds {bad} at the point of the check"
-            ));
+            return Err(format!("{name}: the output holds {bad} at the point of the check"));
         }
         let cotangent = cotangent_like(&output, &mut rng);
         let gradients = pullback(cotangent.clone());
@@ -142,10 +140,7 @@ impl GradientCheck {
                 gradients.len()
             ));
         }
-        let mut report = GradientReport {
-            elements: 0,
-            max_error: 0.0,
-        };
+        let mut report = GradientReport { elements: 0, max_error: 0.0 };
         let mut point = inputs.to_vec();
         for (i, gradient) in gradients.into_iter().enumerate() {
             if self.skipped.contains(&i) {
@@ -167,10 +162,8 @@ impl GradientCheck {
                 analytic.push(gradient[&index]);
                 numerical.push(self.difference(&mut point, i, &index, &cotangent, &f)?);
             }
-            let (analytic, numerical) = (
-                ndarray::Array1::from(analytic),
-                ndarray::Array1::from(numerical),
-            );
+            let (analytic, numerical) =
+                (ndarray::Array1::from(analytic), ndarray::Array1::from(numerical));
             let comparison = compare(&analytic, &numerical, self.tolerance);
             if !comparison.passed() {
                 let places: Vec<_> = comparison
@@ -228,10 +221,7 @@ impl GradientCheck {
         let (low, _) = f(point);
         point[input][index] = x;
         if high.shape() != cotangent.shape() || low.shape() != cotangent.shape() {
-            return Err(format!(
-                "{}: the output's shape depends on the input's values",
-                self.name
-            ));
+            return Err(format!("{}: the output's shape depends on the input's values", self.name));
         }
         let differences = high.iter().zip(low.iter()).zip(cotangent.iter());
         let total: f64 = differences.map(|((a, b), c)| (a - b) * c).sum();
@@ -269,19 +259,14 @@ mod tests {
     }
 
     fn inputs() -> Vec<ArrayD<f64>> {
-        vec![
-            random_array(1, &[2, 3], -1.0, 1.0),
-            random_array(2, &[2, 3], -1.0, 1.0),
-        ]
+        vec![random_array(1, &[2, 3], -1.0, 1.0), random_array(2, &[2, 3], -1.0, 1.0)]
     }
 
     #[test]
     fn a_right_gradient_passes() {
         let report = check_gradients("product", &inputs(), |x| {
             let (a, b) = (x[0].clone(), x[1].clone());
-            (product(x), move |c: ArrayD<f64>| {
-                vec![Some(&c * &b), Some(&c * &a)]
-            })
+            (product(x), move |c: ArrayD<f64>| vec![Some(&c * &b), Some(&c * &a)])
         });
         assert_eq!(report.elements, 12);
         assert!(report.max_error < 1e-9);
@@ -292,24 +277,17 @@ mod tests {
         let message = GradientCheck::new("product")
             .try_run(&inputs(), |x| {
                 let (a, b) = (x[0].clone(), x[1].clone());
-                (product(x), move |c: ArrayD<f64>| {
-                    vec![Some(&c * &b), Some(&c * &a * 1.001)]
-                })
+                (product(x), move |c: ArrayD<f64>| vec![Some(&c * &b), Some(&c * &a * 1.001)])
             })
             .unwrap_err();
-        assert!(
-            message.starts_with("product: gradient of input 1 (shape [2, 3])"),
-            "{message}"
-        );
+        assert!(message.starts_with("product: gradient of input 1 (shape [2, 3])"), "{message}");
     }
 
     #[test]
     fn a_gradient_that_ignores_the_cotangent_is_caught() {
         let result = GradientCheck::new("sum").try_run(&inputs()[..1], |x| {
             let shape = x[0].raw_dim();
-            (x[0].clone(), move |_: ArrayD<f64>| {
-                vec![Some(ArrayD::ones(shape))]
-            })
+            (x[0].clone(), move |_: ArrayD<f64>| vec![Some(ArrayD::ones(shape))])
         });
         assert!(result.is_err());
     }
@@ -332,40 +310,21 @@ mod tests {
                 (x[0].clone(), |c: ArrayD<f64>| vec![Some(c.t().to_owned())])
             })
             .unwrap_err();
-        assert_eq!(
-            message,
-            "shape: gradient of input 0 has shape [3, 2], the input [2, 3]"
-        );
+        assert_eq!(message, "shape: gradient of input 0 has shape [3, 2], the input [2, 3]");
     }
 
     #[test]
     fn a_missing_gradient_is_zero_and_zero_must_be_expected() {
-        let constant = |x: &[ArrayD<f64>]| {
-            (x[0].clone(), |c: ArrayD<f64>| {
-                vec![Some(c), None::<ArrayD<f64>>]
-            })
-        };
+        let constant =
+            |x: &[ArrayD<f64>]| (x[0].clone(), |c: ArrayD<f64>| vec![Some(c), None::<ArrayD<f64>>]);
         let check = GradientCheck::new("constant");
         let message = check.try_run(&inputs(), constant).unwrap_err();
         assert!(message.contains("about zero everywhere"), "{message}");
-        assert!(
-            check
-                .clone()
-                .expect_zero(1)
-                .try_run(&inputs(), constant)
-                .is_ok()
-        );
+        assert!(check.clone().expect_zero(1).try_run(&inputs(), constant).is_ok());
         // A gradient left out where there is one.
         let forgotten =
             |x: &[ArrayD<f64>]| (product(x), |_: ArrayD<f64>| vec![None::<ArrayD<f64>>, None]);
-        assert!(
-            check
-                .clone()
-                .expect_zero(0)
-                .expect_zero(1)
-                .try_run(&inputs(), forgotten)
-                .is_err()
-        );
+        assert!(check.clone().expect_zero(0).expect_zero(1).try_run(&inputs(), forgotten).is_err());
         assert!(check.skip(0).skip(1).try_run(&inputs(), forgotten).is_ok());
     }
 
@@ -373,17 +332,7 @@ mod tests {
     fn empty_inputs_pass_and_large_ones_are_sampled() {
         let identity = |x: &[ArrayD<f64>]| (x[0].clone(), |c: ArrayD<f64>| vec![Some(c)]);
         let check = GradientCheck::new("identity").max_elements(10);
-        assert_eq!(
-            check
-                .run(&[ArrayD::zeros(IxDyn(&[0, 3]))], identity)
-                .elements,
-            0
-        );
-        assert_eq!(
-            check
-                .run(&[random_array(1, &[50], 0.0, 1.0)], identity)
-                .elements,
-            10
-        );
+        assert_eq!(check.run(&[ArrayD::zeros(IxDyn(&[0, 3]))], identity).elements, 0);
+        assert_eq!(check.run(&[random_array(1, &[50], 0.0, 1.0)], identity).elements, 10);
     }
 }

@@ -26,9 +26,7 @@ fn scan_folder(folder: &Path, names: &mut BTreeSet<String>) {
     let entries = std::fs::read_dir(folder)
         .unwrap_or_else(|e| panic!("cannot read {}: {e}", folder.display()));
     for entry in entries {
-        let path = entry
-            .unwrap_or_else(|e| panic!("cannot read {}: {e}", folder.display()))
-            .path();
+        let path = entry.unwrap_or_else(|e| panic!("cannot read {}: {e}", folder.display())).path();
         if path.is_dir() {
             scan_folder(&path, names);
         } else if path.extension().is_some_and(|e| e == "rs") {
@@ -77,17 +75,12 @@ fn without_comments_and_tests(text: &str) -> String {
     let mut lines = Vec::new();
     let mut source = text.lines().peekable();
     while let Some(line) = source.next() {
-        let next_is_module = source
-            .peek()
-            .is_some_and(|next| next.trim_start().starts_with("mod "));
+        let next_is_module =
+            source.peek().is_some_and(|next| next.trim_start().starts_with("mod "));
         if line.trim() == "#[cfg(test)]" && next_is_module {
             break;
         }
-        lines.push(if line.trim_start().starts_with("//") {
-            ""
-        } else {
-            line
-        });
+        lines.push(if line.trim_start().starts_with("//") { "" } else { line });
     }
     lines.join("\n")
 }
@@ -200,18 +193,12 @@ mod tests {
 
     #[test]
     fn literal_and_macro_names_are_found_and_nothing_else() {
-        assert_eq!(
-            scan_source(SOURCE, "source.rs"),
-            ["sum", "concat", "neg", "gelu_tanh"]
-        );
+        assert_eq!(scan_source(SOURCE, "source.rs"), ["sum", "concat", "neg", "gelu_tanh"]);
     }
 
     #[test]
     #[should_panic(expected = "source.rs:2: cannot tell the operation's name from OTHER")]
     fn an_unknown_form_fails() {
-        scan_source(
-            "impl Op<f32, 1> for X {\n const NAME: &'static str = OTHER;\n}",
-            "source.rs",
-        );
+        scan_source("impl Op<f32, 1> for X {\n const NAME: &'static str = OTHER;\n}", "source.rs");
     }
 }

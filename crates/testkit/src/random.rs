@@ -61,9 +61,7 @@ pub fn random_array(seed: u64, shape: &[usize], low: f64, high: f64) -> ArrayD<f
 
 /// [`random_array`] rounded to `f32`.
 pub fn random_array_f32(seed: u64, shape: &[usize], low: f32, high: f32) -> ArrayD<f32> {
-    filled(seed, shape, |rng| {
-        rng.uniform_in(f64::from(low), f64::from(high)) as f32
-    })
+    filled(seed, shape, |rng| rng.uniform_in(f64::from(low), f64::from(high)) as f32)
 }
 
 /// An array of standard normal elements, fixed by `seed`.
@@ -100,13 +98,7 @@ mod tests {
         let n = random_normal(4, &[10_000]);
         assert!(n.mean().unwrap().abs() < 0.05 && (n.var(0.0) - 1.0).abs() < 0.05);
         assert!(random_indices(5, 1000, 7).iter().all(|&i| i < 7));
-        assert_eq!(
-            random_array(3, &[4], 0.0, 1.0),
-            random_array(3, &[4], 0.0, 1.0)
-        );
-        assert_ne!(
-            random_array(3, &[4], 0.0, 1.0),
-            random_array(4, &[4], 0.0, 1.0)
-        );
+        assert_eq!(random_array(3, &[4], 0.0, 1.0), random_array(3, &[4], 0.0, 1.0));
+        assert_ne!(random_array(3, &[4], 0.0, 1.0), random_array(4, &[4], 0.0, 1.0));
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::{Result, TrainError};
 
 /// A target that carries no loss and is not scored.
-pub const IGNORE: u32 = u32::MAX;
+pub const IGNORE: u32 = <u32 as specialformer_tensor::TokenIndex>::IGNORE;
 
 /// What a model sees in one step, and what it should answer.
 ///
@@ -15,7 +15,7 @@ pub const IGNORE: u32 = u32::MAX;
 /// # Shapes
 /// Row-major: `tokens` [B, T], `targets` [B, P] with P = 1 where only the last
 /// position is predicted and P = T where all are, `labels` [B, P], `task_ids`
-/// [B].
+/// \[B\].
 ///
 /// ```
 /// use specialformer_train::{Batch, IGNORE};
@@ -58,9 +58,7 @@ impl Batch {
     pub fn from_vecs(rows: usize, tokens: Vec<u32>, targets: Vec<u32>) -> Result<Self> {
         for (name, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
             if rows == 0 || len == 0 || len % rows != 0 {
-                return Err(TrainError::batch(format!(
-                    "{len} {name} do not make {rows} rows"
-                )));
+                return Err(TrainError::batch(format!("{len} {name} do not make {rows} rows")));
             }
         }
         let (length, positions) = (tokens.len() / rows, targets.len() / rows);
@@ -123,7 +121,7 @@ impl Batch {
         &mut self.labels
     }
 
-    /// The task ids for writing, [B]. They are all 0 at first.
+    /// The task ids for writing, \[B\]. They are all 0 at first.
     pub fn task_ids_mut(&mut self) -> &mut [u32] {
         self.task_ids.resize(self.rows, 0);
         &mut self.task_ids
@@ -218,7 +216,7 @@ impl<'a> Rows<'a> {
         self.labels
     }
 
-    /// The task of each row, [rows].
+    /// The task of each row, \[rows\].
     pub fn task_ids(&self) -> Option<&'a [u32]> {
         self.task_ids
     }

@@ -246,15 +246,8 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        let AdamConfig {
-            beta1, beta2, eps, ..
-        } = AdamConfig::default();
-        Self {
-            beta1,
-            beta2,
-            eps,
-            weight_decay: 0.01,
-        }
+        let AdamConfig { beta1, beta2, eps, .. } = AdamConfig::default();
+        Self { beta1, beta2, eps, weight_decay: 0.01 }
     }
 }
 
@@ -279,18 +272,8 @@ impl OptimizerConfig {
                 Box::new(Adam::new(config, parameters)?)
             }
             Self::AdamW(config) => {
-                let AdamWConfig {
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay,
-                } = config;
-                let config = AdamConfig {
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay,
-                };
+                let AdamWConfig { beta1, beta2, eps, weight_decay } = config;
+                let config = AdamConfig { beta1, beta2, eps, weight_decay };
                 Box::new(Adam::new(config, parameters)?)
             }
             Self::Sgd(config) => Box::new(Sgd::new(config, parameters)?),
@@ -344,11 +327,8 @@ mod tests {
 
     #[test]
     fn unknown_and_misplaced_fields_are_refused() {
-        let message = |json: &str| {
-            serde_json::from_str::<OptimizerConfig>(json)
-                .unwrap_err()
-                .to_string()
-        };
+        let message =
+            |json: &str| serde_json::from_str::<OptimizerConfig>(json).unwrap_err().to_string();
         let unknown = message(r#"{"kind": "sgd", "beta1": 0.9}"#);
         assert!(unknown.starts_with("unknown field `beta1`"), "{unknown}");
         let unknown = message(r#"{"kind": "lion"}"#);
@@ -361,11 +341,7 @@ mod tests {
             false,
             &mut specialformer_tensor::Seed::new(0).stream("init"),
         );
-        let error = adam
-            .build(&NamedParameters::of(&layer.unwrap()))
-            .err()
-            .unwrap()
-            .to_string();
+        let error = adam.build(&NamedParameters::of(&layer.unwrap())).err().unwrap().to_string();
         assert_eq!(
             error,
             "train: optimizer.weight_decay = 0.1: kind `adam` has none; use kind `adam-w`"

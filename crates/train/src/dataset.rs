@@ -17,7 +17,9 @@ pub enum HeldOut {
 /// position, and fixed sets of held-out data.
 pub trait Dataset: Send {
     /// Fills `batch` with the next `rows` rows of training data and moves on.
-    /// [`Batch::reset`] keeps the batch's memory.
+    /// [`Batch::reset`] keeps the batch's memory. The trainer draws the next
+    /// batch while it updates the weights; an error counts once that batch is
+    /// wanted.
     ///
     /// # Errors
     /// Whatever the data may fail with.

@@ -121,11 +121,7 @@ impl TrainError {
         value: impl std::fmt::Display,
         reason: impl Into<String>,
     ) -> Self {
-        Self::Config {
-            field,
-            value: value.to_string(),
-            reason: reason.into(),
-        }
+        Self::Config { field, value: value.to_string(), reason: reason.into() }
     }
 
     pub(crate) fn batch(what: impl Into<String>) -> Self {
@@ -138,10 +134,6 @@ impl TrainError {
         operation: &'static str,
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io {
-            path,
-            operation,
-            source,
-        }
+        move |source| Self::Io { path, operation, source }
     }
 }

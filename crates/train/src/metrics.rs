@@ -99,11 +99,7 @@ impl Evaluation {
             let name = names.get(i).cloned().unwrap_or_else(|| i.to_string());
             Some((name, AccuracyRecord::of(score)?))
         });
-        Some(Self {
-            loss,
-            overall: AccuracyRecord::of(&tally.overall)?,
-            labels: labels.collect(),
-        })
+        Some(Self { loss, overall: AccuracyRecord::of(&tally.overall)?, labels: labels.collect() })
     }
 }
 

@@ -29,20 +29,13 @@ pub struct ModelOutput<E: Element = f32> {
 impl<E: Element> ModelOutput<E> {
     /// Logits alone.
     pub fn new(logits: Var<E>) -> Self {
-        Self {
-            logits,
-            losses: Vec::new(),
-        }
+        Self { logits, losses: Vec::new() }
     }
 
     /// Adds a term to the loss.
     #[must_use]
     pub fn with_loss(mut self, name: &'static str, weight: f64, value: Var<E>) -> Self {
-        self.losses.push(LossTerm {
-            name,
-            weight,
-            value,
-        });
+        self.losses.push(LossTerm { name, weight, value });
         self
     }
 }

@@ -1,6 +1,6 @@
 //! [`Objective`]: what a step minimises, and the cross-entropy objective.
 
-use specialformer_nn::{Ctx, Module};
+use specialformer_nn::{Ctx, Mode, Module};
 use specialformer_tensor::{self as tensor, Element, Reduction, Var};
 
 use crate::batch::Rows;
@@ -23,11 +23,7 @@ pub struct Shard<'a> {
 impl<'a> Shard<'a> {
     /// All rows in one shard.
     pub fn whole(rows: Rows<'a>) -> Self {
-        Self {
-            rows,
-            step_rows: rows.rows(),
-            step_scored: rows.scored(),
-        }
+        Self { rows, step_rows: rows.rows(), step_scored: rows.scored() }
     }
 
     /// This shard's share of the step's rows: the weight of its means.
@@ -82,9 +78,7 @@ impl CrossEntropy {
         if !(0.0..1.0).contains(&epsilon) {
             return Err(TrainError::config("label_smoothing", epsilon, "must be in [0, 1)"));
         }
-        Ok(Self {
-            label_smoothing: epsilon,
-        })
+        Ok(Self { label_smoothing: epsilon })
     }
 }
 
@@ -97,8 +91,8 @@ where
         let output = model.forward(ctx, &shard.rows)?;
         let tally = Tally::of(output.logits.value(), &shard.rows)?;
         let smoothing = match ctx.mode() {
-            specialformer_nn::Mode::Train => self.label_smoothing,
-            specialformer_nn::Mode::Eval => 0.0,
+            Mode::Train => self.label_smoothing,
+            Mode::Eval => 0.0,
         };
         let _scope = ctx.scope("loss");
         // Of a step without any target the loss is 0.

@@ -97,9 +97,7 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be written.
     pub fn write_config(&self, text: &str) -> Result<()> {
-        Ok(atomic_write(self.config_path(), |file| {
-            file.write_all(text.as_bytes())
-        })?)
+        Ok(atomic_write(self.config_path(), |file| file.write_all(text.as_bytes()))?)
     }
 
     /// The newest checkpoint of the run at `path`, with its step. The folder
@@ -142,12 +140,15 @@ impl RunFolder {
         let parent = self.path.join("checkpoints");
         let name = format!("{PREFIX}{step:08}");
         let (hidden, folder) = (parent.join(format!(".{name}.part")), parent.join(&name));
+        let first = !parent.exists();
         fs::create_dir_all(&hidden).map_err(TrainError::io(&hidden, "create the folder"))?;
         write(&hidden)?;
         sync_folder(&hidden).map_err(TrainError::io(&hidden, "sync"))?;
         fs::rename(&hidden, &folder).map_err(TrainError::io(&folder, "rename a checkpoint to"))?;
         sync_folder(&parent).map_err(TrainError::io(&parent, "sync"))?;
-        sync_folder(&self.path).map_err(TrainError::io(&self.path, "sync"))?;
+        if first {
+            sync_folder(&self.path).map_err(TrainError::io(&self.path, "sync"))?;
+        }
         for (_, older) in checkpoints(&self.path)?.into_iter().filter(|(s, _)| *s < step) {
             // Hidden first: one that is half removed must not look like one.
             let mut hidden_name = std::ffi::OsString::from(".");
@@ -210,9 +211,7 @@ fn lock(path: &Path) -> Result<File> {
         .open(&file_path)
         .map_err(TrainError::io(&file_path, "open"))?;
     match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(TrainError::RunLocked {
-            path: path.to_owned(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(TrainError::RunLocked { path: path.to_owned() }),
         // Where the file system has no locks, the run goes on without.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
     }

@@ -78,10 +78,7 @@ impl Tally {
             };
             let (before, after) = (&answer[..target], &answer[target + 1..]);
             let right = before.iter().all(|&v| v < value) && after.iter().all(|&v| v <= value);
-            let score = Score {
-                correct: u64::from(right),
-                scored: 1,
-            };
+            let score = Score { correct: u64::from(right), scored: 1 };
             tally.overall.add(&score);
             if let Some(labels) = rows.labels() {
                 let label = usize::from(labels[i]);

@@ -61,10 +61,7 @@ pub(crate) struct Job<'a, M: ?Sized, O: ?Sized> {
 
 impl<E: Element> Shards<E> {
     pub(crate) fn new(shards: usize, accumulation: usize) -> Self {
-        Self {
-            accumulation,
-            pools: (0..shards).map(|_| Pool::new()).collect(),
-        }
+        Self { accumulation, pools: (0..shards).map(|_| Pool::new()).collect() }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -73,11 +70,7 @@ impl<E: Element> Shards<E> {
 
     /// How operations inside a shard may use threads.
     fn inner(&self) -> Parallelism {
-        if self.count() == 1 {
-            Parallelism::Rayon
-        } else {
-            Parallelism::Serial
-        }
+        if self.count() == 1 { Parallelism::Rayon } else { Parallelism::Serial }
     }
 
     /// Buffers allocated so far because none was free.
@@ -104,26 +97,16 @@ impl<E: Element> Shards<E> {
             let first = round * self.count();
             let results = self.each(self.count(), |shard| {
                 let index = first + shard;
-                let rng = seed
-                    .seed
-                    .stream_at("dropout", seed.step * parts as u64 + index as u64);
+                let rng = seed.seed.stream_at("dropout", seed.step * parts as u64 + index as u64);
                 let rows = batch.slice(part(batch.rows(), index, parts));
-                let shard_of = Shard {
-                    rows,
-                    step_rows: batch.rows(),
-                    step_scored: scored,
-                };
+                let shard_of = Shard { rows, step_rows: batch.rows(), step_scored: scored };
                 let tape = self.tape(shard, true, job.check_finite);
                 let ctx = Ctx::train(tape.clone(), rng);
                 let output = job.objective.loss(&ctx, job.model, &shard_of);
                 let output = output.map_err(TrainError::Model)?;
                 let loss = output.loss.value().item()?.to_f64();
                 let gradients = tape.backward(&output.loss)?;
-                let sums = Sums {
-                    loss,
-                    terms: output.terms,
-                    tally: output.tally,
-                };
+                let sums = Sums { loss, terms: output.terms, tally: output.tally };
                 Ok((sums, gradients))
             })?;
             let mut gradients: Vec<Gradients<E>> = Vec::with_capacity(results.len());
@@ -141,25 +124,26 @@ impl<E: Element> Shards<E> {
         Ok((sums, gradients))
     }
 
-    /// Loss and score of held-out rows, `chunk` rows at a time.
+    /// Loss and score of held-out rows, `chunk` rows at a time; `None` if no
+    /// target is scored.
     pub(crate) fn evaluate<M, O>(
         &self,
         job: &Job<'_, M, O>,
         batch: &Batch,
         chunk: usize,
-    ) -> Result<Sums>
+    ) -> Result<Option<Sums>>
     where
         M: Module<E> + Sync + ?Sized,
         O: Objective<M, E> + ?Sized,
     {
         let scored = batch.scored();
+        if scored == 0 {
+            return Ok(None);
+        }
         let results = self.each(batch.rows().div_ceil(chunk), |index| {
             let rows = index * chunk..((index + 1) * chunk).min(batch.rows());
-            let shard = Shard {
-                rows: batch.slice(rows),
-                step_rows: batch.rows(),
-                step_scored: scored,
-            };
+            let shard =
+                Shard { rows: batch.slice(rows), step_rows: batch.rows(), step_scored: scored };
             let ctx = Ctx::eval_on(self.tape(index % self.count(), false, job.check_finite));
             let output = job.objective.loss(&ctx, job.model, &shard);
             let output = output.map_err(TrainError::Model)?;
@@ -173,7 +157,7 @@ impl<E: Element> Shards<E> {
         for part in results {
             sums.add(part);
         }
-        Ok(sums)
+        Ok(Some(sums))
     }
 
     fn tape(&self, pool: usize, record: bool, check_finite: bool) -> Tape<E> {

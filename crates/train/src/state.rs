@@ -86,10 +86,7 @@ impl State {
     pub(crate) fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("state.json");
         let text = fs::read(&path).map_err(TrainError::io(&path, "read"))?;
-        let bad = |what: String| TrainError::State {
-            path: path.clone(),
-            what,
-        };
+        let bad = |what: String| TrainError::State { path: path.clone(), what };
         let state: Self = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
         if state.version != VERSION {
             return Err(bad(format!(
@@ -108,14 +105,8 @@ impl State {
         if differences.is_empty() {
             return Ok(());
         }
-        let lines = differences
-            .into_iter()
-            .map(|(name, what)| format!("{name}: {what}"))
-            .collect();
-        Err(TrainError::ConfigChanged {
-            path: folder.to_owned(),
-            differences: lines,
-        })
+        let lines = differences.into_iter().map(|(name, what)| format!("{name}: {what}")).collect();
+        Err(TrainError::ConfigChanged { path: folder.to_owned(), differences: lines })
     }
 }
 
@@ -130,18 +121,9 @@ fn compare(name: &str, then: &Value, now: &Value, differences: &mut Vec<(String,
     };
     let added = b.keys().filter(|key| !a.contains_key(*key));
     for key in a.keys().chain(added) {
-        let name = if name.is_empty() {
-            key.clone()
-        } else {
-            format!("{name}.{key}")
-        };
+        let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
         let (then, now) = (a.get(key), b.get(key));
-        compare(
-            &name,
-            then.unwrap_or(&Value::Null),
-            now.unwrap_or(&Value::Null),
-            differences,
-        );
+        compare(&name, then.unwrap_or(&Value::Null), now.unwrap_or(&Value::Null), differences);
     }
 }
 
@@ -257,9 +239,7 @@ impl MetricsFile {
 
     /// Makes the file safe from a crash; returns its length.
     pub(crate) fn sync(&self) -> Result<u64> {
-        self.file
-            .sync_data()
-            .map_err(TrainError::io(&self.path, "sync"))?;
+        self.file.sync_data().map_err(TrainError::io(&self.path, "sync"))?;
         Ok(self.bytes)
     }
 }

@@ -8,18 +8,11 @@ use specialformer_nn::optim::SgdConfig;
 use specialformer_train::{OptimizerConfig, Outcome, TrainConfig, Trainer};
 
 fn config() -> TrainConfig {
-    TrainConfig {
-        clip_norm: Some(1.0),
-        seed: 5,
-        ..TrainConfig::new(20, 24, 0.02)
-    }
+    TrainConfig { clip_norm: Some(1.0), seed: 5, ..TrainConfig::new(20, 24, 0.02) }
 }
 
 fn weights_after(config: &TrainConfig, threads: usize) -> u64 {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let model = Mlp::<f32>::new(33, 1).with_noise(0.1);
     let mut trainer = Trainer::new(&model, Sums::new(2), config.clone()).unwrap();
     pool.install(|| trainer.run()).unwrap();
@@ -29,10 +22,7 @@ fn weights_after(config: &TrainConfig, threads: usize) -> u64 {
 #[test]
 fn weights_do_not_depend_on_the_number_of_threads() {
     for shards in [1, 2, 5] {
-        let config = TrainConfig {
-            shards: Some(shards),
-            ..config()
-        };
+        let config = TrainConfig { shards: Some(shards), ..config() };
         let one = weights_after(&config, 1);
         for threads in [2, 4] {
             assert_eq!(weights_after(&config, threads), one, "{shards} shards, {threads} threads");
@@ -78,10 +68,7 @@ fn a_run_learns_until_its_target() {
         target_accuracy: Some(0.97),
         ..TrainConfig::new(5000, 64, 0.01)
     };
-    let summary = Trainer::new(&model, Sums::new(2), config)
-        .unwrap()
-        .run()
-        .unwrap();
+    let summary = Trainer::new(&model, Sums::new(2), config).unwrap().run().unwrap();
     assert_eq!(summary.outcome, Outcome::TargetReached);
     assert!(summary.step < 5000 && summary.step % 50 == 0);
     let validation = summary.validation.unwrap();

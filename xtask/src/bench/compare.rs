@@ -1,6 +1,6 @@
 //! Measuring two servers in turns.
 
-use super::server::{Client, Measurement};
+use super::server::{Client, Measurement, Server};
 use crate::shell::Result;
 
 /// Seconds that one side's turn should take at least.
@@ -14,16 +14,38 @@ pub(super) struct Settings<'a> {
     pub(super) filter: Option<&'a str>,
 }
 
+/// What was compared, and the versions of both sides.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    pub(super) rows: Vec<Row>,
+    pub(super) versions: Vec<String>,
+}
+
+/// Seconds of a step. The smallest is what an undisturbed machine comes to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Step {
+    pub(super) median: f64,
+    pub(super) min: f64,
+}
+
+impl Step {
+    fn of<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> Self {
+        let seconds: Vec<_> = measurements.flat_map(|m| m.seconds.iter().copied()).collect();
+        Self {
+            median: median(&seconds),
+            min: seconds.iter().copied().fold(f64::INFINITY, f64::min),
+        }
+    }
+}
+
 /// One case against one peer.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) case: String,
     pub(super) peer: &'static str,
     pub(super) threads: usize,
-    /// Median seconds of a step.
-    pub(super) ours: f64,
-    /// Median seconds of a step.
-    pub(super) theirs: f64,
+    pub(super) ours: Step,
+    pub(super) theirs: Step,
     /// Per-round ratios theirs / ours, sorted: above 1 we are faster.
     pub(super) ratios: Vec<f64>,
     /// Peak bytes of ours and of theirs.
@@ -34,49 +56,56 @@ pub(super) struct Row {
 
 /// Measures each case that both sides know, in rounds of one turn each: what
 /// disturbs the machine then disturbs both, and cancels in a round's ratio.
+/// Both servers start anew for every case, so that no memory is left over from
+/// another.
 pub(super) fn run(
-    ours: &mut Client,
-    peers: &mut [Client],
+    ours: &Server,
+    peers: &[Server],
     threads: usize,
     settings: &Settings<'_>,
-) -> Result<Vec<Row>> {
-    let cases = ours.cases()?;
-    let known = peers.iter_mut().map(Client::cases).collect::<Result<Vec<_>>>()?;
+) -> Result<Comparison> {
+    let mut comparison = Comparison::default();
+    let mut cases_of = |server: &Server| -> Result<Vec<String>> {
+        let mut client = Client::start(server, threads)?;
+        let cases = client.cases()?;
+        comparison.versions.push(client.version());
+        client.quit()?;
+        Ok(cases)
+    };
+    let cases = cases_of(ours)?;
+    let known = peers.iter().map(&mut cases_of).collect::<Result<Vec<_>>>()?;
     for (peer, known) in peers.iter().zip(&known) {
         for case in known.iter().filter(|case| !cases.contains(case)) {
             eprintln!("{} has a case {case} that we do not have", peer.name());
         }
     }
-    let mut rows = Vec::new();
     for case in cases.iter().filter(|case| settings.filter.is_none_or(|f| case.contains(f))) {
-        for (peer, _) in peers.iter_mut().zip(&known).filter(|(_, known)| known.contains(case)) {
+        for (peer, _) in peers.iter().zip(&known).filter(|(_, known)| known.contains(case)) {
             let row = compare(ours, peer, case, threads, settings.rounds)?;
             eprintln!(
-                "{case}, {threads} threads: {:.3} ms, {} {:.3} ms, ratio {:.2}",
-                row.ours * 1e3,
+                "{case}, threads {threads}: {:.3} ms, {} {:.3} ms, ratio {:.2}",
+                row.ours.median * 1e3,
                 row.peer,
-                row.theirs * 1e3,
+                row.theirs.median * 1e3,
                 median(&row.ratios)
             );
-            rows.push(row);
+            comparison.rows.push(row);
         }
     }
-    Ok(rows)
+    Ok(comparison)
 }
 
-fn compare(
-    ours: &mut Client,
-    peer: &mut Client,
-    case: &str,
-    threads: usize,
-    rounds: u32,
-) -> Result<Row> {
+fn compare(ours: &Server, peer: &Server, case: &str, threads: usize, rounds: u32) -> Result<Row> {
+    let mut ours = Client::start(ours, threads)?;
+    let mut theirs = Client::start(peer, threads)?;
     let our_steps = steps_of_turn(&ours.measure(case, 1)?);
-    let their_steps = steps_of_turn(&peer.measure(case, 1)?);
+    let their_steps = steps_of_turn(&theirs.measure(case, 1)?);
     let mut turns = Vec::new();
     for _ in 0..rounds {
-        turns.push((ours.measure(case, our_steps)?, peer.measure(case, their_steps)?));
+        turns.push((ours.measure(case, our_steps)?, theirs.measure(case, their_steps)?));
     }
+    ours.quit()?;
+    theirs.quit()?;
     row(case, peer.name(), threads, &turns)
 }
 
@@ -96,9 +125,6 @@ fn row(
     {
         return Err(format!("{case}: {a} parameters on our side, {b} on {peer}'s").into());
     }
-    let all = |side: fn(&(Measurement, Measurement)) -> &Measurement| -> Vec<f64> {
-        turns.iter().flat_map(|turn| side(turn).seconds.iter().copied()).collect()
-    };
     let mut ratios: Vec<_> =
         turns.iter().map(|(a, b)| median(&b.seconds) / median(&a.seconds)).collect();
     ratios.sort_by(f64::total_cmp);
@@ -106,8 +132,8 @@ fn row(
         case: case.to_owned(),
         peer,
         threads,
-        ours: median(&all(|turn| &turn.0)),
-        theirs: median(&all(|turn| &turn.1)),
+        ours: Step::of(turns.iter().map(|turn| &turn.0)),
+        theirs: Step::of(turns.iter().map(|turn| &turn.1)),
         ratios,
         memory: a.rss_bytes.zip(b.rss_bytes),
         flops: a.flops.or(b.flops),
@@ -135,21 +161,18 @@ mod tests {
 
     #[test]
     fn only_cases_of_both_sides_are_compared() {
-        let mut ours = Client::start(&fake("ours", "0.25", r#""a","b","c""#), 2).unwrap();
-        let mut peers = [
-            Client::start(&fake("one", "0.5", r#""b","a","x""#), 2).unwrap(),
-            Client::start(&fake("two", "0.125", r#""c""#), 2).unwrap(),
-        ];
-        let mut rows =
-            |filter| run(&mut ours, &mut peers, 2, &Settings { rounds: 3, filter }).unwrap();
-        let all = rows(None);
+        let ours = fake("ours", "0.25", r#""a","b","c""#);
+        let peers = [fake("one", "0.5", r#""b","a","x""#), fake("two", "0.125", r#""c""#)];
+        let compared = |filter| run(&ours, &peers, 2, &Settings { rounds: 3, filter }).unwrap();
+        let Comparison { rows: all, versions } = compared(None);
+        assert_eq!(versions, ["ours 1.0", "one 1.0", "two 1.0"]);
         let names: Vec<_> = all.iter().map(|row| (row.case.as_str(), row.peer)).collect();
         assert_eq!(names, [("a", "one"), ("b", "one"), ("c", "two")]);
-        assert_eq!((all[0].ours, all[0].theirs, all[0].threads), (0.25, 0.5, 2));
+        assert_eq!((all[0].ours.median, all[0].theirs.median, all[0].threads), (0.25, 0.5, 2));
         assert_eq!(all[0].ratios, [2.0; 3]);
         assert_eq!(all[2].ratios, [0.5; 3]);
         assert_eq!(all[0].memory, Some((1 << 20, 1 << 20)));
-        assert_eq!(rows(Some("b")).len(), 1);
+        assert_eq!(compared(Some("b")).rows.len(), 1);
     }
 
     #[test]
@@ -158,6 +181,7 @@ mod tests {
             seconds: seconds.to_vec(),
             rss_bytes: None,
             parameters: Some(7),
+            value: None,
             flops: Some(1e9),
         };
         let turns = [
@@ -167,7 +191,8 @@ mod tests {
         ];
         let compared = row("a", "p", 1, &turns).unwrap();
         assert_eq!(compared.ratios, [2.0, 2.5, 3.0]);
-        assert_eq!((compared.ours, compared.theirs, compared.memory), (1.0, 2.5, None));
+        assert_eq!((compared.ours, compared.memory), (Step { median: 1.0, min: 1.0 }, None));
+        assert_eq!(compared.theirs, Step { median: 2.5, min: 2.0 });
         let mut other = measured(&[1.0]);
         other.parameters = Some(8);
         let error = row("a", "p", 1, &[(measured(&[1.0]), other)]).unwrap_err().to_string();
@@ -180,6 +205,7 @@ mod tests {
             seconds: vec![seconds],
             rss_bytes: None,
             parameters: None,
+            value: None,
             flops: None,
         };
         assert_eq!([2.0, 0.1, 1e-6].map(|s| steps_of_turn(&probe(s))), [1, 5, 200]);

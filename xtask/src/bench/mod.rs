@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::markers;
 use crate::shell::{self, Result, cargo, root};
-use server::{Client, Server};
+use server::Server;
 
 mod compare;
 mod machine;
@@ -94,17 +94,11 @@ fn run_comparison(options: &Options, peers: &[Peer]) -> Result<()> {
     let servers = peer_servers(peers)?;
     let mut rows = Vec::new();
     let mut versions = Vec::new();
+    let settings = compare::Settings { rounds: options.rounds, filter: options.filter.as_deref() };
     for &threads in &options.threads {
-        let mut client = Client::start(&ours, threads)?;
-        let mut others =
-            servers.iter().map(|s| Client::start(s, threads)).collect::<Result<Vec<_>>>()?;
-        versions = std::iter::once(&client).chain(&others).map(Client::version).collect();
-        let settings =
-            compare::Settings { rounds: options.rounds, filter: options.filter.as_deref() };
-        rows.extend(compare::run(&mut client, &mut others, threads, &settings)?);
-        for client in others.into_iter().chain([client]) {
-            client.quit()?;
-        }
+        let comparison = compare::run(&ours, &servers, threads, &settings)?;
+        rows.extend(comparison.rows);
+        versions = comparison.versions;
     }
     if rows.is_empty() {
         return Err("no benchmark was compared: no name both sides know fits".into());

@@ -22,6 +22,10 @@ impl Server {
     pub(super) fn new(name: &'static str, program: PathBuf, arguments: &[&OsStr]) -> Self {
         Self { name, program, arguments: arguments.iter().map(|&a| a.to_owned()).collect() }
     }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
 }
 
 /// A running bench server.
@@ -50,6 +54,8 @@ pub(super) struct Measurement {
     pub(super) rss_bytes: Option<u64>,
     /// Number of trainable parameters.
     pub(super) parameters: Option<u64>,
+    /// The loss of the last step, or what stands for it.
+    pub(super) value: Option<f64>,
     /// Floating-point operations of the products of one step.
     pub(super) flops: Option<f64>,
 }
@@ -83,10 +89,6 @@ impl Client {
         self.version.clone()
     }
 
-    pub(super) fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// The names of all cases.
     pub(super) fn cases(&mut self) -> Result<Vec<String>> {
         #[derive(Deserialize)]
@@ -102,6 +104,9 @@ impl Client {
         let usable = measured.seconds.iter().all(|s| s.is_finite() && *s > 0.0);
         if measured.seconds.len() != steps || !usable {
             return Err(self.error(&format!("{case}: answered {:?}", measured.seconds)));
+        }
+        if measured.value.is_some_and(|value| !value.is_finite()) {
+            return Err(self.error(&format!("{case}: the loss is not finite")));
         }
         Ok(measured)
     }

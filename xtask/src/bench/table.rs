@@ -2,14 +2,15 @@
 
 use std::fmt::Write as _;
 
-use super::compare::{Row, median};
+use super::compare::{Row, Step, median};
 
 /// The table with what it takes to read it.
 pub(super) fn markdown(rows: &[Row], versions: &[String], machine: &str, rounds: u32) -> String {
     let mut text = format!(
-        "Machine: {machine}. Versions: {}. Median step of {rounds} rounds in which both sides \
-         took turns; ratio: median of the rounds' ratios theirs / ours (min–max), above 1 we are \
-         faster; memory: peak above that before the model was loaded.\n\n",
+        "Machine: {machine}. Versions: {}. Milliseconds of a step: median (min) of {rounds} rounds \
+         in which both sides took turns; ratio: median (min–max) of the rounds' ratios theirs / \
+         ours, above 1 we are faster; memory: peak above that after start-up and loading; \
+         GFLOP/s of the products, at the median.\n\n",
         versions.join(", ")
     );
     text.push_str(
@@ -18,8 +19,10 @@ pub(super) fn markdown(rows: &[Row], versions: &[String], machine: &str, rounds:
     );
     for row in rows {
         let (low, high) = (row.ratios[0], row.ratios[row.ratios.len() - 1]);
-        let rate = |seconds: f64| {
-            row.flops.map_or_else(|| "–".into(), |flops| format!("{:.1}", flops / seconds / 1e9))
+        let milliseconds = |step: Step| format!("{:.3} ({:.3})", step.median * 1e3, step.min * 1e3);
+        let rate = |step: Step| match row.flops {
+            Some(flops) => format!("{:.1}", flops / step.median / 1e9),
+            None => "–".into(),
         };
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let memory = row.memory.map_or_else(
@@ -31,13 +34,13 @@ pub(super) fn markdown(rows: &[Row], versions: &[String], machine: &str, rounds:
         );
         writeln!(
             text,
-            "| {} | {} | {:.3} | {} | {} | {:.3} | {} | {:.2}× ({low:.2}–{high:.2}) | {memory} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {:.2}× ({low:.2}–{high:.2}) | {memory} |",
             row.case,
             row.threads,
-            row.ours * 1e3,
+            milliseconds(row.ours),
             rate(row.ours),
             row.peer,
-            row.theirs * 1e3,
+            milliseconds(row.theirs),
             rate(row.theirs),
             median(&row.ratios),
         )
@@ -52,28 +55,28 @@ mod tests {
 
     #[test]
     fn a_row_holds_both_sides() {
-        let mut row = Row {
+        let row = |memory, flops| Row {
             case: "lstm".into(),
             peer: "pytorch",
             threads: 2,
-            ours: 0.002,
-            theirs: 0.005,
+            ours: Step { median: 0.002, min: 0.0015 },
+            theirs: Step { median: 0.005, min: 0.004 },
             ratios: vec![2.0, 2.5, 3.0],
-            memory: Some((2_000_000, 3_000_000)),
-            flops: Some(1e8),
+            memory,
+            flops,
         };
-        let text = |row: Row| markdown(&[row], &["a 1".into(), "b 2".into()], "two cores", 3);
-        let full = text(Row { ratios: row.ratios.clone(), case: row.case.clone(), ..row });
+        let text = |row| markdown(&[row], &["a 1".into(), "b 2".into()], "two cores", 3);
+        let full = text(row(Some((2_000_000, 3_000_000)), Some(1e8)));
         assert!(full.starts_with("Machine: two cores. Versions: a 1, b 2. "), "{full}");
-        let last = full.lines().last().unwrap();
         assert_eq!(
-            last,
-            "| lstm | 2 | 2.000 | 50.0 | pytorch | 5.000 | 20.0 | 2.50× (2.00–3.00) | \
-             2.0 / 3.0 (1.50×) |"
+            full.lines().last().unwrap(),
+            "| lstm | 2 | 2.000 (1.500) | 50.0 | pytorch | 5.000 (4.000) | 20.0 | \
+             2.50× (2.00–3.00) | 2.0 / 3.0 (1.50×) |"
         );
-        (row.memory, row.flops) = (None, None);
-        let bare = text(row);
-        let last = bare.lines().last().unwrap();
-        assert_eq!(last, "| lstm | 2 | 2.000 | – | pytorch | 5.000 | – | 2.50× (2.00–3.00) | – |");
+        assert_eq!(
+            text(row(None, None)).lines().last().unwrap(),
+            "| lstm | 2 | 2.000 (1.500) | – | pytorch | 5.000 (4.000) | – | \
+             2.50× (2.00–3.00) | – |"
+        );
     }
 }

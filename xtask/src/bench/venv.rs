@@ -17,8 +17,9 @@ pub(super) fn ready(requirements: &Path) -> Result<PathBuf> {
     let folder = cache_folder()?.join("specialformer").join("peers-venv");
     let python = folder.join("bin/python");
     let stamp = folder.join(INSTALLED);
+    let starts = || succeeds(program(&python).arg("--version"));
     let is_current = std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted);
-    if is_current && succeeds(program(&python).arg("--version")) {
+    if is_current && starts() {
         return Ok(python);
     }
     let advice = |what: &str| {
@@ -28,12 +29,14 @@ pub(super) fn ready(requirements: &Path) -> Result<PathBuf> {
             folder.display()
         )
     };
-    if !succeeds(program("python3").arg("--version")) {
-        return Err(advice("no Python: install python3 (Debian: python3-venv)").into());
+    if !starts() {
+        if !succeeds(program("python3").arg("--version")) {
+            return Err(advice("no Python: install python3 (Debian: python3-venv)").into());
+        }
+        run(program("python3").args(["-m", "venv", "--clear"]).arg(&folder)).map_err(|e| {
+            advice(&format!("{e}: Python needs its venv module (Debian: python3-venv)"))
+        })?;
     }
-    run(program("python3").args(["-m", "venv", "--clear"]).arg(&folder)).map_err(|e| {
-        advice(&format!("{e}: Python needs its venv module (Debian: python3-venv)"))
-    })?;
     run(program(&python).args(["-m", "pip", "install", "--requirement"]).arg(requirements))
         .map_err(|e| advice(&format!("{e}: is the network there?")))?;
     atomic_write(&stamp, |file| file.write_all(wanted.as_bytes()))?;

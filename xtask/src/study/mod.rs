@@ -6,6 +6,7 @@ use crate::markers;
 use crate::shell::{Result, root};
 use queue::{Experiment, Queue};
 
+mod iarc;
 mod queue;
 mod statistics;
 
@@ -31,7 +32,7 @@ pub(crate) struct Options {
 
 /// All experiments.
 fn experiments() -> Vec<Box<dyn Experiment>> {
-    Vec::new()
+    vec![Box::new(iarc::Iarc::default())]
 }
 
 /// Runs what is left of an experiment and prints its table.

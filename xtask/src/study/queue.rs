@@ -21,6 +21,12 @@ pub(crate) trait Experiment {
     /// All runs in order, each of at most about 12 minutes.
     fn runs(&self, small: bool) -> Vec<Run>;
 
+    /// What has to be done once before runs are performed, outside their time.
+    ///
+    /// # Errors
+    /// Whatever makes all runs impossible.
+    fn prepare(&self) -> Result<()>;
+
     /// Performs one run and returns its results.
     ///
     /// # Errors
@@ -86,6 +92,9 @@ impl Queue {
         let mut file = ResultFile::open(&self.path)?;
         let finished = file.records()?;
         let is_finished = |run: &Run| finished.iter().any(|record| record.of == *run);
+        if !self.runs.iter().all(is_finished) {
+            experiment.prepare()?;
+        }
         let mut failed = Vec::new();
         for (index, run) in self.runs.iter().enumerate() {
             let place = format!("{}/{} {}", index + 1, self.runs.len(), run.run);
@@ -171,6 +180,7 @@ mod tests {
         upto: i64,
         scale: i64,
         fails: Cell<Option<i64>>,
+        prepared: Cell<usize>,
         performed: RefCell<Vec<String>>,
     }
 
@@ -190,7 +200,13 @@ mod tests {
             (1..=upto).map(run).collect()
         }
 
+        fn prepare(&self) -> Result<()> {
+            self.prepared.set(self.prepared.get() + 1);
+            Ok(())
+        }
+
         fn perform(&self, run: &Run) -> Result<Value> {
+            assert_eq!(self.prepared.get(), 1);
             self.performed.borrow_mut().push(run.run.clone());
             let n = run.settings["n"].as_i64().unwrap();
             if self.fails.get() == Some(n) {
@@ -216,7 +232,9 @@ mod tests {
         let longer = squares(4);
         let queue = Queue::open(&longer, false, folder.path()).unwrap();
         queue.work(&longer).unwrap();
+        queue.work(&longer).unwrap();
         assert_eq!(*longer.performed.borrow(), ["n3", "n4"]);
+        assert_eq!(longer.prepared.get(), 1);
         assert_eq!(longer.table(&queue.records().unwrap()).unwrap(), "1|4|9|16");
 
         let small = Queue::open(&longer, true, folder.path()).unwrap();
@@ -234,6 +252,7 @@ mod tests {
         assert_eq!(queue.records().unwrap().len(), 2);
         experiment.fails.set(None);
         experiment.performed.borrow_mut().clear();
+        experiment.prepared.set(0);
         queue.work(&experiment).unwrap();
         assert_eq!(*experiment.performed.borrow(), ["n2"]);
         assert_eq!(experiment.table(&queue.records().unwrap()).unwrap(), "1|4|9");
@@ -261,6 +280,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 5]).unwrap();
         experiment.performed.borrow_mut().clear();
+        experiment.prepared.set(0);
         queue.work(&experiment).unwrap();
         assert_eq!(*experiment.performed.borrow(), ["n2"]);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);

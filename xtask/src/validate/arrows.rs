@@ -94,7 +94,10 @@ fn add_reachable(name: &str, reached: &mut BTreeSet<&'static str>) {
 mod tests {
     use super::*;
 
-    fn workspace(packages: &[(&str, &[(&str, Option<&str>)])]) -> Metadata {
+    /// A name and what it depends on, each with the kind of dependency.
+    type Sample<'a> = (&'a str, &'a [(&'a str, Option<&'a str>)]);
+
+    fn workspace(packages: &[Sample<'_>]) -> Metadata {
         let packages: Vec<_> = packages
             .iter()
             .map(|(name, dependencies)| {

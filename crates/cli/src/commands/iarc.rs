@@ -16,10 +16,8 @@ use crate::failure::Failure;
 use crate::job::{self, Finished, RunResult};
 use crate::{run_report, table};
 
-/// Steps of 256 windows in the quick job.
-const QUICK_STEPS: u64 = 10_000;
-/// Steps of 256 windows in the study.
-const STUDY_STEPS: u64 = 20_000;
+/// Steps of 256 windows, unless said otherwise.
+const STEPS: u64 = 10_000;
 /// Windows of a step.
 const BATCH: usize = 256;
 /// The models of the quick job.
@@ -37,8 +35,10 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
     let data = IarcConfig::default();
     let models = chosen_models(args, &data)?;
     let seeds = args.seeds.unwrap_or(if args.full { 3 } else { 1 });
-    let steps = args.steps.unwrap_or(if args.full { STUDY_STEPS } else { QUICK_STEPS });
-    for (name, value) in [("--steps", steps), ("--seeds", seeds), ("--test-size", args.test_size as u64)] {
+    let steps = args.steps.unwrap_or(STEPS);
+    for (name, value) in
+        [("--steps", steps), ("--seeds", seeds), ("--test-size", args.test_size as u64)]
+    {
         if value == 0 {
             return Err(Failure::input(format!("{name} = 0: must be at least 1")));
         }
@@ -71,7 +71,8 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
         finished.push(run);
     }
     let runs: Vec<&Finished> = finished.iter().collect();
-    let report = run_report::build("Task switching (IARC)", &runs, started.elapsed().as_secs_f64())?;
+    let report =
+        run_report::build("Task switching (IARC)", &runs, started.elapsed().as_secs_f64())?;
     let report_path = run_report::write(&report, &args.out)?;
     let rows = summary_rows(&models, &runs);
     job::write(&args.out.join("table.md"), &table::markdown(&rows))?;
@@ -83,7 +84,10 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
         println!("{text}");
         return Ok(());
     }
-    println!("\nTest accuracy in % on {} windows never trained on", table::grouped(args.test_size as u64));
+    println!(
+        "\nTest accuracy in % on {} windows never trained on",
+        table::grouped(args.test_size as u64)
+    );
     println!("(I increment, A addition, R reverse copy, C context):\n");
     print!("{}", table::aligned(&rows));
     println!("\ntable  {}", args.out.join("table.md").display());
@@ -145,7 +149,12 @@ fn run_config(
     }
 }
 
-fn one_run(config: &RunConfig, folder: &Path, resume: bool, quiet: bool) -> Result<Finished, Failure> {
+fn one_run(
+    config: &RunConfig,
+    folder: &Path,
+    resume: bool,
+    quiet: bool,
+) -> Result<Finished, Failure> {
     if !resume || !folder.exists() {
         return job::train(config, folder, Start::New, quiet);
     }
@@ -178,8 +187,11 @@ fn summary_rows(models: &[StudyModel], runs: &[&Finished]) -> Vec<Vec<String>> {
     head.extend(["all".into(), "steps".into(), "seconds".into()]);
     let mut rows = vec![head];
     for model in models {
-        let results: Vec<&RunResult> =
-            runs.iter().filter(|run| run.result.name == model.name).map(|run| &run.result).collect();
+        let results: Vec<&RunResult> = runs
+            .iter()
+            .filter(|run| run.result.name == model.name)
+            .map(|run| &run.result)
+            .collect();
         let Some(first) = results.first() else { continue };
         let tests: Vec<_> = results.iter().filter_map(|r| r.test.as_ref()).collect();
         let mut row = vec![label(model), table::grouped(first.parameters as u64)];

@@ -33,7 +33,24 @@ struct Recurrence<E: Element> {
     c0: Tensor<E>,
 }
 
-/// Gates of one row: activates them in place and advances the cell.
+/// Columns that a kernel takes together: in local arrays, so that the compiler
+/// knows that they do not overlap and turns them into vector registers.
+const BLOCK: usize = 16;
+
+#[inline(always)]
+fn load<E: Element>(from: &[E], count: usize) -> [E; BLOCK] {
+    let mut block = [E::ZERO; BLOCK];
+    block[..count].copy_from_slice(&from[..count]);
+    block
+}
+
+#[inline(always)]
+fn store<E: Element>(block: &[E; BLOCK], count: usize, to: &mut [E]) {
+    to[..count].copy_from_slice(&block[..count]);
+}
+
+/// Gates of all rows of a step: activates them in place and advances the
+/// cells.
 struct Advance<'a, E> {
     h: usize,
     gates: &'a mut [E],
@@ -47,27 +64,49 @@ impl<E: Element> Kernel for Advance<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(self) {
-        let h = self.h;
-        let states = self.cell.chunks_exact_mut(h).zip(self.tanh_cell.chunks_exact_mut(h));
-        let outputs = self.hidden.chunks_exact_mut(h).zip(self.previous_cell.chunks_exact(h));
-        let rows = self.gates.chunks_exact_mut(4 * h).zip(states).zip(outputs);
-        for ((gates, (cell, tanh_cell)), (hidden, previous)) in rows {
-            let (input, rest) = gates.split_at_mut(h);
-            let (forget, rest) = rest.split_at_mut(h);
-            let (candidate, out) = rest.split_at_mut(h);
-            let (cell, tanh_cell) = (&mut cell[..h], &mut tanh_cell[..h]);
-            let (hidden, previous, out) = (&mut hidden[..h], &previous[..h], &mut out[..h]);
-            for j in 0..h {
-                input[j] = input[j].sigmoid_in::<L>();
-                forget[j] = forget[j].sigmoid_in::<L>();
-                candidate[j] = candidate[j].tanh_in::<L>();
-                out[j] = out[j].sigmoid_in::<L>();
-                cell[j] = forget[j].mul_add_in::<L>(previous[j], input[j] * candidate[j]);
-                tanh_cell[j] = cell[j].tanh_in::<L>();
-                hidden[j] = out[j] * tanh_cell[j];
+    fn run<L: Level>(mut self) {
+        let (h, full) = (self.h, self.h / BLOCK * BLOCK);
+        for row in 0..self.gates.len() / (4 * h) {
+            for start in (0..full).step_by(BLOCK) {
+                self.block::<L>(row, start, BLOCK);
+            }
+            if full < h {
+                self.block::<L>(row, full, h - full);
             }
         }
+    }
+}
+
+impl<E: Element> Advance<'_, E> {
+    /// (A method, not a closure: it has to be inlined into the kernel of each
+    /// SIMD level, and `count` to be a constant there.)
+    #[inline(always)]
+    fn block<L: Level>(&mut self, row: usize, start: usize, count: usize) {
+        let h = self.h;
+        let gates = &mut self.gates[row * 4 * h..(row + 1) * 4 * h];
+        let at = row * h + start;
+        let mut input = load(&gates[start..], count);
+        let mut forget = load(&gates[h + start..], count);
+        let mut candidate = load(&gates[2 * h + start..], count);
+        let mut out = load(&gates[3 * h + start..], count);
+        let mut cell = load(&self.previous_cell[at..], count);
+        let (mut tanh, mut hidden) = ([E::ZERO; BLOCK], [E::ZERO; BLOCK]);
+        for j in 0..BLOCK {
+            input[j] = input[j].sigmoid_in::<L>();
+            forget[j] = forget[j].sigmoid_in::<L>();
+            candidate[j] = candidate[j].tanh_in::<L>();
+            out[j] = out[j].sigmoid_in::<L>();
+            cell[j] = forget[j].mul_add_in::<L>(cell[j], input[j] * candidate[j]);
+            tanh[j] = cell[j].tanh_in::<L>();
+            hidden[j] = out[j] * tanh[j];
+        }
+        store(&input, count, &mut gates[start..]);
+        store(&forget, count, &mut gates[h + start..]);
+        store(&candidate, count, &mut gates[2 * h + start..]);
+        store(&out, count, &mut gates[3 * h + start..]);
+        store(&cell, count, &mut self.cell[at..]);
+        store(&tanh, count, &mut self.tanh_cell[at..]);
+        store(&hidden, count, &mut self.hidden[at..]);
     }
 }
 
@@ -88,33 +127,50 @@ impl<E: Element> Kernel for Retreat<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(self) {
-        let (h, one) = (self.h, E::ONE);
-        let saved = self.gates.chunks_exact(4 * h).zip(self.tanh_cell.chunks_exact(h));
-        let upstream = self.output_gradient.chunks_exact(h).zip(self.hidden_gradient.chunks_exact(h));
-        let states = self.previous_cell.chunks_exact(h).zip(self.cell_gradient.chunks_exact_mut(h));
-        let rows = self.gate_gradient.chunks_exact_mut(4 * h).zip(saved).zip(upstream).zip(states);
-        for (((grad, (gates, tanh)), (from_output, from_next)), (previous, dc)) in rows {
-            let (input, rest) = gates.split_at(h);
-            let (forget, rest) = rest.split_at(h);
-            let (candidate, out) = rest.split_at(h);
-            let (d_input, rest) = grad.split_at_mut(h);
-            let (d_forget, rest) = rest.split_at_mut(h);
-            let (d_candidate, d_out) = rest.split_at_mut(h);
-            let (tanh, out, d_out) = (&tanh[..h], &out[..h], &mut d_out[..h]);
-            let (from_output, from_next) = (&from_output[..h], &from_next[..h]);
-            let (previous, dc) = (&previous[..h], &mut dc[..h]);
-            for j in 0..h {
-                let dh = from_output[j] + from_next[j];
-                let through_tanh = dh * out[j] * (one - tanh[j] * tanh[j]);
-                let d_cell = dc[j] + through_tanh;
-                d_out[j] = dh * tanh[j] * out[j] * (one - out[j]);
-                d_input[j] = d_cell * candidate[j] * input[j] * (one - input[j]);
-                d_candidate[j] = d_cell * input[j] * (one - candidate[j] * candidate[j]);
-                d_forget[j] = d_cell * previous[j] * forget[j] * (one - forget[j]);
-                dc[j] = d_cell * forget[j];
+    fn run<L: Level>(mut self) {
+        let (h, full) = (self.h, self.h / BLOCK * BLOCK);
+        for row in 0..self.gates.len() / (4 * h) {
+            for start in (0..full).step_by(BLOCK) {
+                self.block(row, start, BLOCK);
+            }
+            if full < h {
+                self.block(row, full, h - full);
             }
         }
+    }
+}
+
+impl<E: Element> Retreat<'_, E> {
+    #[inline(always)]
+    fn block(&mut self, row: usize, start: usize, count: usize) {
+        let (h, one) = (self.h, E::ONE);
+        let gates = &self.gates[row * 4 * h..(row + 1) * 4 * h];
+        let grad = &mut self.gate_gradient[row * 4 * h..(row + 1) * 4 * h];
+        let at = row * h + start;
+        let mut input = load(&gates[start..], count);
+        let mut forget = load(&gates[h + start..], count);
+        let mut candidate = load(&gates[2 * h + start..], count);
+        let mut out = load(&gates[3 * h + start..], count);
+        let tanh = load(&self.tanh_cell[at..], count);
+        let previous = load(&self.previous_cell[at..], count);
+        let from_output = load(&self.output_gradient[at..], count);
+        let from_next = load(&self.hidden_gradient[at..], count);
+        let mut dc = load(&self.cell_gradient[at..], count);
+        for j in 0..BLOCK {
+            let (i, f, g, o) = (input[j], forget[j], candidate[j], out[j]);
+            let dh = from_output[j] + from_next[j];
+            let d_cell = dc[j] + dh * o * (one - tanh[j] * tanh[j]);
+            out[j] = dh * tanh[j] * o * (one - o);
+            input[j] = d_cell * g * i * (one - i);
+            candidate[j] = d_cell * i * (one - g * g);
+            forget[j] = d_cell * previous[j] * f * (one - f);
+            dc[j] = d_cell * f;
+        }
+        store(&input, count, &mut grad[start..]);
+        store(&forget, count, &mut grad[h + start..]);
+        store(&candidate, count, &mut grad[2 * h + start..]);
+        store(&out, count, &mut grad[3 * h + start..]);
+        store(&dc, count, &mut self.cell_gradient[at..]);
     }
 }
 
@@ -223,12 +279,7 @@ pub(super) fn lstm<E: Element>(
 impl<E: Element> Recurrence<E> {
     /// dW = Σ_t (dgates_t)ᵀ·h_{t−1}: the start state's step, then all others
     /// as one product.
-    fn weight_gradient(
-        &self,
-        gate_gradient: &[E],
-        out: &mut [E],
-        parallelism: Parallelism,
-    ) {
+    fn weight_gradient(&self, gate_gradient: &[E], out: &mut [E], parallelism: Parallelism) {
         let Sizes { t, b, h } = self.sizes;
         out.fill(E::ZERO);
         if t == 0 {

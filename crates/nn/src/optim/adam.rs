@@ -27,12 +27,7 @@ pub struct AdamConfig {
 
 impl Default for AdamConfig {
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.0,
-        }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
     }
 }
 
@@ -62,28 +57,15 @@ impl<E: Element> Adam<E> {
             }
         }
         if config.eps.is_nan() || config.eps <= 0.0 {
-            return Err(NnError::config(
-                "Adam",
-                "eps",
-                config.eps,
-                "must be positive",
-            ));
+            return Err(NnError::config("Adam", "eps", config.eps, "must be positive"));
         }
         if !(config.weight_decay >= 0.0 && config.weight_decay.is_finite()) {
             let value = config.weight_decay;
-            return Err(NnError::config(
-                "Adam",
-                "weight_decay",
-                value,
-                "must not be negative",
-            ));
+            return Err(NnError::config("Adam", "weight_decay", value, "must not be negative"));
         }
         Ok(Self {
             config,
-            names: parameters
-                .trainable()
-                .map(|(name, _)| name.to_string())
-                .collect(),
+            names: parameters.trainable().map(|(name, _)| name.to_string()).collect(),
             m: zero_moments(parameters),
             v: zero_moments(parameters),
             steps: 0,
@@ -162,26 +144,15 @@ impl<E: Element> Optimizer<E> for Adam<E> {
         for ((parameter, gradient), (m, v)) in gradients.iter().zip(moments) {
             let (m, v) = (m.make_mut(), v.make_mut());
             parameter.update(|value| {
-                let update = |value, gradient, m, v| {
-                    dispatch(Update {
-                        c,
-                        gradient,
-                        value,
-                        m,
-                        v,
-                    })
-                };
+                let update = |value, gradient, m, v| dispatch(Update { c, gradient, value, m, v });
                 if args.parallelism.is_parallel() && value.len() > CHUNK {
                     use rayon::prelude::*;
                     let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
                     let values = value.par_chunks_mut(CHUNK);
                     let gradients = gradient.as_slice().par_chunks(CHUNK);
-                    values
-                        .zip(gradients)
-                        .zip(moments)
-                        .for_each(|((value, g), (m, v))| {
-                            update(value, g, m, v);
-                        });
+                    values.zip(gradients).zip(moments).for_each(|((value, g), (m, v))| {
+                        update(value, g, m, v);
+                    });
                 } else {
                     update(value, gradient.as_slice(), m, v);
                 }
@@ -193,19 +164,10 @@ impl<E: Element> Optimizer<E> for Adam<E> {
     fn state(&self) -> OptimizerState<E> {
         let named = |prefix: &'static str, tensors: &[Tensor<E>]| {
             let pairs = self.names.iter().zip(tensors.to_vec());
-            pairs
-                .map(move |(name, t)| (format!("{prefix}.{name}"), t))
-                .collect::<Vec<_>>()
+            pairs.map(move |(name, t)| (format!("{prefix}.{name}"), t)).collect::<Vec<_>>()
         };
-        let tensors = named("m", &self.m)
-            .into_iter()
-            .chain(named("v", &self.v))
-            .collect();
-        OptimizerState {
-            kind: "adam",
-            steps: self.steps,
-            tensors,
-        }
+        let tensors = named("m", &self.m).into_iter().chain(named("v", &self.v)).collect();
+        OptimizerState { kind: "adam", steps: self.steps, tensors }
     }
 
     fn load_state(&mut self, mut state: OptimizerState<E>) -> Result<()> {

@@ -26,9 +26,7 @@ impl<E: Element> GradientSet<E> {
     ) -> Result<Self> {
         let mut entries = Vec::with_capacity(parameters.len());
         for (name, parameter) in parameters.trainable() {
-            let mut parts = shards
-                .iter_mut()
-                .filter_map(|shard| shard.take_parameter(parameter));
+            let mut parts = shards.iter_mut().filter_map(|shard| shard.take_parameter(parameter));
             let Some(mut sum) = parts.next() else {
                 return Err(NnError::MissingGradient {
                     name: name.to_string(),
@@ -50,9 +48,7 @@ impl<E: Element> GradientSet<E> {
 
     /// Parameters with their gradients.
     pub fn iter(&self) -> impl Iterator<Item = (&Parameter<E>, &Tensor<E>)> {
-        self.entries
-            .iter()
-            .map(|(parameter, gradient)| (parameter, gradient))
+        self.entries.iter().map(|(parameter, gradient)| (parameter, gradient))
     }
 
     /// Number of parameters.
@@ -71,15 +67,9 @@ impl<E: Element> GradientSet<E> {
     /// [`NnError::State`] if the parameters differ.
     pub fn add(&mut self, other: &Self) -> Result<()> {
         let same = self.len() == other.len()
-            && self
-                .entries
-                .iter()
-                .zip(&other.entries)
-                .all(|(a, b)| a.0.id() == b.0.id());
+            && self.entries.iter().zip(&other.entries).all(|(a, b)| a.0.id() == b.0.id());
         if !same {
-            return Err(NnError::State {
-                what: "gradients of different parameters".into(),
-            });
+            return Err(NnError::State { what: "gradients of different parameters".into() });
         }
         for ((_, sum), (_, part)) in self.entries.iter_mut().zip(&other.entries) {
             for (s, v) in sum.make_mut().iter_mut().zip(part.as_slice()) {
@@ -100,17 +90,10 @@ impl<E: Element> GradientSet<E> {
                     *lane += v.to_f64() * v.to_f64();
                 }
             }
-            let tail: f64 = exact
-                .remainder()
-                .iter()
-                .map(|v| v.to_f64() * v.to_f64())
-                .sum();
+            let tail: f64 = exact.remainder().iter().map(|v| v.to_f64() * v.to_f64()).sum();
             lanes.iter().sum::<f64>() + tail
         };
-        self.iter()
-            .map(|(_, g)| square(g.as_slice()))
-            .sum::<f64>()
-            .sqrt()
+        self.iter().map(|(_, g)| square(g.as_slice())).sum::<f64>().sqrt()
     }
 
     /// The factor that brings the global norm down to `max_norm` (1 if it is

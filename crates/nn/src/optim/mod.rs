@@ -61,10 +61,7 @@ pub struct OptimizerState<E: Element = f32> {
 
 /// Moment tensors of every trainable parameter, in their order.
 fn zero_moments<E: Element>(parameters: &NamedParameters<E>) -> Vec<Tensor<E>> {
-    parameters
-        .trainable()
-        .map(|(_, parameter)| Tensor::zeros(parameter.shape()))
-        .collect()
+    parameters.trainable().map(|(_, parameter)| Tensor::zeros(parameter.shape())).collect()
 }
 
 /// Takes `<prefix>.<name>` for each name out of a state.

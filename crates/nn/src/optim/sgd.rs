@@ -35,28 +35,15 @@ impl<E: Element> Sgd<E> {
     /// [`NnError::Config`] if a setting is outside its range.
     pub fn new(config: SgdConfig, parameters: &NamedParameters<E>) -> Result<Self> {
         if !(0.0..1.0).contains(&config.momentum) {
-            return Err(NnError::config(
-                "Sgd",
-                "momentum",
-                config.momentum,
-                "must be in [0, 1)",
-            ));
+            return Err(NnError::config("Sgd", "momentum", config.momentum, "must be in [0, 1)"));
         }
         if !(config.weight_decay >= 0.0 && config.weight_decay.is_finite()) {
             let value = config.weight_decay;
-            return Err(NnError::config(
-                "Sgd",
-                "weight_decay",
-                value,
-                "must not be negative",
-            ));
+            return Err(NnError::config("Sgd", "weight_decay", value, "must not be negative"));
         }
         Ok(Self {
             config,
-            names: parameters
-                .trainable()
-                .map(|(name, _)| name.to_string())
-                .collect(),
+            names: parameters.trainable().map(|(name, _)| name.to_string()).collect(),
             velocity: zero_moments(parameters),
             steps: 0,
         })
@@ -92,14 +79,8 @@ impl<E: Element> Optimizer<E> for Sgd<E> {
 
     fn state(&self) -> OptimizerState<E> {
         let pairs = self.names.iter().zip(&self.velocity);
-        let tensors = pairs
-            .map(|(name, t)| (format!("velocity.{name}"), t.clone()))
-            .collect();
-        OptimizerState {
-            kind: "sgd",
-            steps: self.steps,
-            tensors,
-        }
+        let tensors = pairs.map(|(name, t)| (format!("velocity.{name}"), t.clone())).collect();
+        OptimizerState { kind: "sgd", steps: self.steps, tensors }
     }
 
     fn load_state(&mut self, mut state: OptimizerState<E>) -> Result<()> {

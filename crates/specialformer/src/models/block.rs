@@ -49,6 +49,7 @@ pub struct Block<E: Element = f32> {
     attention: Attention<E>,
     feed_forward_norm: Norm<E>,
     feed_forward: FeedForwardLayer<E>,
+    dropout: f64,
 }
 
 impl<E: Element> Block<E> {
@@ -75,7 +76,13 @@ impl<E: Element> Block<E> {
             let layer = FeedForward::new(config.feed_forward_kind, width, hidden, true, rng)?;
             (Attention::Shared(attention), FeedForwardLayer::Shared(layer))
         };
-        Ok(Self { attention_norm: norm()?, attention, feed_forward_norm: norm()?, feed_forward })
+        Ok(Self {
+            attention_norm: norm()?,
+            attention,
+            feed_forward_norm: norm()?,
+            feed_forward,
+            dropout: config.dropout,
+        })
     }
 
     /// The packed projections q|k|v [B, T, 3·C] that attention starts from.
@@ -103,6 +110,7 @@ impl<E: Element> Block<E> {
                 Attention::PerPosition(layer) => layer.forward(ctx, &x, queries)?,
             }
         };
+        let mixed = ctx.dropout(mixed, self.dropout)?;
         let last = x.shape()[1].saturating_sub(1);
         let (x, first) = match queries {
             Queries::All => (x.add(&mixed)?, 0),
@@ -117,7 +125,7 @@ impl<E: Element> Block<E> {
                 layer.down.forward(ctx, &hidden, first)?
             }
         };
-        Ok(x.add(&change)?)
+        Ok(x.add(&ctx.dropout(change, self.dropout)?)?)
     }
 }
 

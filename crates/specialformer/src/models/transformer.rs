@@ -25,9 +25,9 @@ impl<E: Element> Transformer<E> {
     pub(crate) fn new(config: StackConfig, rng: &mut RngStream) -> Result<Self> {
         let width = config.attention.width;
         let embedding = Embedding::new(config.vocabulary, width, EMBEDDING_STD, rng)?;
-        let positions = config.learned_positions.then(|| {
-            Parameter::new(init::normal([config.window, width], POSITION_STD, rng))
-        });
+        let positions = config
+            .learned_positions
+            .then(|| Parameter::new(init::normal([config.window, width], POSITION_STD, rng)));
         let blocks = (0..config.layers).map(|_| Block::new(&config, rng)).collect::<Result<_>>()?;
         let norm = Norm::new(config.norm, width, config.norm_eps)?;
         let head = Linear::new(width, config.outputs, true, rng)?;
@@ -64,10 +64,11 @@ impl<E: Element> Transformer<E> {
         }
         let _scope = ctx.scope("embedding");
         let x = self.embedding.forward(ctx, tokens.ids(), [tokens.batch(), length])?;
-        Ok(match &self.positions {
+        let x = match &self.positions {
             Some(positions) => x.add(&ctx.parameter(positions).slice(0, 0..length)?)?,
             None => x,
-        })
+        };
+        Ok(ctx.dropout(x, self.config.dropout)?)
     }
 
     /// Logits of the wanted positions.

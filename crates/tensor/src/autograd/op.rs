@@ -51,11 +51,7 @@ impl<E: Element> BackwardContext<'_, E> {
         index: usize,
         compute: impl FnOnce() -> Result<Tensor<E>>,
     ) -> Result<Grad<E>> {
-        if self.needs(index) {
-            compute().map(Grad::Value)
-        } else {
-            Ok(Grad::NotNeeded)
-        }
+        if self.needs(index) { compute().map(Grad::Value) } else { Ok(Grad::NotNeeded) }
     }
 }
 

@@ -52,11 +52,7 @@ impl<E: Element> Parameter<E> {
 
     /// The current value (shares memory until the next update).
     pub fn value(&self) -> Tensor<E> {
-        self.0
-            .value
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.value.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces the value.
@@ -78,13 +74,7 @@ impl<E: Element> Parameter<E> {
 
     /// Changes the value in place.
     pub fn update<R>(&self, change: impl FnOnce(&mut [E]) -> R) -> R {
-        change(
-            self.0
-                .value
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .make_mut(),
-        )
+        change(self.0.value.write().unwrap_or_else(PoisonError::into_inner).make_mut())
     }
 
     /// True if training leaves this parameter alone.

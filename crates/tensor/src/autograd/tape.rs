@@ -87,10 +87,7 @@ struct Node<E: Element> {
 enum Kind<E: Element> {
     Variable,
     Parameter(ParameterId),
-    Result {
-        op: Box<dyn ErasedOp<E>>,
-        inputs: Vec<Option<NodeId>>,
-    },
+    Result { op: Box<dyn ErasedOp<E>>, inputs: Vec<Option<NodeId>> },
 }
 
 impl<E: Element> Default for Tape<E> {
@@ -107,10 +104,7 @@ impl<E: Element> Tape<E> {
 
     /// A tape that records nothing: for inference.
     pub fn no_grad() -> Self {
-        Self::with_config(TapeConfig {
-            record: false,
-            ..TapeConfig::default()
-        })
+        Self::with_config(TapeConfig { record: false, ..TapeConfig::default() })
     }
 
     /// A tape with this configuration.
@@ -151,25 +145,13 @@ impl<E: Element> Tape<E> {
 
     /// A value that gets no gradient.
     pub fn constant(&self, value: Tensor<E>) -> Var<E> {
-        Var {
-            value,
-            node: None,
-            tape: self.clone(),
-        }
+        Var { value, node: None, tape: self.clone() }
     }
 
     /// A value that gets a gradient (if this tape records).
     pub fn variable(&self, value: Tensor<E>) -> Var<E> {
-        let node = self
-            .0
-            .config
-            .record
-            .then(|| self.push(value.shape(), Kind::Variable));
-        Var {
-            value,
-            node,
-            tape: self.clone(),
-        }
+        let node = self.0.config.record.then(|| self.push(value.shape(), Kind::Variable));
+        Var { value, node, tape: self.clone() }
     }
 
     /// A parameter's value. Using a parameter twice gives the same variable,
@@ -177,27 +159,13 @@ impl<E: Element> Tape<E> {
     pub fn parameter(&self, parameter: &Parameter<E>) -> Var<E> {
         let id = parameter.id();
         if let Some(known) = self.0.parameters.borrow().get(&id) {
-            return Var {
-                value: known.value.clone(),
-                node: known.node,
-                tape: self.clone(),
-            };
+            return Var { value: known.value.clone(), node: known.node, tape: self.clone() };
         }
         let value = parameter.value();
         let node = (self.0.config.record && !parameter.is_frozen())
             .then(|| self.push(value.shape(), Kind::Parameter(id)));
-        self.0.parameters.borrow_mut().insert(
-            id,
-            Known {
-                value: value.clone(),
-                node,
-            },
-        );
-        Var {
-            value,
-            node,
-            tape: self.clone(),
-        }
+        self.0.parameters.borrow_mut().insert(id, Known { value: value.clone(), node });
+        Var { value, node, tape: self.clone() }
     }
 
     /// Puts the output of an operation on the tape. `op` runs only if one of
@@ -246,20 +214,14 @@ impl<E: Element> Tape<E> {
             }
         }
         debug_assert!(
-            inputs
-                .iter()
-                .all(|v| v.node.is_none() || Rc::ptr_eq(&v.tape.0, &self.0)),
+            inputs.iter().all(|v| v.node.is_none() || Rc::ptr_eq(&v.tape.0, &self.0)),
             "{name}: inputs are on different tapes"
         );
         let node = inputs.iter().any(|v| v.is_tracked()).then(|| {
             let inputs = inputs.iter().map(|v| v.node).collect();
             self.push(output.shape(), Kind::Result { op: op(), inputs })
         });
-        Ok(Var {
-            value: output,
-            node,
-            tape: self.clone(),
-        })
+        Ok(Var { value: output, node, tape: self.clone() })
     }
 
     fn push(&self, shape: Shape, kind: Kind<E>) -> NodeId {
@@ -310,10 +272,7 @@ impl<E: Element> Tape<E> {
     pub fn backward(&self, loss: &Var<E>) -> Result<Gradients<E>> {
         if loss.value.len() != 1 {
             return Err(TensorError::Backward {
-                what: format!(
-                    "the loss must have one element, its shape is {}",
-                    loss.shape()
-                ),
+                what: format!("the loss must have one element, its shape is {}", loss.shape()),
             });
         }
         self.backward_from(loss, Tensor::full(loss.shape(), E::ONE))
@@ -348,10 +307,7 @@ impl<E: Element> Tape<E> {
         let mut grads: Vec<Option<Tensor<E>>> = (0..nodes.len()).map(|_| None).collect();
         grads[root.0] = Some(cotangent);
 
-        let mut result = Gradients {
-            parameters: HashMap::new(),
-            variables: HashMap::new(),
-        };
+        let mut result = Gradients { parameters: HashMap::new(), variables: HashMap::new() };
         let mut needed = Vec::new();
         while let Some(node) = nodes.pop() {
             let id = nodes.len();
@@ -430,9 +386,7 @@ impl<E: Element> Tape<E> {
 
 impl<E: Element> fmt::Debug for Tape<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tape")
-            .field("records", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Tape").field("records", &self.len()).finish_non_exhaustive()
     }
 }
 

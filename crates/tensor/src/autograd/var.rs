@@ -44,10 +44,6 @@ impl<E: Element> Var<E> {
 
     /// The same value as a constant: no gradient flows through it.
     pub fn detach(&self) -> Self {
-        Self {
-            value: self.value.clone(),
-            node: None,
-            tape: self.tape.clone(),
-        }
+        Self { value: self.value.clone(), node: None, tape: self.tape.clone() }
     }
 }

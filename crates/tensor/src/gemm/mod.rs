@@ -1,59 +1,52 @@
-//! General matrix multiplication: C ← α·A·B + β·C.
+//! General matrix multiplication: C ← α·A·B + β·C, with an optional bias.
+//!
+//! Operands are views of any strides, so a transpose costs nothing to state.
+//! Which kernel runs depends on the shape and the strides ([`kernel_for`]),
+//! never on a timing or on the number of threads; and the result of a product
+//! is the same bit for bit on one thread and on many.
+//!
+//! ```
+//! use ndarray::array;
+//! use specialformer_tensor::{Parallelism, gemm::gemm_bias};
+//!
+//! // A linear layer: y = x·Wᵀ + b with W stored [out, in].
+//! let x = array![[1.0f32, 2.0]];
+//! let w = array![[1.0, 1.0], [1.0, -1.0], [0.0, 3.0]];
+//! let b = array![0.5, 0.5, 0.5];
+//! let mut y = ndarray::Array2::zeros((1, 3));
+//! gemm_bias(1.0, x.view(), w.t(), 0.0, Some(b.view()), y.view_mut(), Parallelism::Serial);
+//! assert_eq!(y, array![[3.5, -0.5, 6.5]]);
+//! ```
 
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
+mod backend;
+mod batched;
+#[cfg(feature = "blas")]
+mod blas;
+mod blas_info;
+mod dots;
+mod external;
+mod matrix;
+mod micro;
+mod pack;
+mod policy;
+mod product;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod tiled;
+mod transpose;
 
-use crate::element::Element;
-use crate::parallel::Parallelism;
+pub use batched::{gemm_batched, gemm_batched_bias};
+pub use blas_info::{BlasInfo, blas_info};
+pub use policy::KernelChoice;
+pub use product::{gemm, gemm_bias, gemm_with, kernel_for};
 
-/// The kernels behind [`gemm`], implemented for `f32` and `f64`.
-pub trait GemmElement: Sized {}
+use backend::Backend;
+
+/// A vector register of `E` at level `L`.
+pub(crate) type LanesOf<E, L> = <E as Backend>::Lanes<L>;
+
+/// The kernels behind [`gemm`], implemented for `f32` and `f64`. Sealed.
+pub trait GemmElement: Backend {}
 impl GemmElement for f32 {}
 impl GemmElement for f64 {}
-
-/// C ← α·A·B + β·C for views of any strides (so a transpose is a view).
-///
-/// β = 0 overwrites C, whatever it held.
-///
-/// # Shapes
-/// `a` [m, k], `b` [k, n], `c` [m, n].
-///
-/// # Panics
-/// If the shapes do not fit; callers have checked them.
-pub fn gemm<E: Element>(
-    alpha: E,
-    a: ArrayView2<'_, E>,
-    b: ArrayView2<'_, E>,
-    beta: E,
-    mut c: ArrayViewMut2<'_, E>,
-    _parallelism: Parallelism,
-) {
-    if beta == E::ZERO {
-        c.fill(E::ZERO);
-    }
-    ndarray::linalg::general_mat_mul(alpha, &a, &b, beta, &mut c);
-}
-
-/// [`gemm`] for every index of the first axis; any strides, so the batch axis
-/// may be an inner one of the underlying memory.
-///
-/// # Shapes
-/// `a` [g, m, k], `b` [g, k, n], `c` [g, m, n].
-///
-/// # Panics
-/// If the shapes do not fit; callers have checked them.
-pub fn gemm_batched<E: Element>(
-    alpha: E,
-    a: ArrayView3<'_, E>,
-    b: ArrayView3<'_, E>,
-    beta: E,
-    mut c: ArrayViewMut3<'_, E>,
-    parallelism: Parallelism,
-) {
-    for ((a, b), c) in a
-        .axis_iter(Axis(0))
-        .zip(b.axis_iter(Axis(0)))
-        .zip(c.axis_iter_mut(Axis(0)))
-    {
-        gemm(alpha, a, b, beta, c, parallelism);
-    }
-}

@@ -100,53 +100,116 @@ pub(crate) fn broadcast_map<E: Element, F: Function2<E>>(
             parallelism.for_each_chunk(out, CHUNK, |i, out| {
                 let at = i * CHUNK;
                 let (a, b) = (Run::Slice(&left[at..]), Run::Slice(&right[at..]));
-                dispatch(Loop {
-                    function,
-                    a,
-                    b,
-                    out,
-                });
+                dispatch(Loop { function, a, b, out });
             });
         }));
     }
-    let (sa, sb) = (
-        strides_against(&a.shape(), &shape),
-        strides_against(&b.shape(), &shape),
-    );
-    let ((na, repeat_a), (nb, repeat_b)) = (inner_axes(&shape, &sa), inner_axes(&shape, &sb));
+    let fill = |out: &mut [E]| {
+        if a.shape() == shape && is_suffix(&b.shape(), &shape) {
+            let (period, direct) = (right, left);
+            return cyclic(Cycle { function, direct, period, swapped: false }, out, parallelism);
+        }
+        if b.shape() == shape && is_suffix(&a.shape(), &shape) {
+            let (period, direct) = (left, right);
+            return cyclic(Cycle { function, direct, period, swapped: true }, out, parallelism);
+        }
+        runs(function, &shape, [a, b], out, parallelism);
+    };
+    Ok(Tensor::build_in(pool, shape, fill))
+}
+
+/// True if an operand of this shape repeats along leading axes alone.
+fn is_suffix(shape: &Shape, out: &Shape) -> bool {
+    out.ends_with(shape) && shape.elements() <= TILE
+}
+
+/// Elements to which a short repeating operand is laid out.
+const TILE: usize = 512;
+
+/// One operand runs through, the other repeats in a short period: a bias.
+/// The period is laid out several times in a row, so that the loop is long
+/// even where rows are short.
+#[derive(Clone, Copy)]
+struct Cycle<'a, E, F> {
+    function: F,
+    direct: &'a [E],
+    period: &'a [E],
+    swapped: bool,
+}
+
+struct CycleLoop<'a, E, F> {
+    cycle: Cycle<'a, E, F>,
+    out: &'a mut [E],
+}
+
+impl<E: Element, F: Function2<E>> Kernel for CycleLoop<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Cycle { function, direct, period, swapped } = self.cycle;
+        let mut tile = [E::ZERO; TILE];
+        let tile = &mut tile[..TILE / period.len() * period.len()];
+        for tile in tile.chunks_exact_mut(period.len()) {
+            tile.copy_from_slice(period);
+        }
+        for (out, direct) in self.out.chunks_mut(tile.len()).zip(direct.chunks(tile.len())) {
+            let columns = out.iter_mut().zip(direct).zip(tile.iter());
+            if swapped {
+                columns.for_each(|((out, &b), &a)| *out = function.f(a, b));
+            } else {
+                columns.for_each(|((out, &a), &b)| *out = function.f(a, b));
+            }
+        }
+    }
+}
+
+fn cyclic<E: Element, F: Function2<E>>(
+    cycle: Cycle<'_, E, F>,
+    out: &mut [E],
+    parallelism: Parallelism,
+) {
+    if out.is_empty() {
+        return;
+    }
+    let period = cycle.period.len();
+    let unit = CHUNK / period * period;
+    parallelism.for_each_chunk(out, unit, |i, out| {
+        let direct = &cycle.direct[i * unit..][..out.len()];
+        dispatch(CycleLoop { cycle: Cycle { direct, ..cycle }, out });
+    });
+}
+
+/// The general case: runs over the trailing axes on which each operand is
+/// either dense or constant.
+fn runs<E: Element, F: Function2<E>>(
+    function: F,
+    shape: &Shape,
+    [a, b]: [&Tensor<E>; 2],
+    out: &mut [E],
+    parallelism: Parallelism,
+) {
+    let (sa, sb) = (strides_against(&a.shape(), shape), strides_against(&b.shape(), shape));
+    let ((na, repeat_a), (nb, repeat_b)) = (inner_axes(shape, &sa), inner_axes(shape, &sb));
+    let (a, b) = (a.as_slice(), b.as_slice());
     let outer = shape.rank() - na.min(nb);
     let run: usize = shape[outer..].iter().product();
     // Several runs make one unit of work, so that short rows stay cheap.
     let runs = (CHUNK / run.max(1)).max(1);
-    Ok(Tensor::build_in(pool, shape, |out| {
-        parallelism.for_each_chunk(out, run * runs, |i, out| {
-            for (j, out) in out.chunks_mut(run.max(1)).enumerate() {
-                let (mut index, mut at_a, mut at_b) = (i * runs + j, 0, 0);
-                for axis in (0..outer).rev() {
-                    let here = index % shape[axis];
-                    index /= shape[axis];
-                    at_a += here * sa[axis];
-                    at_b += here * sb[axis];
-                }
-                let a = if repeat_a {
-                    Run::Repeat(left[at_a])
-                } else {
-                    Run::Slice(&left[at_a..])
-                };
-                let b = if repeat_b {
-                    Run::Repeat(right[at_b])
-                } else {
-                    Run::Slice(&right[at_b..])
-                };
-                dispatch(Loop {
-                    function,
-                    a,
-                    b,
-                    out,
-                });
+    parallelism.for_each_chunk(out, run * runs, |i, out| {
+        for (j, out) in out.chunks_mut(run.max(1)).enumerate() {
+            let (mut index, mut at_a, mut at_b) = (i * runs + j, 0, 0);
+            for axis in (0..outer).rev() {
+                let here = index % shape[axis];
+                index /= shape[axis];
+                at_a += here * sa[axis];
+                at_b += here * sb[axis];
             }
-        });
-    }))
+            let a = if repeat_a { Run::Repeat(a[at_a]) } else { Run::Slice(&a[at_a..]) };
+            let b = if repeat_b { Run::Repeat(b[at_b]) } else { Run::Slice(&b[at_b..]) };
+            dispatch(Loop { function, a, b, out });
+        }
+    });
 }
 
 struct Add {
@@ -158,9 +221,7 @@ impl<E: Element> Op<E, 2> for Add {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 2]> {
         let part = |i: usize| {
-            cx.grad_of(i, || {
-                Ok(sum_to(&grad, self.shapes[i], cx.pool(), cx.parallelism()))
-            })
+            cx.grad_of(i, || Ok(sum_to(&grad, self.shapes[i], cx.pool(), cx.parallelism())))
         };
         Ok([part(0)?, part(1)?])
     }
@@ -179,9 +240,8 @@ impl<E: Element> Op<E, 2> for Sub {
             sum.make_mut_in(cx.pool()).iter_mut().for_each(|v| *v = -*v);
             Ok(sum)
         })?;
-        let left = cx.grad_of(0, || {
-            Ok(sum_to(&grad, self.shapes[0], cx.pool(), cx.parallelism()))
-        })?;
+        let left =
+            cx.grad_of(0, || Ok(sum_to(&grad, self.shapes[0], cx.pool(), cx.parallelism())))?;
         Ok([left, right])
     }
 }
@@ -238,14 +298,7 @@ impl<E: Element> Var<E> {
     ) -> Result<Tensor<E>> {
         let tape = self.tape();
         let (pool, parallelism) = (tape.pool(), tape.parallelism());
-        broadcast_map(
-            name,
-            function,
-            self.value(),
-            other.value(),
-            pool,
-            parallelism,
-        )
+        broadcast_map(name, function, self.value(), other.value(), pool, parallelism)
     }
 
     /// a + b.
@@ -255,9 +308,7 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn add(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("add", Plus, other)?;
-        self.tape().apply([self, other], y, || Add {
-            shapes: [self.shape(), other.shape()],
-        })
+        self.tape().apply([self, other], y, || Add { shapes: [self.shape(), other.shape()] })
     }
 
     /// a − b.
@@ -267,9 +318,7 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn sub(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("sub", Minus, other)?;
-        self.tape().apply([self, other], y, || Sub {
-            shapes: [self.shape(), other.shape()],
-        })
+        self.tape().apply([self, other], y, || Sub { shapes: [self.shape(), other.shape()] })
     }
 
     /// a·b, element by element.
@@ -279,10 +328,8 @@ impl<E: Element> Var<E> {
     /// the shapes do not broadcast.
     pub fn mul(&self, other: &Self) -> Result<Self> {
         let y = self.broadcast_with("mul", Times, other)?;
-        self.tape().apply([self, other], y, || Mul {
-            a: self.value().clone(),
-            b: other.value().clone(),
-        })
+        self.tape()
+            .apply([self, other], y, || Mul { a: self.value().clone(), b: other.value().clone() })
     }
 
     /// a / b, element by element. Division by zero follows IEEE 754.

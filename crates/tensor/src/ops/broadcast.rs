@@ -30,15 +30,10 @@ pub(crate) fn inner_axes(out: &Shape, strides: &[usize; crate::MAX_RANK]) -> (us
     let matches = |repeat: bool| {
         let expected = |axis: usize| if repeat { 0 } else { dense[axis] };
         let axes = (0..out.rank()).rev();
-        axes.take_while(|&axis| out[axis] == 1 || strides[axis] == expected(axis))
-            .count()
+        axes.take_while(|&axis| out[axis] == 1 || strides[axis] == expected(axis)).count()
     };
     let (contiguous, repeated) = (matches(false), matches(true));
-    if repeated > contiguous {
-        (repeated, true)
-    } else {
-        (contiguous, false)
-    }
+    if repeated > contiguous { (repeated, true) } else { (contiguous, false) }
 }
 
 /// A tensor broadcast to a shape that it is known to broadcast to.
@@ -83,12 +78,7 @@ impl<E: Element> Op<E, 1> for BroadcastTo {
     const NAME: &'static str = "broadcast_to";
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
-        Ok([Grad::Value(sum_to(
-            &grad,
-            self.from,
-            cx.pool(),
-            cx.parallelism(),
-        ))])
+        Ok([Grad::Value(sum_to(&grad, self.from, cx.pool(), cx.parallelism()))])
     }
 }
 

@@ -3,9 +3,9 @@
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
-use crate::ops::embedding::TokenIndex;
 use crate::ops::reduce::sum_to;
 use crate::ops::softmax::{exponentials, unit_of};
+use crate::ops::token_index::TokenIndex;
 use crate::shape::Shape;
 use crate::simd::{Kernel, Level, VectorMath, dispatch};
 use crate::tensor::Tensor;
@@ -47,10 +47,7 @@ pub struct CrossEntropy {
 
 impl Default for CrossEntropy {
     fn default() -> Self {
-        Self {
-            reduction: Reduction::Mean,
-            label_smoothing: 0.0,
-        }
+        Self { reduction: Reduction::Mean, label_smoothing: 0.0 }
     }
 }
 
@@ -70,14 +67,7 @@ impl<E: Element, I: TokenIndex> Kernel for Forward<'_, E, I> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let Self {
-            targets,
-            losses,
-            smoothing,
-            scale,
-            width,
-            ..
-        } = self;
+        let Self { targets, losses, smoothing, scale, width, .. } = self;
         let on_target = E::ONE - smoothing;
         let on_each = smoothing / E::from_usize(width);
         exponentials::<L, E>(self.logits, self.grad, width, |row, shift, sum, x, grad| {
@@ -169,17 +159,11 @@ impl<E: Element> Var<E> {
         let rows = self.value().len() / width.max(1);
         if shape.rank() == 0 || width == 0 || rows != targets.len() {
             let what = format!("{} targets need as many rows of logits", targets.len());
-            return Err(TensorError::BadShape {
-                op: OP,
-                what,
-                shape,
-            });
+            return Err(TensorError::BadShape { op: OP, what, shape });
         }
         if !(0.0..=1.0).contains(&options.label_smoothing) {
-            let what = format!(
-                "label smoothing must be in [0, 1], got {}",
-                options.label_smoothing
-            );
+            let what =
+                format!("label smoothing must be in [0, 1], got {}", options.label_smoothing);
             return Err(TensorError::InvalidArgument { op: OP, what });
         }
         let mut counted = 0;
@@ -188,12 +172,7 @@ impl<E: Element> Var<E> {
                 let index = target.index();
                 if index >= width {
                     let size = width;
-                    return Err(TensorError::IndexOutOfRange {
-                        op: OP,
-                        index,
-                        position,
-                        size,
-                    });
+                    return Err(TensorError::IndexOutOfRange { op: OP, index, position, size });
                 }
                 counted += 1;
             }
@@ -228,7 +207,7 @@ impl<E: Element> Var<E> {
                             logits: &logits[i * unit..][..grad.len()],
                             targets: &targets[i * unit_rows..],
                             width,
-                                            smoothing,
+                            smoothing,
                             scale,
                             losses,
                             grad,
@@ -282,10 +261,7 @@ mod tests {
                         label_smoothing: smoothing,
                         ..Default::default()
                     };
-                    let loss = tape
-                        .variable(x.clone())
-                        .cross_entropy(&targets, &options)
-                        .unwrap();
+                    let loss = tape.variable(x.clone()).cross_entropy(&targets, &options).unwrap();
                     assert_close_slices(loss.value().as_slice(), &[sum / divisor], 1e-10, 1e-12);
                 }
             }
@@ -297,18 +273,12 @@ mod tests {
         let x = Tensor::from_array(random_array(1, &[5000, 14], -2.0, 2.0)).cast::<f32>();
         let targets = random_indices(2, 5000, 14);
         let run = |parallelism| {
-            let config = crate::TapeConfig {
-                parallelism,
-                ..Default::default()
-            };
+            let config = crate::TapeConfig { parallelism, ..Default::default() };
             let tape = Tape::with_config(config);
             let x = tape.variable(x.clone());
             let loss = x.cross_entropy(&targets, &CrossEntropy::default()).unwrap();
             let mut gradients = tape.backward(&loss).unwrap();
-            (
-                loss.value().item().unwrap(),
-                gradients.variables.remove(&x.node.unwrap()).unwrap(),
-            )
+            (loss.value().item().unwrap(), gradients.variables.remove(&x.node.unwrap()).unwrap())
         };
         use crate::Parallelism::{Rayon, Serial};
         let (serial, parallel) = (run(Serial), run(Rayon));
@@ -320,14 +290,9 @@ mod tests {
     fn all_ignored_gives_zero() {
         let tape = Tape::<f32>::new();
         let x = tape.variable(Tensor::ones([2, 3]));
-        let loss = x
-            .cross_entropy(&[usize::IGNORE; 2], &CrossEntropy::default())
-            .unwrap();
+        let loss = x.cross_entropy(&[usize::IGNORE; 2], &CrossEntropy::default()).unwrap();
         assert_eq!(loss.value().item().unwrap(), 0.0);
-        assert_eq!(
-            tape.backward(&loss).unwrap().of(&x).unwrap().as_slice(),
-            [0.0; 6]
-        );
+        assert_eq!(tape.backward(&loss).unwrap().of(&x).unwrap().as_slice(), [0.0; 6]);
     }
 
     #[test]
@@ -347,23 +312,11 @@ mod tests {
             "cross_entropy: 1 targets need as many rows of logits, got [2, 3]"
         );
         assert_eq!(
-            with(
-                &CrossEntropy {
-                    label_smoothing: 1.5,
-                    ..default
-                },
-                &[0, 1]
-            ),
+            with(&CrossEntropy { label_smoothing: 1.5, ..default }, &[0, 1]),
             "cross_entropy: label smoothing must be in [0, 1], got 1.5"
         );
         assert_eq!(
-            with(
-                &CrossEntropy {
-                    reduction: Reduction::Divisor(0.0),
-                    ..default
-                },
-                &[0, 1]
-            ),
+            with(&CrossEntropy { reduction: Reduction::Divisor(0.0), ..default }, &[0, 1]),
             "cross_entropy: the divisor must be positive and finite, got 0"
         );
     }

@@ -27,14 +27,7 @@ impl<E: Element> Linear<E> {
             let g = as_rows(grad);
             let shape = (g.nrows(), self.weight.shape()[1]);
             let out = ArrayViewMut2::from_shape(shape, out).expect("rows·in elements");
-            gemm(
-                E::ONE,
-                g,
-                as_rows(&self.weight),
-                E::ZERO,
-                out,
-                cx.parallelism(),
-            );
+            gemm(E::ONE, g, as_rows(&self.weight), E::ZERO, out, cx.parallelism());
         })
     }
 
@@ -66,9 +59,8 @@ impl<E: Element> Op<E, 3> for LinearBias<E> {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 3]> {
         let width = self.0.weight.shape()[0];
-        let bias = cx.grad_of(2, || {
-            Ok(sum_to(&grad, width.into(), cx.pool(), cx.parallelism()))
-        })?;
+        let bias =
+            cx.grad_of(2, || Ok(sum_to(&grad, width.into(), cx.pool(), cx.parallelism())))?;
         let [x, weight] = self.0.backward(cx, grad)?;
         Ok([x, weight, bias])
     }
@@ -111,8 +103,7 @@ impl<E: Element> Var<E> {
             let beta = match bias {
                 Some(bias) => {
                     let bias = bias.value().as_slice();
-                    out.chunks_exact_mut(ws[0].max(1))
-                        .for_each(|row| row.copy_from_slice(bias));
+                    out.chunks_exact_mut(ws[0].max(1)).for_each(|row| row.copy_from_slice(bias));
                     E::ONE
                 }
                 None => E::ZERO,
@@ -121,10 +112,7 @@ impl<E: Element> Var<E> {
             let w = as_rows(weight.value()).reversed_axes();
             gemm(E::ONE, rows, w, beta, out, tape.parallelism());
         });
-        let op = || Linear {
-            x: self.value().clone(),
-            weight: weight.value().clone(),
-        };
+        let op = || Linear { x: self.value().clone(), weight: weight.value().clone() };
         match bias {
             Some(bias) => tape.apply([self, weight, bias], y, || LinearBias(op())),
             None => tape.apply([self, weight], y, op),

@@ -56,18 +56,11 @@ impl<'a, E: Element> Operand<'a, E> {
         let (r, c) = self.stored();
         let data = &self.tensor.as_slice()[index * r * c..(index + 1) * r * c];
         let view = ArrayView2::from_shape((r, c), data).expect("a matrix has r·c elements");
-        if self.transposed {
-            view.reversed_axes()
-        } else {
-            view
-        }
+        if self.transposed { view.reversed_axes() } else { view }
     }
 
     fn flipped(self) -> Self {
-        Self {
-            transposed: !self.transposed,
-            ..self
-        }
+        Self { transposed: !self.transposed, ..self }
     }
 }
 
@@ -86,10 +79,7 @@ impl BatchMap {
                 strides[lead + axis] = dense[axis];
             }
         }
-        Self {
-            strides,
-            batch: *batch,
-        }
+        Self { strides, batch: *batch }
     }
 
     fn at(&self, mut index: usize) -> usize {
@@ -120,13 +110,8 @@ fn product<E: Element>(
     }
     let batch = Shape::broadcast("matmul", &a.batch(), &b.batch())?;
     let count = batch.elements();
-    let shape = batch
-        .with_axis(batch.rank(), m)
-        .with_axis(batch.rank() + 1, n);
-    let (map_a, map_b) = (
-        BatchMap::new(&a.batch(), &batch),
-        BatchMap::new(&b.batch(), &batch),
-    );
+    let shape = batch.with_axis(batch.rank(), m).with_axis(batch.rank() + 1, n);
+    let (map_a, map_b) = (BatchMap::new(&a.batch(), &batch), BatchMap::new(&b.batch(), &batch));
     // Either the batch is spread over threads or each product, never both.
     let (outer, inner) = if count > 1 {
         (parallelism, Parallelism::Serial)
@@ -136,14 +121,7 @@ fn product<E: Element>(
     Ok(Tensor::build_in(pool, shape, |out| {
         outer.for_each_chunk(out, m * n, |i, out| {
             let c = ndarray::ArrayViewMut2::from_shape((m, n), out).expect("m·n elements");
-            gemm(
-                E::ONE,
-                a.matrix(map_a.at(i)),
-                b.matrix(map_b.at(i)),
-                E::ZERO,
-                c,
-                inner,
-            );
+            gemm(E::ONE, a.matrix(map_a.at(i)), b.matrix(map_b.at(i)), E::ZERO, c, inner);
         });
     }))
 }
@@ -159,18 +137,9 @@ impl<E: Element> Op<E, 2> for MatMul<E> {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 2]> {
         let (pool, par) = (cx.pool(), cx.parallelism());
-        let a = Operand {
-            tensor: &self.a,
-            transposed: self.transpose.lhs,
-        };
-        let b = Operand {
-            tensor: &self.b,
-            transposed: self.transpose.rhs,
-        };
-        let g = Operand {
-            tensor: &grad,
-            transposed: false,
-        };
+        let a = Operand { tensor: &self.a, transposed: self.transpose.lhs };
+        let b = Operand { tensor: &self.b, transposed: self.transpose.rhs };
+        let g = Operand { tensor: &grad, transposed: false };
         // C = A·B: dA = G·Bᵀ and dB = Aᵀ·G; of a transposed operand the
         // gradient is wanted as it is stored, so both sides are transposed.
         let left = cx.grad_of(0, || {
@@ -237,14 +206,8 @@ impl<E: Element> Var<E> {
         }
         let tape = self.tape();
         let y = product(
-            Operand {
-                tensor: self.value(),
-                transposed: transpose.lhs,
-            },
-            Operand {
-                tensor: other.value(),
-                transposed: transpose.rhs,
-            },
+            Operand { tensor: self.value(), transposed: transpose.lhs },
+            Operand { tensor: other.value(), transposed: transpose.rhs },
             tape.pool(),
             tape.parallelism(),
         )?;
@@ -287,13 +250,10 @@ mod tests {
         for i in 0..2 {
             for j in 0..4 {
                 let x = a.value().view().index_axis_move(ndarray::Axis(0), i);
-                let x = x
-                    .index_axis_move(ndarray::Axis(0), 0)
-                    .into_dimensionality::<ndarray::Ix2>();
+                let x =
+                    x.index_axis_move(ndarray::Axis(0), 0).into_dimensionality::<ndarray::Ix2>();
                 let y = b.value().view().index_axis_move(ndarray::Axis(0), j);
-                let want = x
-                    .unwrap()
-                    .dot(&y.into_dimensionality::<ndarray::Ix2>().unwrap());
+                let want = x.unwrap().dot(&y.into_dimensionality::<ndarray::Ix2>().unwrap());
                 let got = c.value().view().index_axis_move(ndarray::Axis(0), i);
                 let got = got.index_axis_move(ndarray::Axis(0), j);
                 assert_eq!(got, want.into_dyn());

@@ -2,9 +2,12 @@
 
 mod binary;
 mod broadcast;
+mod concat;
 mod cross_entropy;
-mod embedding;
+mod dropout;
+mod index;
 mod linear;
+mod mask;
 mod matmul;
 mod norm;
 mod permute;
@@ -13,12 +16,16 @@ mod reshape;
 mod rows;
 mod slice;
 mod softmax;
+mod token_index;
+mod top_k;
 mod unary;
 
 pub use cross_entropy::{CrossEntropy, Reduction};
-pub use embedding::TokenIndex;
+pub use dropout::DropoutMask;
 pub use matmul::Transpose;
 pub use reduce::KeepAxes;
+pub use token_index::TokenIndex;
+pub use top_k::TopK;
 
 /// Number of elements of one unit of parallel work in elementwise loops.
 pub(crate) const CHUNK: usize = 1 << 14;

@@ -4,39 +4,20 @@ use crate::autograd::{BackwardContext, Grad, Var, VariadicOp};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::reduce::sum_columns;
-use crate::ops::{BLOCK, CHUNK, rows};
+use crate::ops::rows::{self, PARTIALS, with_constant_width};
+use crate::ops::{BLOCK, CHUNK};
 use crate::simd::{Kernel, Level, dispatch};
 use crate::tensor::Tensor;
 
-/// Runs `$body` with `$width` a constant for the usual small widths, so that
-/// a row of them stays in registers, and with the run-time width else.
-macro_rules! with_constant_width {
-    ($width:ident, $body:expr) => {
-        match $width {
-            16 => {
-                let $width = 16;
-                $body
-            }
-            32 => {
-                let $width = 32;
-                $body
-            }
-            64 => {
-                let $width = 64;
-                $body
-            }
-            $width => $body,
-        }
-    };
-}
+/// Rows whose statistics are finished together.
+const TOGETHER: usize = 64;
 
-/// y = (x − μ)·r·w + b with r = 1/√(mean((x − μ)²) + ε), for rows of `width`.
-/// Without centring, μ = 0.
+/// y = (x − μ)·r·w + b with r = 1/√(mean((x − μ)²) + ε), for rows as long as
+/// `weight`. Without centring, μ = 0.
 struct Forward<'a, E> {
     x: &'a [E],
-    width: usize,
-    weight: Option<&'a [E]>,
-    bias: Option<&'a [E]>,
+    weight: &'a [E],
+    bias: &'a [E],
     center: bool,
     epsilon: E,
     /// μ and r of each row.
@@ -48,50 +29,62 @@ impl<E: Element> Forward<'_, E> {
     #[inline(always)]
     fn rows(self, width: usize) {
         let scale = E::ONE / E::from_usize(width);
-        let together = (BLOCK / width).max(1);
+        let together = (BLOCK / width).clamp(1, TOGETHER);
         let block = together * width;
+        let (weight, bias) = (&self.weight[..width], &self.bias[..width]);
+        // The statistics of several rows are finished together, so that sums
+        // within vectors, roots and divisions are shared.
+        let mut partials = [[E::ZERO; PARTIALS]; TOGETHER];
+        let (mut means, mut factors) = ([E::ZERO; TOGETHER], [E::ZERO; TOGETHER]);
         let blocks = self.x.chunks(block).zip(self.out.chunks_mut(block));
         for ((x, out), statistics) in blocks.zip(self.statistics.chunks_mut(together)) {
-            // Statistics of all rows first: the roots and divisions of
-            // neighbouring rows then share vectors.
-            for (x, [mean, square]) in x.chunks_exact(width).zip(statistics.iter_mut()) {
-                let center = if self.center {
-                    rows::sum(x) * scale
-                } else {
-                    E::ZERO
-                };
-                *mean = center;
-                *square = rows::sum_of(x, |x| (x - center) * (x - center));
-            }
-            for [_, square] in statistics.iter_mut() {
-                *square = E::ONE / (*square * scale + self.epsilon).sqrt();
-            }
-            let pairs = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
-            for ((x, out), &[mean, factor]) in pairs.zip(statistics.iter()) {
-                match (self.weight, self.bias) {
-                    (Some(w), Some(b)) => {
-                        for (((out, &x), &w), &b) in out.iter_mut().zip(x).zip(w).zip(b) {
-                            *out = (x - mean) * factor * w + b;
-                        }
-                    }
-                    (Some(w), None) => {
-                        for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
-                            *out = (x - mean) * factor * w;
-                        }
-                    }
-                    (None, Some(b)) => {
-                        for ((out, &x), &b) in out.iter_mut().zip(x).zip(b) {
-                            *out = (x - mean) * factor + b;
-                        }
-                    }
-                    (None, None) => {
-                        for (out, &x) in out.iter_mut().zip(x) {
-                            *out = (x - mean) * factor;
-                        }
-                    }
+            if self.center {
+                for (x, partial) in x.chunks_exact(width).zip(&mut partials) {
+                    *partial = rows::partial_sums([x], |[x]| x);
+                }
+                for (mean, &partial) in means[..statistics.len()].iter_mut().zip(&partials) {
+                    *mean = rows::join(partial) * scale;
                 }
             }
+            for ((x, partial), &mean) in x.chunks_exact(width).zip(&mut partials).zip(&means) {
+                *partial = rows::partial_sums([x], |[x]| (x - mean) * (x - mean));
+            }
+            let count = statistics.len();
+            for (factor, &partial) in factors[..count].iter_mut().zip(&partials) {
+                *factor = E::ONE / (rows::join(partial) * scale + self.epsilon).sqrt();
+            }
+            for ((out, &mean), &factor) in statistics.iter_mut().zip(&means).zip(&factors) {
+                *out = [mean, factor];
+            }
+            let width = opaque(width);
+            let (weight, bias) = (&weight[..width], &bias[..width]);
+            let pairs = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
+            for ((x, out), &mut statistics) in pairs.zip(statistics) {
+                normalize_row(x, weight, bias, statistics, out);
+            }
         }
+    }
+}
+
+/// Hides a constant width: a loop over a row that the compiler unrolls whole
+/// is vectorised across rows, with gathers, which is several times slower.
+#[inline(always)]
+fn opaque(width: usize) -> usize {
+    std::hint::black_box(width)
+}
+
+/// (A function of its own, whose arguments tell the compiler that the slices
+/// do not overlap; so also [`gradient_row`].)
+#[inline(always)]
+fn normalize_row<E: Element>(
+    x: &[E],
+    weight: &[E],
+    bias: &[E],
+    [mean, factor]: [E; 2],
+    out: &mut [E],
+) {
+    for (((out, &x), &w), &b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+        *out = (x - mean) * factor * w + b;
     }
 }
 
@@ -100,7 +93,7 @@ impl<E: Element> Kernel for Forward<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let width = self.width;
+        let width = self.weight.len();
         with_constant_width!(width, self.rows(width));
     }
 }
@@ -111,8 +104,7 @@ impl<E: Element> Kernel for Forward<'_, E> {
 struct Backward<'a, E> {
     x: &'a [E],
     grad: &'a [E],
-    width: usize,
-    weight: Option<&'a [E]>,
+    weight: &'a [E],
     center: bool,
     statistics: &'a [[E; 2]],
     dx: &'a mut [E],
@@ -123,42 +115,65 @@ struct Backward<'a, E> {
 impl<E: Element> Backward<'_, E> {
     #[inline(always)]
     fn rows(self, width: usize) {
-        let scale = E::ONE / E::from_usize(width);
         self.partial.fill(E::ZERO);
         let (dw, db) = self.partial.split_at_mut(width);
-        let db = &mut db[..width];
-        let rows = self
-            .x
-            .chunks_exact(width)
-            .zip(self.grad.chunks_exact(width));
-        let rows = rows
-            .zip(self.dx.chunks_exact_mut(width))
-            .zip(self.statistics);
-        for (((x, grad), dx), &[mean, factor]) in rows {
-            // dx holds h until the row's means are known.
-            match self.weight {
-                Some(weight) => {
-                    for ((dx, &g), &w) in dx.iter_mut().zip(grad).zip(weight) {
-                        *dx = g * w;
-                    }
-                }
-                None => dx.copy_from_slice(grad),
+        let (dw, db) = (&mut dw[..width], &mut db[..width]);
+        let weight = &self.weight[..width];
+        let scale = E::ONE / E::from_usize(width);
+        let mean_scale = if self.center { scale } else { E::ZERO };
+        let together = (BLOCK / width).clamp(1, TOGETHER);
+        let block = together * width;
+        let mut partials = [[[E::ZERO; PARTIALS]; TOGETHER]; 2];
+        let mut coefficients = [[E::ZERO; TOGETHER]; 2];
+        let blocks = self.x.chunks(block).zip(self.grad.chunks(block));
+        let blocks = blocks.zip(self.dx.chunks_mut(block)).zip(self.statistics.chunks(together));
+        for (((x, grad), dx), statistics) in blocks {
+            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(statistics);
+            let [sums, slopes] = &mut partials;
+            for (((x, grad), &[mean, _]), (sum, slope)) in
+                rows.zip(sums.iter_mut().zip(slopes.iter_mut()))
+            {
+                *sum = rows::partial_sums([grad, weight], |[g, w]| g * w);
+                *slope = rows::partial_sums([grad, weight, x], |[g, w, x]| g * w * (x - mean));
             }
-            let sum = if self.center {
-                rows::sum(dx) * scale
-            } else {
-                E::ZERO
-            };
-            let slope = rows::sum_of_two(dx, x, |h, x| h * (x - mean)) * factor * scale;
-            let columns = dx.iter_mut().zip(x).zip(grad);
-            let columns = columns.zip(dw.iter_mut().zip(db.iter_mut()));
-            for (((dx, &x), &g), (dw, db)) in columns {
-                let unit = (x - mean) * factor;
-                *dx = factor * (*dx - sum - unit * slope);
-                *dw += g * unit;
-                *db += g;
+            let [mean_h, mean_hx] = &mut coefficients;
+            let count = statistics.len();
+            for (mean, &sum) in mean_h[..count].iter_mut().zip(sums.iter()) {
+                *mean = rows::join(sum) * mean_scale;
+            }
+            for (mean, &slope) in mean_hx[..count].iter_mut().zip(slopes.iter()) {
+                *mean = rows::join(slope) * scale;
+            }
+            let width = opaque(width);
+            let weight = &weight[..width];
+            let (dw, db) = (&mut dw[..width], &mut db[..width]);
+            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(statistics);
+            let rows = rows.zip(mean_h.iter().zip(mean_hx.iter()));
+            for ((((x, grad), &[mean, factor]), (&sum, &slope)), dx) in
+                rows.zip(dx.chunks_exact_mut(width))
+            {
+                let slope = slope * factor;
+                gradient_row([x, grad, weight], [mean, factor, sum, slope], dx, dw, db);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn gradient_row<E: Element>(
+    [x, grad, weight]: [&[E]; 3],
+    [mean, factor, sum, slope]: [E; 4],
+    dx: &mut [E],
+    dw: &mut [E],
+    db: &mut [E],
+) {
+    let inputs = x.iter().zip(grad).zip(weight);
+    let outputs = dx.iter_mut().zip(dw).zip(db);
+    for (((&x, &g), &w), ((dx, dw), db)) in inputs.zip(outputs) {
+        let unit = (x - mean) * factor;
+        *dx = factor * (g * w - sum - unit * slope);
+        *dw += g * unit;
+        *db += g;
     }
 }
 
@@ -167,7 +182,7 @@ impl<E: Element> Kernel for Backward<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let width = self.width;
+        let width = self.weight.len();
         with_constant_width!(width, self.rows(width));
     }
 }
@@ -175,8 +190,10 @@ impl<E: Element> Kernel for Backward<'_, E> {
 /// What both norms save: the input, and two numbers for each row.
 struct Saved<E: Element> {
     x: Tensor<E>,
-    weight: Option<Tensor<E>>,
-    bias: bool,
+    /// All ones where there is none.
+    weight: Tensor<E>,
+    weighted: bool,
+    biased: bool,
     center: bool,
     statistics: Tensor<E>,
 }
@@ -198,7 +215,7 @@ impl<E: Element> Saved<E> {
         let (pool, parallelism) = (cx.pool(), cx.parallelism());
         let (x, grad) = (self.x.as_slice(), grad.as_slice());
         let statistics = self.statistics.as_slice();
-        let weight = self.weight.as_ref().map(Tensor::as_slice);
+        let weight = self.weight.as_slice();
         let unit = unit_of(width.max(1));
         let units = x.len().div_ceil(unit);
         let mut sums = Tensor::zeros_in(pool, [2, width]);
@@ -212,7 +229,6 @@ impl<E: Element> Saved<E> {
                         dispatch(Backward {
                             x: &x[range.clone()],
                             grad: &grad[range],
-                            width,
                             weight,
                             center: self.center,
                             statistics: pairs(&statistics[2 * i * (unit / width)..]),
@@ -222,22 +238,17 @@ impl<E: Element> Saved<E> {
                     },
                 );
             });
-            sum_columns(
-                partial.as_slice(),
-                sums.make_mut_in(pool),
-                pool,
-                parallelism,
-            );
+            sum_columns(partial.as_slice(), sums.make_mut_in(pool), pool, parallelism);
         });
         let half = |i: usize| {
             let sums = &sums.as_slice()[i * width..(i + 1) * width];
             Tensor::copied_in(pool, width, sums)
         };
         let mut grads = vec![Grad::Value(dx)];
-        if self.weight.is_some() {
+        if self.weighted {
             grads.push(Grad::Value(half(0)));
         }
-        if self.bias {
+        if self.biased {
             grads.push(Grad::Value(half(1)));
         }
         Ok(grads)
@@ -276,11 +287,7 @@ impl<E: Element> Var<E> {
         let shape = self.shape();
         if shape.rank() == 0 {
             let what = "needs at least one axis".into();
-            return Err(TensorError::BadShape {
-                op: O::NAME,
-                what,
-                shape,
-            });
+            return Err(TensorError::BadShape { op: O::NAME, what, shape });
         }
         let width = shape.last_size();
         for vector in [weight, bias].into_iter().flatten() {
@@ -302,12 +309,12 @@ impl<E: Element> Var<E> {
         let x = self.value().as_slice();
         let row_count = x.len() / width.max(1);
         let unit = unit_of(width.max(1));
-        let slice = |var: Option<&'_ Self>| var.map(|var| var.value().clone());
-        let (w, b) = (slice(weight), slice(bias));
-        let (w, b) = (
-            w.as_ref().map(Tensor::as_slice),
-            b.as_ref().map(Tensor::as_slice),
-        );
+        let or_constant = |var: Option<&Self>, value: E| match var {
+            Some(var) => var.value().clone(),
+            None => Tensor::build_in(pool, width, |out| out.fill(value)),
+        };
+        let w = or_constant(weight, E::ONE);
+        let b = or_constant(bias, E::ZERO);
         let mut statistics = Tensor::zeros_in(pool, 0);
         let y = Tensor::build_in(pool, shape, |out| {
             statistics = Tensor::build_in(pool, [row_count, 2], |statistics| {
@@ -315,9 +322,8 @@ impl<E: Element> Var<E> {
                 parallelism.for_each_chunk_pair((out, unit), statistics, |i, out, statistics| {
                     dispatch(Forward {
                         x: &x[i * unit..][..out.len()],
-                        width,
-                        weight: w,
-                        bias: b,
+                        weight: w.as_slice(),
+                        bias: b.as_slice(),
                         center,
                         epsilon: E::from_f64(epsilon),
                         statistics: statistics.as_chunks_mut().0,
@@ -336,8 +342,9 @@ impl<E: Element> Var<E> {
         tape.apply_variadic(&present[..count], y, || {
             op(Saved {
                 x: self.value().clone(),
-                weight: weight.map(|w| w.value().clone()),
-                bias: bias.is_some(),
+                weight: w,
+                weighted: weight.is_some(),
+                biased: bias.is_some(),
                 center,
                 statistics,
             })
@@ -414,10 +421,7 @@ mod tests {
                 row.mapv_inplace(|x| x / (square + 1e-6).sqrt());
             }
             let var = tape.constant(x.into());
-            let (vw, vb) = (
-                tape.constant(w.clone().into()),
-                tape.constant(b.clone().into()),
-            );
+            let (vw, vb) = (tape.constant(w.clone().into()), tape.constant(b.clone().into()));
             for (weight, bias, want) in [
                 (None, None, layer.clone()),
                 (Some(&vw), None, &layer * &w),
@@ -438,10 +442,7 @@ mod tests {
         let tape = Tape::<f32>::no_grad();
         let norm = |shift: f64| {
             let x = Tensor::from_array(x.mapv(|x| ((x * 64.0).round() / 64.0 + shift) as f32));
-            tape.constant(x)
-                .layer_norm(None, None, 1e-5)
-                .unwrap()
-                .into_value()
+            tape.constant(x).layer_norm(None, None, 1e-5).unwrap().into_value()
         };
         assert_close(&norm(4096.0).view(), &norm(0.0).view(), 1e-4, 1e-4);
     }
@@ -449,10 +450,7 @@ mod tests {
     #[test]
     fn threads_change_nothing() {
         let run = |parallelism| {
-            let tape = Tape::<f32>::with_config(TapeConfig {
-                parallelism,
-                ..Default::default()
-            });
+            let tape = Tape::<f32>::with_config(TapeConfig { parallelism, ..Default::default() });
             let var = |seed, shape: &[usize]| {
                 tape.variable(Tensor::from_array(random_array(seed, shape, -1.0, 1.0)).cast())
             };
@@ -477,12 +475,7 @@ mod tests {
         for shape in [[0, 3], [3, 0]] {
             let x = tape.variable(Tensor::zeros(shape));
             let w = tape.variable(Tensor::ones(shape[1]));
-            assert!(
-                x.layer_norm(Some(&w), Some(&w), 1e-5)
-                    .unwrap()
-                    .value()
-                    .is_empty()
-            );
+            assert!(x.layer_norm(Some(&w), Some(&w), 1e-5).unwrap().value().is_empty());
         }
         let x = tape.constant(Tensor::zeros([2, 3]));
         let w = tape.constant(Tensor::zeros(2));

@@ -9,9 +9,9 @@ use crate::pool::Pool;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
-/// Side of the square tiles in which matrices are transposed: a tile of both
-/// sides fits the first-level cache.
-const TILE: usize = 16;
+/// Side of the square tiles in which matrices are transposed: small enough
+/// for registers, large enough to use half a cache line of `f32` at a time.
+const TILE: usize = 8;
 
 /// A permutation with neighbouring axes merged where they stay neighbours.
 struct Plan {
@@ -58,16 +58,12 @@ pub(crate) fn permuted<E: Element>(
     parallelism: Parallelism,
 ) -> Tensor<E> {
     let shape = x.shape();
-    let out_shape = order
-        .iter()
-        .enumerate()
-        .fold(shape, |out, (i, &axis)| out.with_size(i, shape[axis]));
+    let out_shape =
+        order.iter().enumerate().fold(shape, |out, (i, &axis)| out.with_size(i, shape[axis]));
     let plan = Plan::new(&shape, order);
     let rank = plan.sizes.rank();
     if rank <= 1 || x.is_empty() {
-        return x
-            .reshape(out_shape)
-            .expect("a permutation keeps the number of elements");
+        return x.reshape(out_shape).expect("a permutation keeps the number of elements");
     }
     let x = x.as_slice();
     let run = plan.sizes[rank - 1];
@@ -86,9 +82,7 @@ pub(crate) fn permuted<E: Element>(
         }
         // The input's last axis lies elsewhere in the output: tiles over that
         // axis and the output's last keep both sides in cache.
-        let across = (0..rank)
-            .find(|&axis| plan.strides[axis] == 1)
-            .expect("some axis is dense");
+        let across = (0..rank).find(|&axis| plan.strides[axis] == 1).expect("some axis is dense");
         if across == rank - 2 {
             let rows = plan.sizes[across];
             let matrices = (CHUNK / (rows * run)).max(1);
@@ -127,16 +121,26 @@ pub(crate) fn permuted<E: Element>(
 
 /// out[r, c] = x[c·step + r] for `out` of rows of `columns` elements.
 fn transpose<E: Element>(x: &[E], step: usize, out: &mut [E], columns: usize) {
-    for (band, out) in out.chunks_mut(TILE * columns).enumerate() {
-        let rows = out.len() / columns;
-        for start in (0..columns).step_by(TILE) {
-            let end = (start + TILE).min(columns);
-            for c in start..end {
-                let x = &x[c * step + band * TILE..][..rows];
-                for (r, &x) in x.iter().enumerate() {
-                    out[r * columns + c] = x;
+    let rows = out.len() / columns;
+    let (whole_rows, whole_columns) = (rows - rows % TILE, columns - columns % TILE);
+    for r in (0..whole_rows).step_by(TILE) {
+        for c in (0..whole_columns).step_by(TILE) {
+            let mut tile = [[E::ZERO; TILE]; TILE];
+            for (i, tile) in tile.iter_mut().enumerate() {
+                tile.copy_from_slice(&x[(c + i) * step + r..][..TILE]);
+            }
+            for i in 0..TILE {
+                let out = &mut out[(r + i) * columns + c..][..TILE];
+                for (out, tile) in out.iter_mut().zip(&tile) {
+                    *out = tile[i];
                 }
             }
+        }
+    }
+    for r in 0..rows {
+        let start = if r < whole_rows { whole_columns } else { 0 };
+        for c in start..columns {
+            out[r * columns + c] = x[c * step + r];
         }
     }
 }
@@ -151,12 +155,7 @@ impl<E: Element> Op<E, 1> for Permute {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let order = &self.inverse[..self.rank];
-        Ok([Grad::Value(permuted(
-            &grad,
-            order,
-            cx.pool(),
-            cx.parallelism(),
-        ))])
+        Ok([Grad::Value(permuted(&grad, order, cx.pool(), cx.parallelism()))])
     }
 }
 
@@ -180,10 +179,7 @@ impl<E: Element> Var<E> {
         if order.len() != rank || inverse[..rank].contains(&usize::MAX) {
             return Err(TensorError::InvalidArgument {
                 op: "permute",
-                what: format!(
-                    "{order:?} does not name every axis of {} once",
-                    self.shape()
-                ),
+                what: format!("{order:?} does not name every axis of {} once", self.shape()),
             });
         }
         let tape = self.tape();

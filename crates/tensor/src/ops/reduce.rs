@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::CHUNK;
 use crate::ops::broadcast::expand;
-use crate::ops::rows::{self, larger};
+use crate::ops::rows::{self, with_constant_width};
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
 use crate::shape::Shape;
@@ -85,10 +85,7 @@ pub(crate) fn sum_columns<E: Element>(
     let partial = Tensor::build_in(pool, count * width, |partial| {
         parallelism.for_each_chunk(partial, width, |i, out| {
             let end = ((i + 1) * block).min(x.len());
-            dispatch(ColumnSums {
-                x: &x[i * block..end],
-                out,
-            });
+            dispatch(ColumnSums { x: &x[i * block..end], out });
         });
     });
     sum_columns(partial.as_slice(), out, pool, parallelism);
@@ -101,14 +98,22 @@ struct RowSums<'a, E> {
     out: &'a mut [E],
 }
 
+impl<E: Element> RowSums<'_, E> {
+    #[inline(always)]
+    fn rows(self, size: usize) {
+        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(size)) {
+            *out = rows::sum(row);
+        }
+    }
+}
+
 impl<E: Element> Kernel for RowSums<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(self.size)) {
-            *out = rows::sum(row);
-        }
+        let size = self.size;
+        with_constant_width!(size, self.rows(size));
     }
 }
 
@@ -153,17 +158,11 @@ fn sum_axes<E: Element>(
     let mut end = axes.len();
     // Runs of neighbouring axes go together, the last first.
     while let Some(last) = axes[..end].iter().rposition(|&goes| goes) {
-        let start = axes[..last]
-            .iter()
-            .rposition(|&goes| !goes)
-            .map_or(0, |i| i + 1);
+        let start = axes[..last].iter().rposition(|&goes| !goes).map_or(0, |i| i + 1);
         let full = sum.shape();
         let product = |axes: &[usize]| axes.iter().product::<usize>();
-        let around = (
-            product(&full[..start]),
-            product(&full[start..=last]),
-            product(&full[last + 1..]),
-        );
+        let around =
+            (product(&full[..start]), product(&full[start..=last]), product(&full[last + 1..]));
         let shape = (start..=last).fold(full, |shape, axis| shape.with_size(axis, 1));
         if shape != full {
             sum = Tensor::build_in(pool, shape, |out| {
@@ -237,12 +236,7 @@ impl<E: Element> Op<E, 1> for Sum {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let grad = grad.reshape(self.kept)?;
-        Ok([Grad::Value(expand(
-            &grad,
-            self.from,
-            cx.pool(),
-            cx.parallelism(),
-        ))])
+        Ok([Grad::Value(expand(&grad, self.from, cx.pool(), cx.parallelism()))])
     }
 }
 
@@ -262,7 +256,7 @@ impl<E: Element> Kernel for Maxima<'_, E> {
         let (size, inner) = (self.size, self.inner);
         if inner == 1 {
             for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(size)) {
-                *out = rows::max(row);
+                *out = if rows::any_nan(row) { nan() } else { rows::max(row) };
             }
             return;
         }
@@ -308,6 +302,19 @@ impl<E: Element> Op<E, 1> for Max<E> {
         });
         Ok([Grad::Value(dx)])
     }
+}
+
+fn nan<E: Element>() -> E {
+    E::from_f64(f64::NAN)
+}
+
+/// The larger of two; NaN if either is.
+#[inline(always)]
+fn larger<E: Element>(a: E, b: E) -> E {
+    // Without branches; NaN is the one value that differs from itself.
+    #[allow(clippy::eq_op)]
+    let is_nan = b != b;
+    if (b > a) | is_nan { b } else { a }
 }
 
 fn is_nan<E: Element>(x: E) -> bool {
@@ -386,23 +393,13 @@ impl<E: Element> Var<E> {
         let x = self.value().as_slice();
         let y = Tensor::build_in(tape.pool(), self.shape().with_size(axis, 1), |out| {
             let blocks = (CHUNK / (size * inner).max(1)).max(1);
-            tape.parallelism()
-                .for_each_chunk(out, blocks * inner, |i, out| {
-                    let x = &x[i * blocks * size * inner..];
-                    dispatch(Maxima {
-                        x,
-                        size,
-                        inner,
-                        out,
-                    });
-                });
+            tape.parallelism().for_each_chunk(out, blocks * inner, |i, out| {
+                let x = &x[i * blocks * size * inner..];
+                dispatch(Maxima { x, size, inner, out });
+            });
         });
         let saved = y.clone();
-        tape.apply([self], y, || Max {
-            x: self.value().clone(),
-            y: saved,
-            axis,
-        })
+        tape.apply([self], y, || Max { x: self.value().clone(), y: saved, axis })
     }
 
     /// Sum of all elements: a scalar.
@@ -412,12 +409,7 @@ impl<E: Element> Var<E> {
     pub fn sum_all(&self) -> Result<Self> {
         let from = self.shape();
         let tape = self.tape();
-        let sum = sum_to(
-            self.value(),
-            Shape::scalar(),
-            tape.pool(),
-            tape.parallelism(),
-        );
+        let sum = sum_to(self.value(), Shape::scalar(), tape.pool(), tape.parallelism());
         let kept = (0..from.rank()).fold(from, |shape, axis| shape.with_size(axis, 1));
         tape.apply([self], sum, || Sum { from, kept })
     }
@@ -427,8 +419,7 @@ impl<E: Element> Var<E> {
     /// # Errors
     /// Only in checked mode, for a non-finite result.
     pub fn mean_all(&self) -> Result<Self> {
-        self.sum_all()?
-            .scale(E::ONE / E::from_usize(self.value().len()))
+        self.sum_all()?.scale(E::ONE / E::from_usize(self.value().len()))
     }
 }
 
@@ -440,31 +431,19 @@ mod tests {
     use specialformer_testkit::{assert_close, random_array};
 
     fn naive_sum(x: &ArrayD<f64>, axes: &[usize]) -> ArrayD<f64> {
-        axes.iter().fold(x.clone(), |x, &axis| {
-            x.sum_axis(Axis(axis)).insert_axis(Axis(axis))
-        })
+        axes.iter().fold(x.clone(), |x, &axis| x.sum_axis(Axis(axis)).insert_axis(Axis(axis)))
     }
 
     #[test]
     fn sums_equal_the_naive_ones() {
         let tape = Tape::<f64>::no_grad();
-        for shape in [
-            &[7][..],
-            &[3, 5],
-            &[2, 3, 4],
-            &[600, 3],
-            &[3, 600],
-            &[2, 1, 3, 2],
-            &[0, 3],
-            &[3, 0],
-        ] {
+        for shape in
+            [&[7][..], &[3, 5], &[2, 3, 4], &[600, 3], &[3, 600], &[2, 1, 3, 2], &[0, 3], &[3, 0]]
+        {
             let x = random_array(1, shape, -1.0, 1.0);
             for mask in 0..1 << shape.len() {
                 let axes: Vec<usize> = (0..shape.len()).filter(|i| mask >> i & 1 == 1).collect();
-                let got = tape
-                    .constant(x.clone().into())
-                    .sum(&axes, KeepAxes::Yes)
-                    .unwrap();
+                let got = tape.constant(x.clone().into()).sum(&axes, KeepAxes::Yes).unwrap();
                 assert_close(&got.value().view(), &naive_sum(&x, &axes), 1e-12, 1e-12);
             }
         }
@@ -476,11 +455,7 @@ mod tests {
             let x = random_array(2, &shape, -1.0, 1.0);
             let tensor = Tensor::from_array(x.clone());
             let pool = Pool::new();
-            for target in [
-                Shape::from([shape[1]]),
-                Shape::scalar(),
-                Shape::from([shape[0], 1]),
-            ] {
+            for target in [Shape::from([shape[1]]), Shape::scalar(), Shape::from([shape[0], 1])] {
                 let serial = sum_to(&tensor, target, &pool, Parallelism::Serial);
                 let parallel = sum_to(&tensor, target, &pool, Parallelism::Rayon);
                 assert_eq!(serial.as_slice(), parallel.as_slice());
@@ -500,14 +475,8 @@ mod tests {
         let tape = Tape::<f32>::no_grad();
         let x = tape.constant(Tensor::ones([2, 3, 4]));
         assert_eq!(x.sum(&[2, 0], KeepAxes::No).unwrap().shape().to_vec(), [3]);
-        assert_eq!(
-            x.mean(&[1], KeepAxes::Yes).unwrap().shape().to_vec(),
-            [2, 1, 4]
-        );
-        assert_eq!(
-            x.mean(&[0, 1], KeepAxes::No).unwrap().value().as_slice(),
-            [1.0; 4]
-        );
+        assert_eq!(x.mean(&[1], KeepAxes::Yes).unwrap().shape().to_vec(), [2, 1, 4]);
+        assert_eq!(x.mean(&[0, 1], KeepAxes::No).unwrap().value().as_slice(), [1.0; 4]);
         assert_eq!(
             x.max(&[3], KeepAxes::No).unwrap_err().to_string(),
             "max: axis 3 is out of range for shape [2, 3, 4]"
@@ -528,10 +497,7 @@ mod tests {
         let y = x.max(&[0, 1], KeepAxes::No).unwrap();
         assert_eq!(y.value().item().unwrap(), 3.0);
         let gradients = tape.backward(&y).unwrap();
-        assert_eq!(
-            gradients.of(&x).unwrap().as_slice(),
-            [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
-        );
+        assert_eq!(gradients.of(&x).unwrap().as_slice(), [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]

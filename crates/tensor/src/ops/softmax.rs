@@ -72,11 +72,7 @@ impl<E: Element> Kernel for Forward<'_, E> {
             });
         } else {
             exponentials::<L, E>(self.x, self.out, self.width, |_, _, sum, _, out| {
-                let factor = if sum == E::ZERO {
-                    E::ZERO
-                } else {
-                    E::ONE / sum
-                };
+                let factor = if sum == E::ZERO { E::ZERO } else { E::ONE / sum };
                 for out in out {
                     *out *= factor;
                 }
@@ -128,11 +124,7 @@ impl<E: Element> Kernel for LogSoftmaxBackward<'_, E> {
                 let rows = probabilities.chunks_exact(width);
                 for (grad, p) in grad.chunks_exact_mut(width).zip(rows) {
                     let sum = rows::sum(grad);
-                    let live = if rows::sum(p) == E::ZERO {
-                        E::ZERO
-                    } else {
-                        E::ONE
-                    };
+                    let live = if rows::sum(p) == E::ZERO { E::ZERO } else { E::ONE };
                     for (grad, &p) in grad.iter_mut().zip(p) {
                         *grad = live * (*grad - p * sum);
                     }
@@ -159,14 +151,9 @@ impl<E: Element> Op<E, 1> for Softmax<E> {
     fn backward(&self, cx: &BackwardContext<'_, E>, mut grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let (y, width) = (self.y.as_slice(), self.y.shape().last_size());
         let unit = unit_of(width);
-        cx.parallelism()
-            .for_each_chunk(grad.make_mut_in(cx.pool()), unit, |i, grad| {
-                dispatch(SoftmaxBackward {
-                    y: &y[i * unit..],
-                    width,
-                    grad,
-                });
-            });
+        cx.parallelism().for_each_chunk(grad.make_mut_in(cx.pool()), unit, |i, grad| {
+            dispatch(SoftmaxBackward { y: &y[i * unit..], width, grad });
+        });
         Ok([Grad::Value(grad)])
     }
 }
@@ -181,14 +168,9 @@ impl<E: Element> Op<E, 1> for LogSoftmax<E> {
     fn backward(&self, cx: &BackwardContext<'_, E>, mut grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let (y, width) = (self.y.as_slice(), self.y.shape().last_size());
         let unit = unit_of(width);
-        cx.parallelism()
-            .for_each_chunk(grad.make_mut_in(cx.pool()), unit, |i, grad| {
-                dispatch(LogSoftmaxBackward {
-                    y: &y[i * unit..],
-                    width,
-                    grad,
-                });
-            });
+        cx.parallelism().for_each_chunk(grad.make_mut_in(cx.pool()), unit, |i, grad| {
+            dispatch(LogSoftmaxBackward { y: &y[i * unit..], width, grad });
+        });
         Ok([Grad::Value(grad)])
     }
 }
@@ -221,11 +203,7 @@ impl<E: Element> Var<E> {
     ) -> Result<Self> {
         self.shape().check_axis(op, axis)?;
         let last = self.shape().rank() - 1;
-        if axis == last {
-            f(self)
-        } else {
-            f(&self.transpose(axis, last)?)?.transpose(axis, last)
-        }
+        if axis == last { f(self) } else { f(&self.transpose(axis, last)?)?.transpose(axis, last) }
     }
 
     /// y_i = e^x_i / Σ_j e^x_j over one axis.
@@ -288,15 +266,7 @@ mod tests {
     #[test]
     fn equals_the_naive_formula_on_every_axis() {
         let tape = Tape::<f64>::no_grad();
-        for shape in [
-            &[3, 14][..],
-            &[2, 5, 3],
-            &[300, 7],
-            &[2, 1500],
-            &[4, 1],
-            &[0, 3],
-            &[3, 0],
-        ] {
+        for shape in [&[3, 14][..], &[2, 5, 3], &[300, 7], &[2, 1500], &[4, 1], &[0, 3], &[3, 0]] {
             let x = random_array(1, shape, -3.0, 3.0);
             for axis in 0..shape.len() {
                 let var = tape.constant(x.clone().into());
@@ -314,10 +284,7 @@ mod tests {
         let tape = Tape::<f32>::no_grad();
         let x = tape
             .constant(Tensor::from_vec(vec![1e30, -1e30, 0.0, 88.0, 89.0, 90.0], [2, 3]).unwrap());
-        assert_eq!(
-            x.softmax(1).unwrap().value().as_slice()[..3],
-            [1.0, 0.0, 0.0]
-        );
+        assert_eq!(x.softmax(1).unwrap().value().as_slice()[..3], [1.0, 0.0, 0.0]);
         assert_eq!(x.log_softmax(1).unwrap().value().count_non_finite(), 0);
     }
 

@@ -83,15 +83,10 @@ impl<E: Element, F: Function<E>> Op<E, 1> for Elementwise<E, F> {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, mut grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let saved = self.saved.as_ref().map_or(&[][..], Tensor::as_slice);
-        cx.parallelism()
-            .for_each_chunk(grad.make_mut_in(cx.pool()), CHUNK, |i, grad| {
-                let start = (i * CHUNK).min(saved.len());
-                dispatch(Backward {
-                    function: self.function,
-                    saved: &saved[start..],
-                    grad,
-                });
-            });
+        cx.parallelism().for_each_chunk(grad.make_mut_in(cx.pool()), CHUNK, |i, grad| {
+            let start = (i * CHUNK).min(saved.len());
+            dispatch(Backward { function: self.function, saved: &saved[start..], grad });
+        });
         Ok([Grad::Value(grad)])
     }
 }
@@ -105,11 +100,7 @@ fn evaluate<E: Element, F: Function<E>>(
     let input = x.as_slice();
     Tensor::build_in(pool, x.shape(), |out| {
         parallelism.for_each_chunk(out, CHUNK, |i, out| {
-            dispatch(Forward {
-                function,
-                x: &input[i * CHUNK..],
-                out,
-            });
+            dispatch(Forward { function, x: &input[i * CHUNK..], out });
         });
     })
 }
@@ -296,5 +287,46 @@ impl<E: Element> Var<E> {
     /// Only in checked mode, for a non-finite result.
     pub fn scale(&self, factor: E) -> Result<Self> {
         self.affine(factor, E::ZERO)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Clamp<E> {
+    low: E,
+    high: E,
+}
+
+impl<E: Element> Function<E> for Clamp<E> {
+    const NAME: &'static str = "clamp";
+    const SAVES: Saves = Saves::Input;
+
+    #[inline(always)]
+    fn f<L: Level>(self, x: E) -> E {
+        // NaN fails both comparisons and stays.
+        let x = if x < self.low { self.low } else { x };
+        if x > self.high { self.high } else { x }
+    }
+
+    #[inline(always)]
+    fn df<L: Level>(self, x: E) -> E {
+        if (x >= self.low) & (x <= self.high) { E::ONE } else { E::ZERO }
+    }
+}
+
+impl<E: Element> Var<E> {
+    /// x limited to [low, high]; the derivative is 1 inside and at the
+    /// limits, 0 outside. NaN stays NaN.
+    ///
+    /// # Errors
+    /// [`TensorError::InvalidArgument`](crate::TensorError::InvalidArgument)
+    /// unless low ≤ high.
+    pub fn clamp(&self, low: E, high: E) -> Result<Self> {
+        if low <= high {
+            return apply(self, Clamp { low, high });
+        }
+        Err(crate::TensorError::InvalidArgument {
+            op: "clamp",
+            what: format!("the limits must be in order, got {low} and {high}"),
+        })
     }
 }

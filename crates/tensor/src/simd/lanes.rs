@@ -28,6 +28,12 @@ pub trait Lanes<E>: Copy {
     fn mul(self, b: Self) -> Self;
     /// Lanewise `self · b + c`, fused where the level has the instruction.
     fn mul_add(self, b: Self, c: Self) -> Self;
+    /// Lanewise the larger: `b` unless `self > b`, so also where `self` is NaN.
+    fn max(self, b: Self) -> Self;
+    /// Sum of the lanes, joined as a binary tree.
+    fn sum(self) -> E;
+    /// The largest lane; NaN must not be among them.
+    fn largest(self) -> E;
     /// Reads `LANES` elements.
     ///
     /// # Safety
@@ -50,6 +56,19 @@ pub trait Lanes<E>: Copy {
     unsafe fn store_first(self, p: *mut E, count: usize);
 }
 
+/// Joins lanes as a binary tree, halves first.
+#[inline(always)]
+fn join<E: Copy, const N: usize>(mut lanes: [E; N], f: impl Fn(E, E) -> E) -> E {
+    let mut width = N / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 pub use portable::{F32 as BaselineF32, F64 as BaselineF64};
 #[cfg(target_arch = "x86_64")]
@@ -58,7 +77,7 @@ pub use x86::{Avx2F32, Avx2F64, Avx512F32, Avx512F64, BaselineF32, BaselineF64};
 /// Arrays of 128 bits, for targets without types of their own here.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable {
-    use super::Lanes;
+    use super::{Lanes, join};
     use std::array::from_fn;
 
     macro_rules! portable {
@@ -89,6 +108,18 @@ mod portable {
                     } else {
                         Self(from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
                     }
+                }
+                #[inline(always)]
+                fn max(self, b: Self) -> Self {
+                    Self(from_fn(|i| if self.0[i] > b.0[i] { self.0[i] } else { b.0[i] }))
+                }
+                #[inline(always)]
+                fn sum(self) -> $e {
+                    join(self.0, |a, b| a + b)
+                }
+                #[inline(always)]
+                fn largest(self) -> $e {
+                    join(self.0, |a, b| if a > b { a } else { b })
                 }
                 #[inline(always)]
                 unsafe fn load(p: *const $e) -> Self {
@@ -126,14 +157,14 @@ mod portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Lanes;
+    use super::{Lanes, join};
     use std::arch::x86_64::*;
 
     /// Declares a register type from its intrinsics.
     macro_rules! register {
         (
             $name:ident, $e:ident, $lanes:literal, $raw:ident,
-            $set1:ident, $add:ident, $mul:ident, $load:ident, $store:ident,
+            $set1:ident, $add:ident, $mul:ident, $max:ident, $load:ident, $store:ident,
             mul_add: |$a:ident, $b:ident, $c:ident| $mul_add:expr,
             load_first: |$p:ident, $count:ident| $load_first:expr,
             store_first: |$q:ident, $number:ident, $x:ident| $store_first:expr
@@ -164,6 +195,23 @@ mod x86 {
                     let ($a, $b, $c) = (self.0, b.0, c.0);
                     // SAFETY: the CPU has the level (see the trait).
                     Self(unsafe { $mul_add })
+                }
+                #[inline(always)]
+                fn max(self, b: Self) -> Self {
+                    // SAFETY: the CPU has the level (see the trait).
+                    Self(unsafe { $max(self.0, b.0) })
+                }
+                #[inline(always)]
+                fn sum(self) -> $e {
+                    // SAFETY: a register is as many elements, in order.
+                    let lanes: [$e; $lanes] = unsafe { std::mem::transmute(self.0) };
+                    join(lanes, |a, b| a + b)
+                }
+                #[inline(always)]
+                fn largest(self) -> $e {
+                    // SAFETY: a register is as many elements, in order.
+                    let lanes: [$e; $lanes] = unsafe { std::mem::transmute(self.0) };
+                    join(lanes, |a, b| if a > b { a } else { b })
                 }
                 #[inline(always)]
                 unsafe fn load(p: *const $e) -> Self {
@@ -244,7 +292,7 @@ mod x86 {
 
     register!(
         BaselineF32, f32, 4, __m128,
-        _mm_set1_ps, _mm_add_ps, _mm_mul_ps, _mm_loadu_ps, _mm_storeu_ps,
+        _mm_set1_ps, _mm_add_ps, _mm_mul_ps, _mm_max_ps, _mm_loadu_ps, _mm_storeu_ps,
         mul_add: |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c),
         load_first: |p, count| sse_load_first_ps(p, count),
         store_first: |p, count, x| sse_store_first_ps(p, count, x)
@@ -252,37 +300,100 @@ mod x86 {
     // Of two lanes, a partial access is one lane.
     register!(
         BaselineF64, f64, 2, __m128d,
-        _mm_set1_pd, _mm_add_pd, _mm_mul_pd, _mm_loadu_pd, _mm_storeu_pd,
+        _mm_set1_pd, _mm_add_pd, _mm_mul_pd, _mm_max_pd, _mm_loadu_pd, _mm_storeu_pd,
         mul_add: |a, b, c| _mm_add_pd(_mm_mul_pd(a, b), c),
         load_first: |p, count| if count == 0 { _mm_setzero_pd() } else { _mm_load_sd(p) },
         store_first: |p, count, x| if count > 0 { _mm_store_sd(p, x) }
     );
     register!(
         Avx2F32, f32, 8, __m256,
-        _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_loadu_ps, _mm256_storeu_ps,
+        _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_loadu_ps, _mm256_storeu_ps,
         mul_add: |a, b, c| _mm256_fmadd_ps(a, b, c),
         load_first: |p, count| _mm256_maskload_ps(p, mask32(count)),
         store_first: |p, count, x| _mm256_maskstore_ps(p, mask32(count), x)
     );
     register!(
         Avx2F64, f64, 4, __m256d,
-        _mm256_set1_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_loadu_pd, _mm256_storeu_pd,
+        _mm256_set1_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_max_pd, _mm256_loadu_pd, _mm256_storeu_pd,
         mul_add: |a, b, c| _mm256_fmadd_pd(a, b, c),
         load_first: |p, count| _mm256_maskload_pd(p, mask64(count)),
         store_first: |p, count, x| _mm256_maskstore_pd(p, mask64(count), x)
     );
     register!(
         Avx512F32, f32, 16, __m512,
-        _mm512_set1_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_loadu_ps, _mm512_storeu_ps,
+        _mm512_set1_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_max_ps, _mm512_loadu_ps, _mm512_storeu_ps,
         mul_add: |a, b, c| _mm512_fmadd_ps(a, b, c),
         load_first: |p, count| _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p),
         store_first: |p, count, x| _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, x)
     );
     register!(
         Avx512F64, f64, 8, __m512d,
-        _mm512_set1_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_loadu_pd, _mm512_storeu_pd,
+        _mm512_set1_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_max_pd, _mm512_loadu_pd, _mm512_storeu_pd,
         mul_add: |a, b, c| _mm512_fmadd_pd(a, b, c),
         load_first: |p, count| _mm512_maskz_loadu_pd(((1u32 << count) - 1) as u8, p),
         store_first: |p, count, x| _mm512_mask_storeu_pd(p, ((1u32 << count) - 1) as u8, x)
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kernel, Level, LevelId, dispatch_at};
+    use super::{Lanes, portable};
+    use crate::element::Element;
+
+    /// Each operation against scalars; NaN outside a partial access would show.
+    #[inline(always)]
+    fn check<E: Element, V: Lanes<E>>() {
+        let n = V::LANES;
+        let value = |i: usize| E::from_f64(i as f64 * 0.75 - 2.0);
+        let x: Vec<E> = (0..n).map(value).collect();
+        let y: Vec<E> = (n..2 * n).map(value).collect();
+        // SAFETY: `n` elements each, of which partial accesses use fewer.
+        unsafe {
+            let (a, b, two) = (V::load(x.as_ptr()), V::load(y.as_ptr()), V::splat(value(4)));
+            let stored = |v: V| {
+                let mut out = vec![E::ZERO; n];
+                v.store(out.as_mut_ptr());
+                out
+            };
+            for i in 0..n {
+                assert!(stored(a.add(b))[i] == x[i] + y[i]);
+                assert!(stored(a.mul(b))[i] == x[i] * y[i]);
+                assert!(stored(a.max(two))[i] == x[i].maximum(value(4)));
+                assert!(stored(a.mul_add(b, two))[i] == x[i] * y[i] + value(4));
+            }
+            assert!(a.sum() == x.iter().copied().sum() && a.largest() == x[n - 1]);
+            let nan = V::splat(E::from_f64(f64::NAN));
+            assert!(stored(nan.max(a)) == x);
+            for count in 0..n {
+                let part = stored(V::load_first(x[..count].as_ptr(), count));
+                assert!((0..n).all(|i| part[i] == if i < count { x[i] } else { E::ZERO }));
+                let mut out = vec![E::ONE; n];
+                b.store_first(out.as_mut_ptr(), count);
+                assert!((0..n).all(|i| out[i] == if i < count { y[i] } else { E::ONE }));
+            }
+        }
+    }
+
+    struct CheckLevel;
+
+    impl Kernel for CheckLevel {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<L: Level>(self) {
+            assert_eq!(<L::F32 as Lanes<f32>>::LANES, L::LANES_F32);
+            check::<f32, L::F32>();
+            check::<f64, L::F64>();
+        }
+    }
+
+    #[test]
+    fn operations_match_scalars() {
+        for level in LevelId::ALL {
+            dispatch_at(level, CheckLevel);
+        }
+        check::<f32, portable::F32>();
+        check::<f64, portable::F64>();
+    }
 }

@@ -32,6 +32,11 @@ pub trait Level: sealed::Sealed + Copy + Send + Sync + 'static {
     /// A register of `f64`.
     #[doc(hidden)]
     type F64: Lanes<f64>;
+
+    /// Runs a kernel of this level as a function of its own, so that a loop
+    /// with many variants does not become one function too large to optimise.
+    #[doc(hidden)]
+    fn outline<K: Kernel>(kernel: K) -> K::Output;
 }
 
 mod sealed {
@@ -59,6 +64,11 @@ impl Level for Baseline {
     const REGISTERS: usize = if cfg!(target_arch = "aarch64") { 32 } else { 16 };
     type F32 = lanes::BaselineF32;
     type F64 = lanes::BaselineF64;
+
+    #[inline(never)]
+    fn outline<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
 }
 
 /// AVX2 and FMA.
@@ -77,6 +87,12 @@ impl Level for Avx2 {
     const REGISTERS: usize = 16;
     type F32 = lanes::Avx2F32;
     type F64 = lanes::Avx2F64;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this type reaches a kernel only where the CPU has the level.
+        unsafe { run_avx2(kernel) }
+    }
 }
 
 /// AVX-512 F, BW, DQ and VL.
@@ -95,6 +111,12 @@ impl Level for Avx512 {
     const REGISTERS: usize = 32;
     type F32 = lanes::Avx512F32;
     type F64 = lanes::Avx512F64;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this type reaches a kernel only where the CPU has the level.
+        unsafe { run_avx512(kernel) }
+    }
 }
 
 /// A [`Level`] as a value, narrowest first.
@@ -241,12 +263,14 @@ unsafe fn run_at<K: Kernel>(level: LevelId, kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512>()
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()

@@ -11,7 +11,7 @@ use super::math::VectorMath;
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has nine bits, so its product with an exponent
 /// is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// Σ cᵢ·xⁱ by Horner's rule.
@@ -45,7 +45,7 @@ fn exp_parts<L: Level>(x: f32) -> (f32, i32) {
     let r = n.mul_add_in::<L>(-LN2_LOW, r);
     let q = polynomial::<L, 5>(
         r,
-        [0.499_999_934, 0.166_665_201, 0.041_668_394_1, 0.008_368_780_69, 0.001_381_447_12],
+        [0.499_999_94, 0.166_665_2, 0.041_668_393, 0.008_368_781, 0.001_381_447_1],
     );
     let p = 1.0 + (r * r).mul_add_in::<L>(q, r);
     (p, (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32))
@@ -90,15 +90,15 @@ impl VectorMath for f32 {
         let q = polynomial::<L, 9>(
             f,
             [
-                0.333_333_126,
-                -0.250_000_096,
-                0.200_021_186,
-                -0.166_679_958,
-                0.142_195_525,
-                -0.124_055_896,
-                0.118_881_629,
+                0.333_333_13,
+                -0.250_000_1,
+                0.200_021_19,
+                -0.166_679_96,
+                0.142_195_52,
+                -0.124_055_9,
+                0.118_881_63,
                 -0.116_756_507,
-                0.067_466_375_5,
+                0.067_466_38,
             ],
         );
         let f2 = f * f;
@@ -117,7 +117,7 @@ impl VectorMath for f32 {
         let z = self * self;
         let q = polynomial::<L, 5>(
             z,
-            [-0.333_332_817, 0.133_314_354, -0.053_739_116_7, 0.020_637_043_5, -0.005_702_609_04],
+            [-0.333_332_8, 0.133_314_36, -0.053_739_116, 0.020_637_043, -0.005_702_609],
         );
         let small = (a * z).mul_add_in::<L>(q, a);
         let e = exp_of_negative::<L>(-2.0 * a);
@@ -141,12 +141,12 @@ impl VectorMath for f32 {
         let q = polynomial::<L, 6>(
             z,
             [
-                0.128_379_149,
-                -0.376_124_89,
-                0.112_817_656,
-                -0.026_764_754_4,
-                0.004_990_412_26,
-                -0.000_597_658_676,
+                0.128_379_15,
+                -0.376_124_9,
+                0.112_817_65,
+                -0.026_764_754,
+                0.004_990_412_4,
+                -0.000_597_658_7,
             ],
         );
         let small = a.mul_add_in::<L>(q, a);
@@ -155,13 +155,13 @@ impl VectorMath for f32 {
         let q = polynomial::<L, 7>(
             t,
             [
-                -1.128_649_36,
-                -0.635_147_254,
-                -0.106_244_439,
-                0.023_769_279_3,
-                -0.003_646_188_93,
-                0.000_323_795_032,
-                -1.133_722_14e-5,
+                -1.128_649_4,
+                -0.635_147_3,
+                -0.106_244_44,
+                0.023_769_28,
+                -0.003_646_188_9,
+                0.000_323_795_04,
+                -1.133_722_2e-5,
             ],
         );
         let large = 1.0 - exp_of_negative::<L>(t * q);
@@ -176,7 +176,7 @@ impl VectorMath for f32 {
         let z = s * s;
         let q = polynomial::<L, 5>(
             z,
-            [0.333_333_378, 0.199_994_389, 0.143_084_425, 0.107_138_271, 0.121_504_75],
+            [0.333_333_37, 0.199_994_39, 0.143_084_42, 0.107_138_27, 0.121_504_75],
         );
         let ln = 2.0 * (s * z).mul_add_in::<L>(q, s);
         let positive = if self < 0.0 { 0.0 } else { self };
@@ -260,7 +260,10 @@ mod tests {
                 let rounded = exact as f32;
                 if exact.is_nan() || rounded.is_infinite() || exact.abs() >= 3.402_8e38 {
                     let near = y64.abs() >= 3.402e38 && y64.signum() == exact.signum();
-                    assert!(near || (y.is_nan() && exact.is_nan()), "{name} at {level}: {x} -> {y}");
+                    assert!(
+                        near || (y.is_nan() && exact.is_nan()),
+                        "{name} at {level}: {x} -> {y}"
+                    );
                     continue;
                 }
                 let error = (y64 - exact).abs();

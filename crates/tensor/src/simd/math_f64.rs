@@ -63,10 +63,9 @@ mod tests {
 
     #[test]
     fn limits_and_nan() {
-        for (x, sigmoid, erf, softplus) in [
-            (f64::INFINITY, 1.0, 1.0, f64::INFINITY),
-            (f64::NEG_INFINITY, 0.0, -1.0, 0.0),
-        ] {
+        for (x, sigmoid, erf, softplus) in
+            [(f64::INFINITY, 1.0, 1.0, f64::INFINITY), (f64::NEG_INFINITY, 0.0, -1.0, 0.0)]
+        {
             assert_eq!(x.sigmoid_in::<Baseline>(), sigmoid);
             assert_eq!(x.erf_in::<Baseline>(), erf);
             assert_eq!(x.softplus_in::<Baseline>(), softplus);

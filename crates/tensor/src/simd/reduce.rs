@@ -1,95 +1,106 @@
-//! Reductions over slices that vectorise inside a kernel.
+//! Reductions over slices, for use inside a kernel.
 //!
-//! Each keeps [`PARTIALS`] partial results, element i going to partial
-//! i mod [`PARTIALS`], and joins them as a binary tree. So the order of a sum
-//! depends on nothing but its length, and is the same at every level and for
-//! any number of threads.
+//! Each keeps four registers of partial results, takes whole registers in
+//! turn and joins the partial results as a binary tree. So the order of a sum
+//! depends on its length and the SIMD level alone, never on threads.
 
+// Slices are read a register at a time; three to ten times as fast as what the
+// autovectoriser makes of arrays of partial sums.
+#![allow(unsafe_code)]
+
+use super::lanes::Lanes;
 use super::level::Level;
 use crate::element::Element;
+use crate::gemm::LanesOf;
 
-/// Number of partial results: two registers of `f32` at the widest level.
-const PARTIALS: usize = 32;
+/// Number of registers of partial results.
+const PARTIALS: usize = 4;
 
-/// Elements handled at once after the last whole block, so that rows as short
-/// as a small model's width still vectorise.
-const SHORT: usize = 8;
-
-/// Calls `step(i, j)` for all indices `j` of `0..len`, in blocks that the
-/// compiler unrolls, with `i = j mod PARTIALS`.
-macro_rules! for_each_lane {
-    ($len:expr, |$i:ident, $j:ident| $step:expr) => {{
-        let len = $len;
-        let blocks = len / PARTIALS * PARTIALS;
+/// Joins `step(partial, index of the first element, number of elements)` over
+/// all registers of a slice; the last one may be partly filled.
+macro_rules! over_registers {
+    ($lanes:expr, $len:expr, $first:expr, $join:ident, |$partial:ident, $p:ident, $count:ident| $step:expr) => {{
+        let (lanes, len) = ($lanes, $len);
+        let mut partials = [$first; PARTIALS];
         let mut start = 0;
-        while start < blocks {
-            for $i in 0..PARTIALS {
-                let $j = start + $i;
+        while start + PARTIALS * lanes <= len {
+            for (i, $partial) in partials.iter_mut().enumerate() {
+                let ($p, $count) = (start + i * lanes, lanes);
                 $step;
             }
-            start += PARTIALS;
+            start += PARTIALS * lanes;
         }
-        let mut lane = 0;
-        while lane + SHORT <= len - blocks {
-            for k in 0..SHORT {
-                let $i = lane + k;
-                let $j = blocks + $i;
-                $step;
-            }
-            lane += SHORT;
+        let $partial = &mut partials[0];
+        while start + lanes <= len {
+            let ($p, $count) = (start, lanes);
+            $step;
+            start += lanes;
         }
-        for $i in lane..len - blocks {
-            let $j = blocks + $i;
+        if start < len {
+            let ($p, $count) = (start, len - start);
             $step;
         }
+        let [a, b, c, d] = partials;
+        a.$join(b).$join(c.$join(d))
     }};
 }
 
-/// Joins the partial results as a binary tree.
+/// `count` elements of `x` from `p`, zero for the rest of the register.
 #[inline(always)]
-fn join<E: Copy>(mut partial: [E; PARTIALS], f: impl Fn(E, E) -> E) -> E {
-    let mut width = PARTIALS / 2;
-    while width > 0 {
-        for i in 0..width {
-            partial[i] = f(partial[i], partial[i + width]);
-        }
-        width /= 2;
+fn load<V: Lanes<E>, E>(x: &[E], p: usize, count: usize) -> V {
+    debug_assert!(p + count <= x.len());
+    // SAFETY: the callers stay within the slice.
+    unsafe {
+        let p = x.as_ptr().add(p);
+        if count == V::LANES { V::load(p) } else { V::load_first(p, count) }
     }
-    partial[0]
 }
 
 /// Σ xᵢ; 0 for an empty slice.
 ///
 /// # Numerics
-/// 32 partial sums, joined pairwise: the order depends on the length alone.
+/// Partial sums joined pairwise: the order depends on the length and the
+/// level alone.
 #[inline(always)]
 pub fn sum_in<L: Level, E: Element>(x: &[E]) -> E {
-    let mut partial = [E::ZERO; PARTIALS];
-    for_each_lane!(x.len(), |i, j| partial[i] += x[j]);
-    join(partial, |a, b| a + b)
+    let zero = LanesOf::<E, L>::splat(E::ZERO);
+    let sum = over_registers!(LanesOf::<E, L>::LANES, x.len(), zero, add, |sum, p, count| {
+        *sum = sum.add(load(x, p, count))
+    });
+    sum.sum()
 }
 
 /// Σ xᵢ·yᵢ over the length of the shorter slice; 0 if that is 0.
 ///
 /// # Numerics
-/// 32 partial sums, joined pairwise: the order depends on the length alone.
-/// Multiply-adds are fused where the level has the instruction.
+/// Partial sums joined pairwise: the order depends on the length and the
+/// level alone. Multiply-adds are fused where the level has the instruction.
 #[inline(always)]
 pub fn dot_in<L: Level, E: Element>(x: &[E], y: &[E]) -> E {
     let len = x.len().min(y.len());
-    let (x, y) = (&x[..len], &y[..len]);
-    let mut partial = [E::ZERO; PARTIALS];
-    for_each_lane!(len, |i, j| partial[i] = x[j].mul_add_in::<L>(y[j], partial[i]));
-    join(partial, |a, b| a + b)
+    let zero = LanesOf::<E, L>::splat(E::ZERO);
+    let dot = over_registers!(LanesOf::<E, L>::LANES, len, zero, add, |sum, p, count| {
+        let x: LanesOf<E, L> = load(x, p, count);
+        *sum = x.mul_add(load(y, p, count), *sum)
+    });
+    dot.sum()
 }
 
 /// The largest xᵢ; −∞ for an empty slice. NaN elements are passed over.
 #[inline(always)]
 pub fn max_in<L: Level, E: Element>(x: &[E]) -> E {
-    let larger = |a: E, b: E| if b > a { b } else { a };
-    let mut partial = [E::NEG_INFINITY; PARTIALS];
-    for_each_lane!(x.len(), |i, j| partial[i] = larger(partial[i], x[j]));
-    join(partial, larger)
+    let lanes = LanesOf::<E, L>::LANES;
+    let whole = x.len() / lanes * lanes;
+    let lowest = LanesOf::<E, L>::splat(E::NEG_INFINITY);
+    let max = over_registers!(lanes, whole, lowest, max, |max, p, count| {
+        let x: LanesOf<E, L> = load(x, p, count);
+        *max = x.max(*max)
+    });
+    let mut largest = max.largest();
+    for &x in &x[whole..] {
+        largest = if x > largest { x } else { largest };
+    }
+    largest
 }
 
 #[cfg(test)]
@@ -116,20 +127,32 @@ mod tests {
             let sum: f64 = x.iter().map(|&x| f64::from(x)).sum();
             let dot: f64 = x.iter().zip(&y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
             let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sums = Vec::new();
             for level in LevelId::ALL {
                 let [s, d, m] = dispatch_at(level, All(&x, &y));
                 prop_assert!((f64::from(s) - sum).abs() <= 1e-3);
                 prop_assert!((f64::from(d) - dot).abs() <= 1e-2);
                 prop_assert_eq!(m, max);
-                sums.push(s);
             }
-            prop_assert!(sums.iter().all(|s| s.to_bits() == sums[0].to_bits()));
+        }
+    }
+
+    #[test]
+    fn the_maximum_passes_over_nan() {
+        for level in LevelId::ALL {
+            for len in [1, 16, 100] {
+                let mut x = vec![f32::NAN; len];
+                assert_eq!(dispatch_at(level, All(&x, &x))[2], f32::NEG_INFINITY);
+                x[len / 2] = 3.0;
+                assert_eq!(dispatch_at(level, All(&x, &x))[2], 3.0);
+            }
         }
     }
 
     #[test]
     fn empty_slices() {
-        assert_eq!(dispatch_at(LevelId::Avx512, All::<f64>(&[], &[])), [0.0, 0.0, f64::NEG_INFINITY]);
+        assert_eq!(
+            dispatch_at(LevelId::Avx512, All::<f64>(&[], &[])),
+            [0.0, 0.0, f64::NEG_INFINITY]
+        );
     }
 }

@@ -78,10 +78,7 @@ pub(crate) struct Sums {
 
 impl Sums {
     pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            seed: Seed::new(seed),
-            next: 0,
-        }
+        Self { seed: Seed::new(seed), next: 0 }
     }
 
     fn fill(&self, stream: &str, index: u64, rows: usize, batch: &mut Batch) {
@@ -144,4 +141,17 @@ pub(crate) fn hash<E: Element>(parameters: &NamedParameters<E>) -> u64 {
         }
     }
     hash
+}
+
+/// The records of a run without what depends on the clock.
+pub(crate) fn untimed_metrics(run: &std::path::Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let fields = record.as_object_mut().unwrap();
+        fields.remove("seconds").unwrap();
+        fields.remove("tokens_per_second");
+        record
+    });
+    lines.collect()
 }

@@ -69,8 +69,7 @@ fn norms(case: &GoldenCase, judge: &mut Judge<'_>) -> Result<()> {
 
 fn losses(case: &GoldenCase, judge: &mut Judge<'_>) -> Result<()> {
     let targets = case.i64("targets")?.iter();
-    let targets: Vec<u32> =
-        targets.map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect();
+    let targets: Vec<u32> = targets.map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect();
     for (word, reduction) in [("mean", Reduction::Mean), ("sum", Reduction::Sum)] {
         for label_smoothing in [0.0, 0.1] {
             let tape = Tape::new();

@@ -127,8 +127,7 @@ fn steps(
     let tokens: Vec<u32> = case.i64("tokens")?.iter().map(|&t| t as u32).collect();
     let mode = if outputs == Outputs::Last { "targets_last" } else { "targets_all" };
     let targets = case.i64(mode)?.iter();
-    let targets: Vec<u32> =
-        targets.map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect();
+    let targets: Vec<u32> = targets.map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect();
     let number = |name: &str| case.dims()[name].as_f64().ok_or(format!("dims have no `{name}`"));
     let config = AdamConfig { eps: number("adam_epsilon")?, ..AdamConfig::default() };
     let mut adam = Adam::new(config, &parameters)?;

@@ -1,0 +1,109 @@
+//! Which kernel multiplies which shape, and how a product is cut for threads.
+//!
+//! The rules come from the benchmark `gemm` of this workspace (AVX-512, one
+//! thread): the tiled kernel is ahead of `matrixmultiply` and level with or
+//! ahead of faer on every shape that training meets, allocates nothing, and
+//! its results do not depend on how a product is cut. It therefore multiplies
+//! everything but two kinds: products of a handful of rows or columns with
+//! the inner axis contiguous in both operands go to dot products, and a C
+//! without a unit stride goes to `matrixmultiply`. With the cargo feature
+//! `blas`, large products go to OpenBLAS.
+
+use std::fmt;
+
+/// A kernel behind [`gemm`](super::gemm).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KernelChoice {
+    /// This crate's register-tiled kernel.
+    Tiled,
+    /// This crate's dot products along k.
+    Dots,
+    /// The `matrixmultiply` crate.
+    MatrixMultiply,
+    /// faer's matrix product.
+    Faer,
+    /// OpenBLAS; only with the cargo feature `blas`.
+    #[cfg(feature = "blas")]
+    Blas,
+}
+
+impl fmt::Display for KernelChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tiled => "tiled",
+            Self::Dots => "dots",
+            Self::MatrixMultiply => "matrixmultiply",
+            Self::Faer => "faer",
+            #[cfg(feature = "blas")]
+            Self::Blas => "openblas",
+        })
+    }
+}
+
+/// Most rows (or columns) of a product that is done as dot products.
+const DOT_ROWS: usize = 8;
+/// Shortest k for which a dot product fills registers often enough.
+const DOT_LENGTH: usize = 64;
+
+/// True where a product with this many rows, both operands contiguous along k,
+/// is better done as dot products than by packing B. Packing is shared by the
+/// rows, so the more of them there are, the longer k has to be.
+pub(super) fn prefers_dots(rows: usize, k: usize) -> bool {
+    let least = if rows <= 2 { DOT_LENGTH } else { DOT_LENGTH * rows };
+    rows <= DOT_ROWS && k >= least
+}
+
+/// True for products large enough for OpenBLAS.
+#[cfg(feature = "blas")]
+pub(super) fn prefers_blas(m: usize, k: usize, n: usize) -> bool {
+    m.min(k).min(n) >= 128 && m.saturating_mul(k).saturating_mul(n) >= 1 << 24
+}
+
+/// Multiply-adds below which another thread costs more than it saves.
+const TASK: usize = 1 << 19;
+
+/// How many parallel tasks a product of this many multiply-adds is worth.
+pub(super) fn tasks(multiply_adds: usize) -> usize {
+    (multiply_adds / TASK).min((multiply_adds >> 26).clamp(16, 256)).max(1)
+}
+
+/// Rows and columns of the parts of C that threads compute. It depends on the
+/// shape alone.
+///
+/// Each part packs its own operands, which is cheap while parts are at least
+/// some 200 wide and high, or while there is little to pack.
+pub(super) fn cut(m: usize, k: usize, n: usize) -> (usize, usize) {
+    let tasks = tasks(m.saturating_mul(k).saturating_mul(n));
+    if tasks == 1 {
+        return (m.max(1), n.max(1));
+    }
+    let area = (m * n).div_ceil(tasks);
+    let columns = if n <= 256 && m >= 48 * tasks {
+        n
+    } else {
+        let side = (area as f64).sqrt() as usize;
+        let side = if m < side { area / m } else { side };
+        side.next_multiple_of(64).min(n)
+    };
+    let rows = area.div_ceil(columns).next_multiple_of(12).min(m);
+    (rows.max(1), columns.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_no_more_than_the_tasks_wanted() {
+        for (m, k, n) in
+            [(1024, 1024, 1024), (4096, 16, 64), (64, 6144, 256), (8, 512, 50_000), (6144, 64, 256)]
+        {
+            let (rows, columns) = cut(m, k, n);
+            let parts = m.div_ceil(rows) * n.div_ceil(columns);
+            assert!(parts > 1 && parts <= 2 * tasks(m * k * n), "{m} {k} {n}: {rows} x {columns}");
+        }
+        assert_eq!(cut(16, 16, 16), (16, 16));
+        assert_eq!(cut(0, 5, 0), (1, 1));
+    }
+}

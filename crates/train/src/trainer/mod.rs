@@ -1,0 +1,290 @@
+//! [`Trainer`]: the training loop.
+
+mod evaluate;
+mod persist;
+mod step;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use specialformer_nn::optim::Optimizer;
+use specialformer_nn::{Module, NamedParameters};
+use specialformer_tensor::Element;
+
+use crate::batch::Batch;
+use crate::config::TrainConfig;
+use crate::dataset::{Dataset, HeldOut};
+use crate::error::Result;
+use crate::feed::Feed;
+use crate::metrics::{EvaluationRecord, Record};
+use crate::model::Model;
+use crate::objective::{CrossEntropy, Objective};
+use crate::observer::{Observer, StepReport};
+use crate::run_folder::RunFolder;
+use crate::shards::Shards;
+use crate::state::{Best, MetricsFile, State, save_model, save_optimizer};
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// All steps were made.
+    Completed,
+    /// The validation accuracy reached its target.
+    TargetReached,
+    /// The time was up.
+    TimeBudget,
+    /// Somebody asked it to stop; a checkpoint was saved.
+    Interrupted,
+}
+
+/// How a run went.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Why it ended.
+    pub outcome: Outcome,
+    /// Steps made.
+    pub step: u64,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Seconds of training, those before interruptions included.
+    pub seconds: f64,
+    /// The last evaluation on validation data.
+    pub validation: Option<EvaluationRecord>,
+    /// The best one.
+    pub best: Option<Best>,
+    /// The evaluation on test data; `None` if there is no such data or the
+    /// run was interrupted.
+    pub test: Option<EvaluationRecord>,
+}
+
+/// Trains a model.
+///
+/// [`Trainer::run`] makes all steps; with a [`RunFolder`] it writes metrics,
+/// checkpoints and the final weights, and [`Trainer::resume_in`] continues an
+/// interrupted run bit for bit. Results do not depend on the number of threads
+/// of the current rayon pool.
+pub struct Trainer<'a, M: ?Sized, E: Element = f32> {
+    model: &'a M,
+    feed: Feed<'a>,
+    objective: Box<dyn Objective<M, E> + 'a>,
+    config: TrainConfig,
+    parameters: NamedParameters<E>,
+    optimizer: Box<dyn Optimizer<E>>,
+    shards: Shards<E>,
+    /// Rows of a shard, also in evaluation.
+    shard_rows: usize,
+    observer: Box<dyn Observer + 'a>,
+    stop: Box<dyn Fn() -> bool + Send + 'a>,
+    metadata: Vec<(String, String)>,
+    validation: Option<Batch>,
+    state: State,
+    run: Option<Run>,
+}
+
+/// The open files of a run.
+struct Run {
+    folder: RunFolder,
+    metrics: MetricsFile,
+    checkpoint: Option<(u64, PathBuf)>,
+}
+
+impl<'a, M, E> Trainer<'a, M, E>
+where
+    M: Model<E> + ?Sized,
+    E: Element,
+{
+    /// A trainer that minimises [`CrossEntropy`].
+    ///
+    /// # Errors
+    /// [`TrainError::Config`](crate::TrainError::Config) if a setting is outside its range.
+    pub fn new(model: &'a M, dataset: impl Dataset + 'a, config: TrainConfig) -> Result<Self> {
+        Self::with_objective(model, dataset, config, CrossEntropy::default())
+    }
+}
+
+impl<'a, M, E> Trainer<'a, M, E>
+where
+    M: Module<E> + Sync + ?Sized,
+    E: Element,
+{
+    /// A trainer that minimises any objective.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`](crate::TrainError::Config) if a setting is outside its range.
+    pub fn with_objective(
+        model: &'a M,
+        dataset: impl Dataset + 'a,
+        config: TrainConfig,
+        objective: impl Objective<M, E> + 'a,
+    ) -> Result<Self> {
+        config.validate()?;
+        let parameters = NamedParameters::of(model);
+        let optimizer = config.optimizer.build(&parameters)?;
+        let trainable = parameters.trainable();
+        let elements: usize = trainable.map(|(_, p)| p.shape().elements()).sum();
+        let shards = config.shards_for(elements * size_of::<E>());
+        let state = State::new(dataset.cursor(), Value::Null);
+        Ok(Self {
+            model,
+            feed: Feed::new(dataset, config.batch_size),
+            objective: Box::new(objective),
+            parameters,
+            optimizer,
+            shards: Shards::new(shards, config.accumulation),
+            shard_rows: config.batch_size.div_ceil(shards * config.accumulation),
+            config,
+            observer: Box::new(()),
+            stop: Box::new(|| false),
+            metadata: Vec::new(),
+            validation: None,
+            state,
+            run: None,
+        })
+    }
+
+    /// Tells `observer` how the run goes.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Observer + 'a) -> Self {
+        self.observer = Box::new(observer);
+        self
+    }
+
+    /// Asks `stop` before each step whether to save a checkpoint and end with
+    /// [`Outcome::Interrupted`].
+    #[must_use]
+    pub fn stop_when(mut self, stop: impl Fn() -> bool + Send + 'a) -> Self {
+        self.stop = Box::new(stop);
+        self
+    }
+
+    /// Adds a metadata entry to every file of weights, e.g. the model's
+    /// configuration.
+    #[must_use]
+    pub fn model_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.push((key.into(), value.into()));
+        self
+    }
+
+    /// The model's parameters.
+    pub fn parameters(&self) -> &NamedParameters<E> {
+        &self.parameters
+    }
+
+    /// Steps made so far.
+    pub fn steps_made(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Number of shards of a batch.
+    pub fn shards(&self) -> usize {
+        self.shards.count()
+    }
+
+    /// Buffers allocated so far because none was free: constant once a few
+    /// steps of fixed shapes were made.
+    pub fn fresh_allocations(&self) -> u64 {
+        self.shards.fresh_allocations()
+    }
+
+    /// Makes all steps that are left, evaluates, and writes the results.
+    ///
+    /// # Errors
+    /// [`TrainError::NonFinite`](crate::TrainError::NonFinite) naming the step and the layer; whatever the
+    /// data, the model or the disk may fail with. The last checkpoint stays.
+    pub fn run(&mut self) -> Result<Summary> {
+        // Inside the pool, this thread works on a shard too.
+        rayon::scope(|_| self.run_in_pool())
+    }
+
+    fn run_in_pool(&mut self) -> Result<Summary> {
+        let before = self.state.seconds;
+        let start = Instant::now();
+        if self.state.finished == Some(Outcome::TimeBudget) && !self.time_is_up() {
+            self.state.finished = None;
+        }
+        while self.state.finished.is_none() {
+            if self.state.step >= self.config.steps {
+                self.state.finished = Some(Outcome::Completed);
+                break;
+            }
+            if (self.stop)() {
+                self.checkpoint()?;
+                return Ok(self.summary(Outcome::Interrupted, None));
+            }
+            let report = self.step()?;
+            self.state.seconds = before + start.elapsed().as_secs_f64();
+            let seconds = self.state.seconds;
+            self.observer.on_step(&StepReport { seconds, ..report });
+            let due = |every: u64| every > 0 && report.step.is_multiple_of(every);
+            if due(self.config.log_every) {
+                self.log()?;
+            }
+            if due(self.config.eval_every) && self.target_reached()? {
+                self.state.finished = Some(Outcome::TargetReached);
+                break;
+            }
+            if self.time_is_up() {
+                self.state.finished = Some(Outcome::TimeBudget);
+                break;
+            }
+            if due(self.config.checkpoint_every) && report.step < self.config.steps {
+                self.checkpoint()?;
+            }
+        }
+        self.finish()
+    }
+
+    fn time_is_up(&self) -> bool {
+        let budget = self.config.time_budget_seconds;
+        budget.is_some_and(|budget| self.state.seconds >= budget)
+    }
+
+    /// What every ended run does, also one that was killed while doing it.
+    fn finish(&mut self) -> Result<Summary> {
+        self.log()?;
+        let evaluated = self.state.validation.as_ref().map(|record| record.step);
+        if evaluated != Some(self.state.step) {
+            self.target_reached()?;
+        }
+        self.checkpoint()?;
+        let test = self.evaluate(HeldOut::Test)?;
+        if let Some(record) = &test {
+            self.write(&Record::Evaluation(record.clone()))?;
+            self.observer.on_evaluation(record);
+        }
+        if let Some(run) = &self.run {
+            let (model, optimizer) = (run.folder.model_path(), run.folder.optimizer_path());
+            save_model(&model, &self.parameters, self.state.step, &self.metadata)?;
+            save_optimizer(&optimizer, &self.optimizer.state())?;
+            run.metrics.sync()?;
+        }
+        let outcome = self.state.finished.unwrap_or(Outcome::Completed);
+        Ok(self.summary(outcome, test))
+    }
+
+    fn summary(&self, outcome: Outcome, test: Option<EvaluationRecord>) -> Summary {
+        Summary {
+            outcome,
+            step: self.state.step,
+            tokens: self.state.tokens,
+            seconds: self.state.seconds,
+            validation: self.state.validation.clone(),
+            best: self.state.best,
+            test,
+        }
+    }
+}
+
+impl<M: ?Sized, E: Element> fmt::Debug for Trainer<'_, M, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trainer")
+            .field("config", &self.config)
+            .field("step", &self.state.step)
+            .finish_non_exhaustive()
+    }
+}

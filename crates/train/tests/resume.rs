@@ -1,0 +1,217 @@
+//! An interrupted and resumed run is the run that was never interrupted.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::{Mlp, Sums, untimed_metrics};
+use specialformer_nn::Schedule;
+use specialformer_nn::optim::SgdConfig;
+use specialformer_train::{
+    Batch, BoxError, Dataset, HeldOut, Observer, OptimizerConfig, Outcome, RunFolder, StepReport,
+    Summary, TrainConfig, Trainer,
+};
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        schedule: Schedule::Cosine { warmup: 5, floor: 0.1 },
+        clip_norm: Some(1.0),
+        shards: Some(3),
+        accumulation: 2,
+        log_every: 4,
+        eval_every: 10,
+        eval_size: 100,
+        ..TrainConfig::new(40, 25, 0.02)
+    }
+}
+
+/// Counts steps; the trainer is asked to stop at some of them.
+struct Counter<'a>(&'a AtomicU64);
+
+impl Observer for Counter<'_> {
+    fn on_step(&mut self, step: &StepReport) {
+        self.0.store(step.step, Ordering::Relaxed);
+    }
+}
+
+/// Starts or continues a run that is stopped after `stop` steps.
+fn train(folder: &Path, config: TrainConfig, stop: u64) -> Summary {
+    let model = Mlp::<f32>::new(16, 1).with_noise(0.1);
+    let seen = AtomicU64::new(0);
+    let resume = folder.exists();
+    let run = if resume { RunFolder::open(folder) } else { RunFolder::create(folder) }.unwrap();
+    let trainer = Trainer::new(&model, Sums::new(2), config)
+        .unwrap()
+        .observer(Counter(&seen))
+        .stop_when(|| seen.load(Ordering::Relaxed) >= stop);
+    let trainer =
+        if resume { trainer.resume_in(run, &"toy") } else { trainer.start_in(run, &"toy") };
+    trainer.unwrap().run().unwrap()
+}
+
+#[test]
+fn resuming_changes_nothing() {
+    for optimizer in [OptimizerConfig::default(), OptimizerConfig::Sgd(SgdConfig::default())] {
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+        let config = TrainConfig { optimizer, ..config() };
+        assert_eq!(train(&whole, config.clone(), u64::MAX).outcome, Outcome::Completed);
+
+        // 17 lies between two records and two evaluations.
+        let summary = train(&parts, config.clone(), 17);
+        assert_eq!((summary.outcome, summary.step), (Outcome::Interrupted, 17));
+        assert!(!parts.join("model.safetensors").exists());
+        // What a killed run wrote after its last checkpoint goes.
+        let metrics = parts.join("metrics.jsonl");
+        let mut text = fs::read_to_string(&metrics).unwrap();
+        text.push_str("{\"kind\":\"train\",\"step\":18,\"lo");
+        fs::write(&metrics, text).unwrap();
+        let summary = train(&parts, config, u64::MAX);
+        assert_eq!((summary.outcome, summary.step), (Outcome::Completed, 40));
+
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            let same = fs::read(whole.join(file)).unwrap() == fs::read(parts.join(file)).unwrap();
+            assert!(same, "{file} differs");
+        }
+        let metrics = untimed_metrics(&whole);
+        assert_eq!(metrics, untimed_metrics(&parts));
+        // 40 / 4 records, 40 / 10 evaluations, one test.
+        assert_eq!(metrics.len(), 10 + 4 + 1);
+        assert_eq!(metrics.last().unwrap()["set"], "test");
+        let checkpoints = fs::read_dir(parts.join("checkpoints")).unwrap();
+        let names: Vec<_> = checkpoints.map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["step-00000040"]);
+    }
+}
+
+#[test]
+fn a_finished_run_resumes_to_the_same_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let config = TrainConfig { target_accuracy: Some(0.2), ..config() };
+    let first = train(&path, config.clone(), u64::MAX);
+    assert_eq!((first.outcome, first.step), (Outcome::TargetReached, 10));
+    let metrics = untimed_metrics(&path);
+    fs::remove_file(path.join("model.safetensors")).unwrap();
+    let second = train(&path, config, u64::MAX);
+    assert_eq!((second.outcome, second.step), (Outcome::TargetReached, 10));
+    assert_eq!(untimed_metrics(&path), metrics);
+    assert!(path.join("model.safetensors").is_file());
+}
+
+#[test]
+fn a_larger_time_budget_continues_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let budget = |seconds| TrainConfig { time_budget_seconds: Some(seconds), ..config() };
+    let summary = train(&path, budget(1e-9), u64::MAX);
+    assert_eq!((summary.outcome, summary.step), (Outcome::TimeBudget, 1));
+    let summary = train(&path, budget(1e-9), u64::MAX);
+    assert_eq!((summary.outcome, summary.step), (Outcome::TimeBudget, 1));
+    let summary = train(&path, budget(1e9), u64::MAX);
+    assert_eq!((summary.outcome, summary.step), (Outcome::Completed, 40));
+}
+
+#[test]
+fn a_run_without_a_checkpoint_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, path) = (folder.path().join("whole"), folder.path().join("run"));
+    train(&whole, config(), u64::MAX);
+    drop(RunFolder::create(&path).unwrap());
+    fs::write(path.join("metrics.jsonl"), "half a li").unwrap();
+    train(&path, config(), u64::MAX);
+    let model = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
+    assert!(model(&whole) == model(&path));
+    assert_eq!(untimed_metrics(&whole), untimed_metrics(&path));
+}
+
+#[test]
+fn runs_are_guarded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    train(&path, config(), 3);
+    let shown = path.display();
+    let message = |error: specialformer_train::TrainError| error.to_string();
+
+    let before = fs::read(path.join("metrics.jsonl")).unwrap();
+    assert_eq!(
+        message(RunFolder::create(&path).unwrap_err()),
+        format!("{shown}: already holds files; resume the run, or choose another folder")
+    );
+    let held = RunFolder::open(&path).unwrap();
+    assert_eq!(
+        message(RunFolder::open(&path).unwrap_err()),
+        format!("{shown}: another process is training in this run folder")
+    );
+    drop(held);
+    let missing = folder.path().join("missing");
+    assert_eq!(
+        message(RunFolder::open(&missing).unwrap_err()),
+        format!("{}: no run to resume here: the folder does not exist", missing.display())
+    );
+    fs::write(folder.path().join("file"), "").unwrap();
+    let below = folder.path().join("file/run");
+    let error = message(RunFolder::create(&below).unwrap_err());
+    assert!(error.starts_with(&format!("{}: cannot create the folder: ", below.display())));
+
+    let model = Mlp::<f32>::new(16, 1);
+    let changed = TrainConfig { learning_rate: 0.5, ..config() };
+    let error = Trainer::new(&model, Sums::new(2), changed)
+        .unwrap()
+        .resume_in(RunFolder::open(&path).unwrap(), &"other")
+        .unwrap_err();
+    let checkpoint = path.join("checkpoints/step-00000003");
+    assert_eq!(
+        message(error),
+        format!(
+            "{}: the settings differ from the run's: run: \"toy\" in the run, \"other\" now; \
+             train.learning_rate: 0.02 in the run, 0.5 now",
+            checkpoint.display()
+        )
+    );
+
+    let model = Mlp::<f32>::new(17, 1);
+    let error = Trainer::new(&model, Sums::new(2), config())
+        .unwrap()
+        .resume_in(RunFolder::open(&path).unwrap(), &"toy")
+        .unwrap_err();
+    let error = message(error);
+    let file = checkpoint.join("model.safetensors");
+    assert!(error.starts_with(&format!("{}: tensors do not match: ", file.display())), "{error}");
+    assert!(error.contains("`hidden.weight`"), "{error}");
+    assert_eq!(fs::read(path.join("metrics.jsonl")).unwrap(), before);
+}
+
+/// Refuses its own cursor.
+struct Stubborn(Sums);
+
+impl Dataset for Stubborn {
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<(), BoxError> {
+        self.0.next_batch(rows, batch)
+    }
+
+    fn cursor(&self) -> Vec<u64> {
+        vec![1, 2]
+    }
+
+    fn seek(&mut self, cursor: &[u64]) -> Result<(), BoxError> {
+        self.0.seek(cursor)
+    }
+
+    fn held_out(&self, set: HeldOut, size: usize) -> Result<Option<Batch>, BoxError> {
+        self.0.held_out(set, size)
+    }
+}
+
+#[test]
+fn an_unusable_cursor_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let model = Mlp::<f32>::new(4, 1);
+    let make = || Trainer::new(&model, Stubborn(Sums::new(1)), config()).unwrap();
+    make().start_in(RunFolder::create(&path).unwrap(), &()).unwrap();
+    let error = make().resume_in(RunFolder::open(&path).unwrap(), &()).unwrap_err();
+    assert_eq!(error.to_string(), "dataset: a cursor of 2 numbers");
+}
