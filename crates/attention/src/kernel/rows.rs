@@ -103,10 +103,11 @@ impl<'a, E: Element> Rows<'a, E> {
             }
         }
         for (column, to) in to.chunks_exact_mut(lanes.max(1)).enumerate() {
-            for i in whole_rows..self.count {
-                to[i] = self.row(i)[column] * factor;
+            let (rows, padding) = to.split_at_mut(self.count);
+            for (i, to) in rows.iter_mut().enumerate().skip(whole_rows) {
+                *to = self.row(i)[column] * factor;
             }
-            for to in &mut to[self.count..] {
+            for to in padding {
                 *to = E::ZERO;
             }
         }
