@@ -4,10 +4,11 @@ use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::reduce::sum_to;
-use crate::ops::softmax::{exponentials, unit_of};
+use crate::ops::rows;
+use crate::ops::softmax::{EachBlock, Exponentials, exponentials, unit_of};
 use crate::ops::token_index::TokenIndex;
 use crate::shape::Shape;
-use crate::simd::{Kernel, Level, VectorMath, dispatch};
+use crate::simd::{Kernel, Level, dispatch, sum_in};
 use crate::tensor::Tensor;
 
 /// How losses of positions become one number.
@@ -54,12 +55,8 @@ impl Default for CrossEntropy {
 /// Losses of positions, and the gradient of their scaled sum.
 struct Forward<'a, E, I> {
     logits: &'a [E],
-    targets: &'a [I],
-    width: usize,
-    smoothing: E,
-    scale: E,
-    losses: &'a mut [E],
     grad: &'a mut [E],
+    loss: Loss<'a, E, I>,
 }
 
 impl<E: Element, I: TokenIndex> Kernel for Forward<'_, E, I> {
@@ -67,33 +64,48 @@ impl<E: Element, I: TokenIndex> Kernel for Forward<'_, E, I> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let Self { targets, losses, smoothing, scale, width, .. } = self;
+        exponentials::<L, E>(self.logits, self.grad, self.loss.width, self.loss);
+    }
+}
+
+struct Loss<'a, E, I> {
+    targets: &'a [I],
+    width: usize,
+    smoothing: E,
+    scale: E,
+    losses: &'a mut [E],
+}
+
+impl<E: Element, I: TokenIndex> EachBlock<E> for Loss<'_, E, I> {
+    #[inline(always)]
+    fn each<L: Level>(&mut self, mut rows: Exponentials<'_, E>) {
+        let (width, scale, smoothing) = (self.width, self.scale, self.smoothing);
         let on_target = E::ONE - smoothing;
         let on_each = smoothing / E::from_usize(width);
-        exponentials::<L, E>(self.logits, self.grad, width, |row, shift, sum, x, grad| {
-            let target = targets[row];
-            if target == I::IGNORE {
-                losses[row] = E::ZERO;
+        let range = rows.first..rows.first + rows.sums.len();
+        // The losses' places hold the gradients' factors for now.
+        let losses = &mut self.losses[range.clone()];
+        for (factor, &sum) in losses.iter_mut().zip(rows.sums.iter()) {
+            *factor = scale / sum;
+        }
+        rows.sums_to_log_sums::<L>();
+        let pairs = rows.x.chunks_exact(width).zip(rows.out.chunks_exact_mut(width));
+        let pairs = pairs.zip(losses).zip(rows.sums.iter());
+        for ((((x, grad), loss), &log_sum), target) in pairs.zip(&self.targets[range]) {
+            if *target == I::IGNORE {
+                *loss = E::ZERO;
                 grad.fill(E::ZERO);
-                return;
+                continue;
             }
             let target = target.index();
-            let log_sum = shift + VectorMath::ln_in::<L>(sum);
-            let factor = scale / sum;
-            let mut loss = on_target * (log_sum - x[target]);
-            if smoothing == E::ZERO {
-                for g in grad.iter_mut() {
-                    *g *= factor;
-                }
-            } else {
-                loss += on_each * crate::ops::rows::sum_of(x, |x| log_sum - x);
-                for g in grad.iter_mut() {
-                    *g = *g * factor - scale * on_each;
-                }
-            }
+            rows::scale_and_shift::<L, E>(grad, *loss, -scale * on_each);
             grad[target] -= scale * on_target;
-            losses[row] = loss * scale;
-        });
+            *loss = scale * on_target * (log_sum - x[target]);
+            if smoothing != E::ZERO {
+                let all = E::from_usize(width) * log_sum - sum_in::<L, E>(x);
+                *loss += scale * on_each * all;
+            }
+        }
     }
 }
 
@@ -203,14 +215,11 @@ impl<E: Element> Var<E> {
                     (losses, unit_rows),
                     (grad, unit),
                     |i, losses, grad| {
+                        let targets = &targets[i * unit_rows..];
                         dispatch(Forward {
                             logits: &logits[i * unit..][..grad.len()],
-                            targets: &targets[i * unit_rows..],
-                            width,
-                            smoothing,
-                            scale,
-                            losses,
                             grad,
+                            loss: Loss { targets, width, smoothing, scale, losses },
                         });
                     },
                 );
@@ -256,11 +265,7 @@ mod tests {
                     (Reduction::Divisor(7.5), 7.5),
                 ] {
                     let tape = Tape::new();
-                    let options = CrossEntropy {
-                        reduction,
-                        label_smoothing: smoothing,
-                        ..Default::default()
-                    };
+                    let options = CrossEntropy { reduction, label_smoothing: smoothing };
                     let loss = tape.variable(x.clone()).cross_entropy(&targets, &options).unwrap();
                     assert_close_slices(loss.value().as_slice(), &[sum / divisor], 1e-10, 1e-12);
                 }

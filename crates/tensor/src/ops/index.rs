@@ -183,7 +183,7 @@ impl<E: Element> Op<E, 2> for ScatterAdd {
 }
 
 impl<E: Element> Var<E> {
-    /// Rows of this table: y[n] = table[indices[n]]. PyTorch:
+    /// Rows of this table: `y[n] = table[indices[n]]`. PyTorch:
     /// `embedding(indices, table)`.
     ///
     /// # Shapes

@@ -3,13 +3,15 @@
 use crate::autograd::{BackwardContext, Grad, Var, VariadicOp};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
+use crate::gemm::LanesOf;
 use crate::ops::reduce::sum_columns;
-use crate::ops::rows::{self, PARTIALS, with_constant_width};
+use crate::ops::rows::{self, dispatch_rows, for_each_register, sum_registers};
 use crate::ops::{BLOCK, CHUNK};
-use crate::simd::{Kernel, Level, dispatch};
+use crate::simd::{Kernel, Lanes, Level};
 use crate::tensor::Tensor;
 
-/// Rows whose statistics are finished together.
+/// Rows whose statistics are finished together, so that sums within registers,
+/// roots and divisions are shared and no row waits for its own.
 const TOGETHER: usize = 64;
 
 /// y = (x − μ)·r·w + b with r = 1/√(mean((x − μ)²) + ε), for rows as long as
@@ -18,74 +20,13 @@ struct Forward<'a, E> {
     x: &'a [E],
     weight: &'a [E],
     bias: &'a [E],
+    /// A row of ones.
+    ones: &'a [E],
     center: bool,
     epsilon: E,
     /// μ and r of each row.
     statistics: &'a mut [[E; 2]],
     out: &'a mut [E],
-}
-
-impl<E: Element> Forward<'_, E> {
-    #[inline(always)]
-    fn rows(self, width: usize) {
-        let scale = E::ONE / E::from_usize(width);
-        let together = (BLOCK / width).clamp(1, TOGETHER);
-        let block = together * width;
-        let (weight, bias) = (&self.weight[..width], &self.bias[..width]);
-        // The statistics of several rows are finished together, so that sums
-        // within vectors, roots and divisions are shared.
-        let mut partials = [[E::ZERO; PARTIALS]; TOGETHER];
-        let (mut means, mut factors) = ([E::ZERO; TOGETHER], [E::ZERO; TOGETHER]);
-        let blocks = self.x.chunks(block).zip(self.out.chunks_mut(block));
-        for ((x, out), statistics) in blocks.zip(self.statistics.chunks_mut(together)) {
-            if self.center {
-                for (x, partial) in x.chunks_exact(width).zip(&mut partials) {
-                    *partial = rows::partial_sums([x], |[x]| x);
-                }
-                for (mean, &partial) in means[..statistics.len()].iter_mut().zip(&partials) {
-                    *mean = rows::join(partial) * scale;
-                }
-            }
-            for ((x, partial), &mean) in x.chunks_exact(width).zip(&mut partials).zip(&means) {
-                *partial = rows::partial_sums([x], |[x]| (x - mean) * (x - mean));
-            }
-            let count = statistics.len();
-            for (factor, &partial) in factors[..count].iter_mut().zip(&partials) {
-                *factor = E::ONE / (rows::join(partial) * scale + self.epsilon).sqrt();
-            }
-            for ((out, &mean), &factor) in statistics.iter_mut().zip(&means).zip(&factors) {
-                *out = [mean, factor];
-            }
-            let width = opaque(width);
-            let (weight, bias) = (&weight[..width], &bias[..width]);
-            let pairs = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
-            for ((x, out), &mut statistics) in pairs.zip(statistics) {
-                normalize_row(x, weight, bias, statistics, out);
-            }
-        }
-    }
-}
-
-/// Hides a constant width: a loop over a row that the compiler unrolls whole
-/// is vectorised across rows, with gathers, which is several times slower.
-#[inline(always)]
-fn opaque(width: usize) -> usize {
-    std::hint::black_box(width)
-}
-
-/// (A function of its own, whose arguments tell the compiler that the slices
-/// do not overlap; so also [`gradient_row`].)
-#[inline(always)]
-fn normalize_row<E: Element>(
-    x: &[E],
-    weight: &[E],
-    bias: &[E],
-    [mean, factor]: [E; 2],
-    out: &mut [E],
-) {
-    for (((out, &x), &w), &b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-        *out = (x - mean) * factor * w + b;
-    }
 }
 
 impl<E: Element> Kernel for Forward<'_, E> {
@@ -94,7 +35,49 @@ impl<E: Element> Kernel for Forward<'_, E> {
     #[inline(always)]
     fn run<L: Level>(self) {
         let width = self.weight.len();
-        with_constant_width!(width, self.rows(width));
+        let (weight, bias, ones) = (self.weight, &self.bias[..width], &self.ones[..width]);
+        let scale = E::ONE / E::from_usize(width);
+        let together = (BLOCK / width).clamp(1, TOGETHER);
+        let block = together * width;
+        let mut partials = [[E::ZERO; 4]; TOGETHER];
+        let (mut means, mut factors) = ([E::ZERO; TOGETHER], [E::ZERO; TOGETHER]);
+        let blocks = self.x.chunks(block).zip(self.out.chunks_mut(block));
+        for ((x, out), statistics) in blocks.zip(self.statistics.chunks_mut(together)) {
+            let count = statistics.len();
+            if self.center {
+                for (x, partial) in x.chunks_exact(width).zip(&mut partials) {
+                    let sum = sum_registers!(L, E, width, |at| rows::load::<L, E>(x, at));
+                    *partial = rows::quarter_sums::<L, E>(sum);
+                }
+                for (mean, &partial) in means[..count].iter_mut().zip(&partials) {
+                    *mean = rows::join(partial) * scale;
+                }
+            }
+            for ((x, partial), &mean) in x.chunks_exact(width).zip(&mut partials).zip(&means) {
+                let minus = LanesOf::<E, L>::splat(-mean);
+                // A product with ones, so that lanes beyond the row stay zero.
+                let sum = sum_registers!(L, E, width, |at| {
+                    let one = rows::load::<L, E>(ones, at);
+                    let centred = one.mul_add(minus, rows::load::<L, E>(x, at));
+                    centred.mul(centred)
+                });
+                *partial = rows::quarter_sums::<L, E>(sum);
+            }
+            for (factor, &partial) in factors[..count].iter_mut().zip(&partials) {
+                *factor = E::ONE / (rows::join(partial) * scale + self.epsilon).sqrt();
+            }
+            let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(statistics);
+            for (((x, out), statistics), (&mean, &factor)) in rows.zip(means.iter().zip(&factors)) {
+                *statistics = [mean, factor];
+                let minus = LanesOf::<E, L>::splat(-mean);
+                let factor = LanesOf::<E, L>::splat(factor);
+                for_each_register!(L, E, width, |at| {
+                    let unit = rows::load::<L, E>(x, at).add(minus).mul(factor);
+                    let (w, b) = (rows::load::<L, E>(weight, at), rows::load::<L, E>(bias, at));
+                    rows::store::<L, E>(out, at, unit.mul_add(w, b));
+                });
+            }
+        }
     }
 }
 
@@ -112,78 +95,63 @@ struct Backward<'a, E> {
     partial: &'a mut [E],
 }
 
-impl<E: Element> Backward<'_, E> {
-    #[inline(always)]
-    fn rows(self, width: usize) {
-        self.partial.fill(E::ZERO);
-        let (dw, db) = self.partial.split_at_mut(width);
-        let (dw, db) = (&mut dw[..width], &mut db[..width]);
-        let weight = &self.weight[..width];
-        let scale = E::ONE / E::from_usize(width);
-        let mean_scale = if self.center { scale } else { E::ZERO };
-        let together = (BLOCK / width).clamp(1, TOGETHER);
-        let block = together * width;
-        let mut partials = [[[E::ZERO; PARTIALS]; TOGETHER]; 2];
-        let mut coefficients = [[E::ZERO; TOGETHER]; 2];
-        let blocks = self.x.chunks(block).zip(self.grad.chunks(block));
-        let blocks = blocks.zip(self.dx.chunks_mut(block)).zip(self.statistics.chunks(together));
-        for (((x, grad), dx), statistics) in blocks {
-            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(statistics);
-            let [sums, slopes] = &mut partials;
-            for (((x, grad), &[mean, _]), (sum, slope)) in
-                rows.zip(sums.iter_mut().zip(slopes.iter_mut()))
-            {
-                *sum = rows::partial_sums([grad, weight], |[g, w]| g * w);
-                *slope = rows::partial_sums([grad, weight, x], |[g, w, x]| g * w * (x - mean));
-            }
-            let [mean_h, mean_hx] = &mut coefficients;
-            let count = statistics.len();
-            for (mean, &sum) in mean_h[..count].iter_mut().zip(sums.iter()) {
-                *mean = rows::join(sum) * mean_scale;
-            }
-            for (mean, &slope) in mean_hx[..count].iter_mut().zip(slopes.iter()) {
-                *mean = rows::join(slope) * scale;
-            }
-            let width = opaque(width);
-            let weight = &weight[..width];
-            let (dw, db) = (&mut dw[..width], &mut db[..width]);
-            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(statistics);
-            let rows = rows.zip(mean_h.iter().zip(mean_hx.iter()));
-            for ((((x, grad), &[mean, factor]), (&sum, &slope)), dx) in
-                rows.zip(dx.chunks_exact_mut(width))
-            {
-                let slope = slope * factor;
-                gradient_row([x, grad, weight], [mean, factor, sum, slope], dx, dw, db);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn gradient_row<E: Element>(
-    [x, grad, weight]: [&[E]; 3],
-    [mean, factor, sum, slope]: [E; 4],
-    dx: &mut [E],
-    dw: &mut [E],
-    db: &mut [E],
-) {
-    let inputs = x.iter().zip(grad).zip(weight);
-    let outputs = dx.iter_mut().zip(dw).zip(db);
-    for (((&x, &g), &w), ((dx, dw), db)) in inputs.zip(outputs) {
-        let unit = (x - mean) * factor;
-        *dx = factor * (g * w - sum - unit * slope);
-        *dw += g * unit;
-        *db += g;
-    }
-}
-
 impl<E: Element> Kernel for Backward<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let width = self.weight.len();
-        with_constant_width!(width, self.rows(width));
+        let weight = self.weight;
+        let width = weight.len();
+        let scale = E::ONE / E::from_usize(width);
+        self.partial.fill(E::ZERO);
+        let (dw, db) = self.partial.split_at_mut(width);
+        let db = &mut db[..width];
+        let mean_scale = if self.center { scale } else { E::ZERO };
+        let together = (BLOCK / width).clamp(1, TOGETHER);
+        let block = together * width;
+        let mut partials = [[[E::ZERO; 4]; 2]; TOGETHER];
+        let (mut shifts, mut slopes) = ([E::ZERO; TOGETHER], [E::ZERO; TOGETHER]);
+        let blocks = self.x.chunks(block).zip(self.grad.chunks(block));
+        let blocks = blocks.zip(self.dx.chunks_mut(block)).zip(self.statistics.chunks(together));
+        for (((x, grad), dx), statistics) in blocks {
+            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(statistics);
+            for (((x, grad), &[mean, _]), partial) in rows.zip(&mut partials) {
+                let minus = LanesOf::<E, L>::splat(-mean);
+                let mut sum = LanesOf::<E, L>::splat(E::ZERO);
+                let slope = sum_registers!(L, E, width, |at| {
+                    let h = rows::load::<L, E>(grad, at).mul(rows::load::<L, E>(weight, at));
+                    sum = sum.add(h);
+                    h.mul(rows::load::<L, E>(x, at).add(minus))
+                });
+                *partial = [rows::quarter_sums::<L, E>(sum), rows::quarter_sums::<L, E>(slope)];
+            }
+            let coefficients = shifts.iter_mut().zip(&mut slopes);
+            for (((shift, slope), [sum, sum_x]), [_, factor]) in
+                coefficients.zip(&partials).zip(statistics)
+            {
+                *shift = -rows::join(*sum) * mean_scale * *factor;
+                *slope = -rows::join(*sum_x) * scale * *factor * *factor;
+            }
+            let rows = x.chunks_exact(width).zip(grad.chunks_exact(width));
+            let rows = rows.zip(dx.chunks_exact_mut(width)).zip(statistics);
+            for ((((x, grad), dx), &[mean, factor]), (&shift, &slope)) in
+                rows.zip(shifts.iter().zip(&slopes))
+            {
+                let (minus, factor) =
+                    (LanesOf::<E, L>::splat(-mean), LanesOf::<E, L>::splat(factor));
+                let (shift, slope) = (LanesOf::<E, L>::splat(shift), LanesOf::<E, L>::splat(slope));
+                for_each_register!(L, E, width, |at| {
+                    let unit = rows::load::<L, E>(x, at).add(minus).mul(factor);
+                    let g = rows::load::<L, E>(grad, at);
+                    let h = g.mul(rows::load::<L, E>(weight, at));
+                    rows::store::<L, E>(dx, at, unit.mul_add(slope, h.mul_add(factor, shift)));
+                    let sum = unit.mul_add(g, rows::load::<L, E>(dw, at));
+                    rows::store::<L, E>(dw, at, sum);
+                    let sum = g.add(rows::load::<L, E>(db, at));
+                    rows::store::<L, E>(db, at, sum);
+                });
+            }
+        }
     }
 }
 
@@ -226,15 +194,18 @@ impl<E: Element> Saved<E> {
                     (partial, 2 * width),
                     |i, dx, partial| {
                         let range = i * unit..i * unit + dx.len();
-                        dispatch(Backward {
-                            x: &x[range.clone()],
-                            grad: &grad[range],
-                            weight,
-                            center: self.center,
-                            statistics: pairs(&statistics[2 * i * (unit / width)..]),
-                            dx,
-                            partial,
-                        });
+                        dispatch_rows::<E, _>(
+                            width,
+                            Backward {
+                                x: &x[range.clone()],
+                                grad: &grad[range],
+                                weight,
+                                center: self.center,
+                                statistics: pairs(&statistics[2 * i * (unit / width)..]),
+                                dx,
+                                partial,
+                            },
+                        );
                     },
                 );
             });
@@ -315,20 +286,25 @@ impl<E: Element> Var<E> {
         };
         let w = or_constant(weight, E::ONE);
         let b = or_constant(bias, E::ZERO);
+        let ones = or_constant(None, E::ONE);
         let mut statistics = Tensor::zeros_in(pool, 0);
         let y = Tensor::build_in(pool, shape, |out| {
             statistics = Tensor::build_in(pool, [row_count, 2], |statistics| {
                 let statistics = (statistics, 2 * unit / width.max(1));
                 parallelism.for_each_chunk_pair((out, unit), statistics, |i, out, statistics| {
-                    dispatch(Forward {
-                        x: &x[i * unit..][..out.len()],
-                        weight: w.as_slice(),
-                        bias: b.as_slice(),
-                        center,
-                        epsilon: E::from_f64(epsilon),
-                        statistics: statistics.as_chunks_mut().0,
-                        out,
-                    });
+                    dispatch_rows::<E, _>(
+                        width,
+                        Forward {
+                            x: &x[i * unit..][..out.len()],
+                            weight: w.as_slice(),
+                            bias: b.as_slice(),
+                            ones: ones.as_slice(),
+                            center,
+                            epsilon: E::from_f64(epsilon),
+                            statistics: statistics.as_chunks_mut().0,
+                            out,
+                        },
+                    );
                 });
             });
         });
@@ -356,7 +332,7 @@ impl<E: Element> Var<E> {
     /// population. PyTorch: `layer_norm(x, [C], w, b, eps)`.
     ///
     /// # Shapes
-    /// x [..., C], `weight` and `bias` [C] → [..., C].
+    /// x [..., C], `weight` and `bias` of C → [..., C].
     ///
     /// # Errors
     /// [`TensorError::ShapeMismatch`] for a weight or bias of another length;
@@ -383,7 +359,7 @@ impl<E: Element> Var<E> {
     /// y = x / √(mean(x²) + ε)·w. PyTorch: `rms_norm(x, [C], w, eps)`.
     ///
     /// # Shapes
-    /// x [..., C], `weight` [C] → [..., C].
+    /// x [..., C], `weight` of C → [..., C].
     ///
     /// # Errors
     /// As [`Var::layer_norm`].

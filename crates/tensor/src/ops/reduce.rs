@@ -5,11 +5,11 @@ use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::CHUNK;
 use crate::ops::broadcast::expand;
-use crate::ops::rows::{self, with_constant_width};
+use crate::ops::rows;
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
 use crate::shape::Shape;
-use crate::simd::{Kernel, Level, dispatch};
+use crate::simd::{Kernel, Level, dispatch, sum_in};
 use crate::tensor::Tensor;
 
 /// Elements of the accumulator in which rows are added up.
@@ -98,22 +98,14 @@ struct RowSums<'a, E> {
     out: &'a mut [E],
 }
 
-impl<E: Element> RowSums<'_, E> {
-    #[inline(always)]
-    fn rows(self, size: usize) {
-        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(size)) {
-            *out = rows::sum(row);
-        }
-    }
-}
-
 impl<E: Element> Kernel for RowSums<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let size = self.size;
-        with_constant_width!(size, self.rows(size));
+        for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(self.size)) {
+            *out = sum_in::<L, E>(row);
+        }
     }
 }
 
@@ -255,8 +247,10 @@ impl<E: Element> Kernel for Maxima<'_, E> {
     fn run<L: Level>(self) {
         let (size, inner) = (self.size, self.inner);
         if inner == 1 {
+            let below = rows::below_rows::<L, E>(size);
             for (out, row) in self.out.iter_mut().zip(self.x.chunks_exact(size)) {
-                *out = if rows::any_nan(row) { nan() } else { rows::max(row) };
+                *out =
+                    if rows::any_nan::<L, E>(row) { nan() } else { rows::max::<L, E>(row, below) };
             }
             return;
         }
@@ -293,7 +287,7 @@ impl<E: Element> Op<E, 1> for Max<E> {
                     let max = y[i * inner + j];
                     let first = (0..size)
                         .map(|k| k * inner + j)
-                        .find(|&at| x[i * block + at] == max || is_nan(x[i * block + at]));
+                        .find(|&at| x[i * block + at] == max || rows::is_nan(x[i * block + at]));
                     if let Some(at) = first {
                         dx[at] = grad[i * inner + j];
                     }
@@ -315,10 +309,6 @@ fn larger<E: Element>(a: E, b: E) -> E {
     #[allow(clippy::eq_op)]
     let is_nan = b != b;
     if (b > a) | is_nan { b } else { a }
-}
-
-fn is_nan<E: Element>(x: E) -> bool {
-    x.partial_cmp(&x).is_none()
 }
 
 impl<E: Element> Var<E> {

@@ -126,15 +126,15 @@ mod tests {
         for shape in [&[7][..], &[3, 5], &[2, 3, 4], &[0, 4], &[4, 0], &[1, 6, 2]] {
             let x = random_array(1, shape, -1.0, 1.0);
             let var = tape.constant(x.clone().into());
-            for axis in 0..shape.len() {
-                for start in 0..=shape[axis] {
-                    for end in start..=shape[axis] {
+            for (axis, &size) in shape.iter().enumerate() {
+                for start in 0..=size {
+                    for end in start..=size {
                         let got = var.slice(axis, start..end).unwrap();
                         let want = x.slice_axis(Axis(axis), Range::from(start..end));
                         assert_eq!(got.value().view(), want);
                     }
                 }
-                for index in 0..shape[axis] {
+                for index in 0..size {
                     let got = var.select(axis, index).unwrap();
                     assert_eq!(got.value().view(), x.index_axis(Axis(axis), index));
                 }

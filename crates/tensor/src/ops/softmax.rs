@@ -3,21 +3,53 @@
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::Result;
-use crate::ops::rows;
+use crate::gemm::LanesOf;
+use crate::ops::rows::{self, for_each_register};
 use crate::ops::{BLOCK, CHUNK};
-use crate::simd::{Kernel, Level, dispatch};
+use crate::simd::{Kernel, Lanes, Level, dispatch, dot_in, sum_in};
 use crate::tensor::Tensor;
+
+/// At most this many rows go together.
+const TOGETHER: usize = 64;
 
 /// What is subtracted before the exponential: the maximum, or 0 where that
 /// would make NaN of a row of −∞.
 #[inline(always)]
-pub(crate) fn shift_of<E: Element>(max: E) -> E {
+fn shift_of<E: Element>(max: E) -> E {
     if max == E::NEG_INFINITY { E::ZERO } else { max }
 }
 
-/// out = e^(x − shift) for several rows at once, with `each` called for every
-/// row with its shift, its sum of exponentials and its slices of `x` and
-/// `out`.
+/// Several rows that go through the passes of a kernel together: e^(x − shift)
+/// is in `out`.
+pub(crate) struct Exponentials<'a, E> {
+    /// Index of the first row.
+    pub(crate) first: usize,
+    /// What was subtracted from each row.
+    pub(crate) shifts: &'a [E],
+    /// Each row's sum of exponentials.
+    pub(crate) sums: &'a mut [E],
+    pub(crate) x: &'a [E],
+    pub(crate) out: &'a mut [E],
+}
+
+impl<E: Element> Exponentials<'_, E> {
+    /// Turns the sums into shift + ln Σ e^(x − shift), all rows at once.
+    #[inline(always)]
+    pub(crate) fn sums_to_log_sums<L: Level>(&mut self) {
+        for (sum, &shift) in self.sums.iter_mut().zip(self.shifts) {
+            *sum = shift + sum.ln_in::<L>();
+        }
+    }
+}
+
+/// What a kernel does with the exponentials of a block of rows. (A trait and
+/// not a closure, which would not be compiled for the kernel's level.)
+pub(crate) trait EachBlock<E: Element> {
+    /// Goes on with a block. Implementations mark it `#[inline(always)]`.
+    fn each<L: Level>(&mut self, rows: Exponentials<'_, E>);
+}
+
+/// Calls `next` with out = e^(x − shift) for blocks of rows.
 ///
 /// Rows go through the exponential together: a row of a few elements alone
 /// would leave most of a vector empty.
@@ -26,26 +58,59 @@ pub(crate) fn exponentials<L: Level, E: Element>(
     x: &[E],
     out: &mut [E],
     width: usize,
-    mut each: impl FnMut(usize, E, E, &[E], &mut [E]),
+    mut next: impl EachBlock<E>,
 ) {
-    let rows_together = (BLOCK / width).max(1);
-    let mut shifts = [E::ZERO; BLOCK];
-    let block = rows_together * width;
+    let together = (BLOCK / width).clamp(1, TOGETHER);
+    let block = together * width;
+    let below = rows::below_rows::<L, E>(width);
+    let (mut shifts, mut sums) = ([E::ZERO; TOGETHER], [E::ZERO; TOGETHER]);
     for (i, (x, out)) in x.chunks(block).zip(out.chunks_mut(block)).enumerate() {
         let pairs = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
         for ((x, out), shift) in pairs.zip(&mut shifts) {
-            *shift = shift_of(rows::max(x));
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = x - *shift;
-            }
+            *shift = shift_of(rows::max::<L, E>(x, below));
+            rows::shifted::<L, E>(x, -*shift, out);
         }
         for out in out.iter_mut() {
             *out = out.exp_in::<L>();
         }
-        let pairs = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
-        for (j, ((x, out), &shift)) in pairs.zip(&shifts).enumerate() {
-            let sum = rows::sum(out);
-            each(i * rows_together + j, shift, sum, x, out);
+        for (out, sum) in out.chunks_exact(width).zip(&mut sums) {
+            *sum = sum_in::<L, E>(out);
+        }
+        let count = x.len() / width;
+        let (shifts, sums) = (&shifts[..count], &mut sums[..count]);
+        next.each::<L>(Exponentials { first: i * together, shifts, sums, x, out });
+    }
+}
+
+/// Divides the exponentials by their sum.
+struct Divide {
+    width: usize,
+}
+
+impl<E: Element> EachBlock<E> for Divide {
+    #[inline(always)]
+    fn each<L: Level>(&mut self, rows: Exponentials<'_, E>) {
+        for (out, &sum) in rows.out.chunks_exact_mut(self.width).zip(rows.sums.iter()) {
+            let factor = if sum == E::ZERO { E::ZERO } else { E::ONE / sum };
+            rows::scale_and_shift::<L, E>(out, factor, E::ZERO);
+        }
+    }
+}
+
+/// Subtracts the logarithm of the sum instead.
+struct SubtractLog {
+    width: usize,
+}
+
+impl<E: Element> EachBlock<E> for SubtractLog {
+    #[inline(always)]
+    fn each<L: Level>(&mut self, mut rows: Exponentials<'_, E>) {
+        rows.sums_to_log_sums::<L>();
+        let outs = rows.out.chunks_exact_mut(self.width);
+        for ((x, out), &sum) in rows.x.chunks_exact(self.width).zip(outs).zip(rows.sums.iter()) {
+            // Of a row of −∞ only, the difference would be NaN.
+            let sum = if sum == E::NEG_INFINITY { E::ZERO } else { sum };
+            rows::shifted::<L, E>(x, -sum, out);
         }
     }
 }
@@ -62,21 +127,11 @@ impl<E: Element> Kernel for Forward<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
+        let width = self.width;
         if self.log {
-            exponentials::<L, E>(self.x, self.out, self.width, |_, shift, sum, x, out| {
-                let log_sum = shift + sum.ln_in::<L>();
-                for (out, &x) in out.iter_mut().zip(x) {
-                    // A row of −∞ would give −∞ + ∞.
-                    *out = if sum == E::ZERO { x } else { x - log_sum };
-                }
-            });
+            exponentials::<L, E>(self.x, self.out, width, SubtractLog { width });
         } else {
-            exponentials::<L, E>(self.x, self.out, self.width, |_, _, sum, _, out| {
-                let factor = if sum == E::ZERO { E::ZERO } else { E::ONE / sum };
-                for out in out {
-                    *out *= factor;
-                }
-            });
+            exponentials::<L, E>(self.x, self.out, width, Divide { width });
         }
     }
 }
@@ -94,10 +149,11 @@ impl<E: Element> Kernel for SoftmaxBackward<'_, E> {
     fn run<L: Level>(self) {
         let grads = self.grad.chunks_exact_mut(self.width);
         for (grad, y) in grads.zip(self.y.chunks_exact(self.width)) {
-            let dot = rows::dot(grad, y);
-            for (grad, &y) in grad.iter_mut().zip(y) {
-                *grad = y * (*grad - dot);
-            }
+            let minus = LanesOf::<E, L>::splat(-dot_in::<L, E>(grad, y));
+            for_each_register!(L, E, y.len(), |at| {
+                let (g, y) = (rows::load::<L, E>(grad, at), rows::load::<L, E>(y, at));
+                rows::store::<L, E>(grad, at, y.mul(g.add(minus)));
+            });
         }
     }
 }
@@ -113,32 +169,49 @@ impl<E: Element> Kernel for LogSoftmaxBackward<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
+        // e^y of several rows at once, of long rows in parts.
+        let mut scratch = [E::ZERO; BLOCK];
         let width = self.width;
-        let mut probabilities = [E::ZERO; BLOCK];
+        let below = rows::below_rows::<L, E>(width);
         let block = (BLOCK / width).max(1) * width;
         for (y, grad) in self.y.chunks(block).zip(self.grad.chunks_mut(block)) {
-            if width <= BLOCK {
-                for (p, &y) in probabilities.iter_mut().zip(y) {
+            let mut minus = LanesOf::<E, L>::splat(E::ZERO);
+            for (part, y) in y.chunks(BLOCK).enumerate() {
+                let scratch = &mut scratch[..y.len()];
+                for (p, &y) in scratch.iter_mut().zip(y) {
                     *p = y.exp_in::<L>();
                 }
-                let rows = probabilities.chunks_exact(width);
-                for (grad, p) in grad.chunks_exact_mut(width).zip(rows) {
-                    let sum = rows::sum(grad);
-                    let live = if rows::sum(p) == E::ZERO { E::ZERO } else { E::ONE };
-                    for (grad, &p) in grad.iter_mut().zip(p) {
-                        *grad = live * (*grad - p * sum);
+                if width > BLOCK {
+                    if part == 0 {
+                        minus = LanesOf::<E, L>::splat(-sum_in::<L, E>(grad));
                     }
+                    let grad = &mut grad[part * BLOCK..][..y.len()];
+                    subtract_share::<L, E>(grad, scratch, minus);
+                    continue;
                 }
-            } else {
-                let sum = rows::sum(grad);
-                let masked = rows::max(y) == E::NEG_INFINITY;
-                let live = if masked { E::ZERO } else { E::ONE };
-                for (grad, &y) in grad.iter_mut().zip(y) {
-                    *grad = live * (*grad - y.exp_in::<L>() * sum);
+                let rows = grad.chunks_exact_mut(width).zip(scratch.chunks_exact(width));
+                for (grad, p) in rows {
+                    let minus = LanesOf::<E, L>::splat(-sum_in::<L, E>(grad));
+                    subtract_share::<L, E>(grad, p, minus);
+                }
+            }
+            for (grad, y) in grad.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
+                // Such a row's first element says so at once in most cases.
+                if y[0] == E::NEG_INFINITY && rows::max::<L, E>(y, below) == E::NEG_INFINITY {
+                    grad.fill(E::ZERO);
                 }
             }
         }
     }
+}
+
+/// grad += p·minus.
+#[inline(always)]
+fn subtract_share<L: Level, E: Element>(grad: &mut [E], p: &[E], minus: LanesOf<E, L>) {
+    for_each_register!(L, E, p.len(), |at| {
+        let (g, p) = (rows::load::<L, E>(grad, at), rows::load::<L, E>(p, at));
+        rows::store::<L, E>(grad, at, p.mul_add(minus, g));
+    });
 }
 
 struct Softmax<E: Element> {
