@@ -213,7 +213,8 @@ impl<E: Element> Separate<E> {
     ) -> Result<[Option<Tensor<E>>; 4], TensorError> {
         let saved = &self.0;
         let needs = |i: usize| cx.needs(i);
-        let make = |wanted: bool, shape: Shape| wanted.then(|| Tensor::zeros_in(cx.pool(), shape));
+        let make =
+            |wanted: bool, shape: Shape| wanted.then(|| Tensor::build_in(cx.pool(), shape, |_| ()));
         let mut q = make(needs(0), saved.q.tensor.shape());
         let mut k = make(needs(1), saved.k.tensor.shape());
         let mut v = make(needs(2), saved.v.tensor.shape());
@@ -313,8 +314,9 @@ impl<E: Element> Op<E, 2> for PackedKv<E> {
     ) -> Result<[Grad<E>; 2], TensorError> {
         let saved = &self.0;
         let (kv, shape) = (saved.k.count, saved.k.tensor.shape());
-        let mut q = cx.needs(0).then(|| Tensor::zeros_in(cx.pool(), saved.q.tensor.shape()));
-        let mut packed = cx.needs(1).then(|| Tensor::zeros_in(cx.pool(), shape));
+        let mut q =
+            cx.needs(0).then(|| Tensor::build_in(cx.pool(), saved.q.tensor.shape(), |_| ()));
+        let mut packed = cx.needs(1).then(|| Tensor::build_in(cx.pool(), shape, |_| ()));
         let mut all = packed
             .as_mut()
             .map(|packed| by_head_mut(packed.make_mut(), shape[0], shape[1], 2 * kv));

@@ -203,8 +203,8 @@ impl<E: Element> QueryTile<'_, E> {
         unsafe {
             arrays.statistics.store((b, h), query, &statistic[..queries]);
             if !in_place {
-                for i in 0..queries {
-                    let factor = if whole { E::ONE } else { inverse[i] };
+                for (i, &inverse) in inverse[..queries].iter().enumerate() {
+                    let factor = if whole { E::ONE } else { inverse };
                     arrays.out.store((b, h, query + i), factor, &self.output[i * dvp..], 1);
                 }
             }

@@ -139,8 +139,9 @@ pub struct InputGrads<'a, E> {
 /// # Numerics
 /// Rows without weight give 0. Results do not depend on the number of
 /// threads. Expressive attention in f32 where a row's weights are tiny: the
-/// factor 2z/(ε + Σw) multiplies the rounding error of dp − δ, about 1e-7 of
-/// |dy·v|; see the crate's documentation for measurements.
+/// factor 2z/(ε + Σw) multiplies the rounding error of dp − δ. With one key
+/// the error of dz was measured to stay below 8·1.2e-7·2|z|/(1 + z²)²/(ε + w)
+/// times Σ|dy·v|, while the true gradient is ε/(ε + w) of that factor.
 pub fn backward<E: Element>(
     q: ArrayView4<'_, E>,
     k: ArrayView4<'_, E>,

@@ -49,6 +49,7 @@ pub(super) const COLUMN_UNIT: usize = 4;
 ///
 /// # Panics
 /// If an operand is smaller than the others' sizes say.
+#[inline(always)]
 pub(super) fn product<E: Element>(mut task: Product<'_, E>) {
     let (rows, columns, inner) = (task.c.count(), task.c.width(), task.b.count());
     // These checks are what the unchecked accesses of the blocks rely on.
@@ -59,7 +60,8 @@ pub(super) fn product<E: Element>(mut task: Product<'_, E>) {
     }
     assert!(task.b.width() >= columns && columns.is_multiple_of(COLUMN_UNIT));
     let (a_row, a_col) = if task.transposed { (1, task.a.step()) } else { (task.a.step(), 1) };
-    dispatch(Checked {
+    // By reference: moving it into the kernel costs as much as a small block.
+    dispatch(&Checked {
         a: task.a.as_ptr(),
         a_row,
         a_col,
@@ -91,7 +93,7 @@ struct Checked<E> {
     band: Band,
 }
 
-impl<E: Element> Kernel for Checked<E> {
+impl<E: Element> Kernel for &Checked<E> {
     type Output = ();
 
     #[inline(always)]
@@ -181,10 +183,10 @@ impl<E: Element> Checked<E> {
         // <= inner; `product` checked that the operands reach that far.
         unsafe {
             for _ in from..to {
-                let b_row: &[E; W] = &*b.cast();
+                let b_row: [E; W] = b.cast::<[E; W]>().read();
                 for (r, sum) in sum.iter_mut().enumerate() {
                     let left = *a.offset(r as isize * self.a_row);
-                    for (sum, &right) in sum.iter_mut().zip(b_row) {
+                    for (sum, &right) in sum.iter_mut().zip(&b_row) {
                         *sum = left.mul_add_in::<L>(right, *sum);
                     }
                 }

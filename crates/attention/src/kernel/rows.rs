@@ -5,7 +5,6 @@
 use std::marker::PhantomData;
 
 use specialformer_tensor::Element;
-use specialformer_tensor::simd::{Kernel, Level, dispatch};
 
 /// Rows to read: `count` rows of `width` contiguous elements.
 #[derive(Clone, Copy)]
@@ -79,7 +78,39 @@ impl<'a, E: Element> Rows<'a, E> {
     /// # Panics
     /// If there are more rows than lanes or fewer columns than wanted.
     pub(super) fn transpose_to(&self, factor: E, to: &mut [E], lanes: usize) {
-        dispatch(Transpose { from: *self, factor, to, lanes });
+        let columns = to.len().checked_div(lanes).unwrap_or(0);
+        assert!(self.count <= lanes && columns <= self.width && to.len() == columns * lanes);
+        let whole_rows = self.count / BLOCK * BLOCK;
+        let whole_columns = columns / BLOCK * BLOCK;
+        for row in (0..whole_rows).step_by(BLOCK) {
+            for column in (0..whole_columns).step_by(BLOCK) {
+                // SAFETY: row + BLOCK <= count and column + BLOCK <= width.
+                let block: [[E; BLOCK]; BLOCK] = std::array::from_fn(|i| unsafe {
+                    *self.start.offset((row + i) as isize * self.step).add(column).cast()
+                });
+                for c in 0..BLOCK {
+                    let mut out = block[c];
+                    for i in 0..BLOCK {
+                        out[i] = block[i][c] * factor;
+                    }
+                    to[(column + c) * lanes + row..][..BLOCK].copy_from_slice(&out);
+                }
+            }
+            for column in whole_columns..columns {
+                for i in row..row + BLOCK {
+                    to[column * lanes + i] = self.row(i)[column] * factor;
+                }
+            }
+        }
+        for (column, to) in to.chunks_exact_mut(lanes.max(1)).enumerate() {
+            let (rows, padding) = to.split_at_mut(self.count);
+            for (i, to) in rows.iter_mut().enumerate().skip(whole_rows) {
+                *to = self.row(i)[column] * factor;
+            }
+            for to in padding {
+                *to = E::ZERO;
+            }
+        }
     }
 }
 
@@ -161,60 +192,10 @@ impl<'a, E: Element> RowsMut<'a, E> {
     }
 }
 
-/// Rows and columns of a block that is transposed in registers.
-const BLOCK: usize = 8;
-
-struct Transpose<'a, E> {
-    from: Rows<'a, E>,
-    factor: E,
-    to: &'a mut [E],
-    lanes: usize,
-}
-
-impl<E: Element> Kernel for Transpose<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Level>(self) {
-        let Self { from, factor, to, lanes } = self;
-        let columns = to.len().checked_div(lanes).unwrap_or(0);
-        assert!(from.count <= lanes && columns <= from.width && to.len() == columns * lanes);
-        let whole_rows = from.count / BLOCK * BLOCK;
-        let whole_columns = columns / BLOCK * BLOCK;
-        for row in (0..whole_rows).step_by(BLOCK) {
-            for column in (0..whole_columns).step_by(BLOCK) {
-                let mut block = [[E::ZERO; BLOCK]; BLOCK];
-                for (i, block) in block.iter_mut().enumerate() {
-                    // SAFETY: row + i < count and column + BLOCK <= width.
-                    *block = unsafe {
-                        *from.start.offset((row + i) as isize * from.step).add(column).cast()
-                    };
-                }
-                for c in 0..BLOCK {
-                    // SAFETY: column + c < columns and row + BLOCK <= lanes.
-                    let out: &mut [E; BLOCK] =
-                        unsafe { &mut *to.as_mut_ptr().add((column + c) * lanes + row).cast() };
-                    for i in 0..BLOCK {
-                        out[i] = block[i][c] * factor;
-                    }
-                }
-            }
-            for column in whole_columns..columns {
-                for i in row..row + BLOCK {
-                    to[column * lanes + i] = from.row(i)[column] * factor;
-                }
-            }
-        }
-        for (column, to) in to.chunks_exact_mut(lanes).enumerate() {
-            for i in whole_rows..from.count {
-                to[i] = from.row(i)[column] * factor;
-            }
-            for to in &mut to[from.count..] {
-                *to = E::ZERO;
-            }
-        }
-    }
-}
+/// Rows and columns of a block that is transposed in registers. The loop is
+/// not dispatched on purpose: wider levels would turn it into gathers, which
+/// are slower than the shuffles of the baseline.
+const BLOCK: usize = 4;
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use specialformer_tensor::simd::{Kernel, Level, dispatch};
 
 use super::args::AttentionKind;
 use super::rows::Rows;
-use super::weights::{Diagonal, Sight, expressive_weight, for_each_chunk, lanes_mut, lanes_of};
+use super::weights::{Diagonal, Sight, exp_weight, expressive_weight, for_each_chunk, load, store};
 
 /// One tile of the backward pass.
 pub(super) struct BackwardTile<'a, E> {
@@ -31,6 +31,7 @@ pub(super) struct BackwardTile<'a, E> {
 }
 
 /// Turns scores and dy·v into weights and the gradient of the scores.
+#[inline(always)]
 pub(super) fn backward_tile<E: Element>(kind: AttentionKind, tile: BackwardTile<'_, E>) {
     match kind {
         AttentionKind::Softmax => select::<E, Softmax>(tile),
@@ -38,14 +39,15 @@ pub(super) fn backward_tile<E: Element>(kind: AttentionKind, tile: BackwardTile<
     }
 }
 
+#[inline(always)]
 fn select<E: Element, F: WeightFunction>(tile: BackwardTile<'_, E>) {
     let plain = tile.factors.is_none() && tile.dropout.is_none();
     let function = PhantomData::<F>;
     match (plain, tile.delta.is_none()) {
-        (true, true) => dispatch(Backward::<E, F, true, true> { tile, function }),
-        (true, false) => dispatch(Backward::<E, F, true, false> { tile, function }),
-        (false, true) => dispatch(Backward::<E, F, false, true> { tile, function }),
-        (false, false) => dispatch(Backward::<E, F, false, false> { tile, function }),
+        (true, true) => dispatch(&mut Backward::<E, F, true, true> { tile, function }),
+        (true, false) => dispatch(&mut Backward::<E, F, true, false> { tile, function }),
+        (false, true) => dispatch(&mut Backward::<E, F, false, true> { tile, function }),
+        (false, false) => dispatch(&mut Backward::<E, F, false, false> { tile, function }),
     }
 }
 
@@ -72,7 +74,7 @@ impl WeightFunction for Softmax {
 
     #[inline(always)]
     fn weight<E: Element, L: Level>(z: E, normaliser: E) -> (E, E) {
-        let weight = (z - normaliser).exp_in::<L>();
+        let weight = exp_weight::<E, L>(z - normaliser);
         (weight, weight)
     }
 }
@@ -102,12 +104,12 @@ struct Backward<'a, E, F, const PLAIN: bool, const WHOLE: bool> {
 }
 
 impl<E: Element, F: WeightFunction, const PLAIN: bool, const WHOLE: bool> Kernel
-    for Backward<'_, E, F, PLAIN, WHOLE>
+    for &mut Backward<'_, E, F, PLAIN, WHOLE>
 {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(mut self) {
+    fn run<L: Level>(self) {
         for_each_chunk!(self.tile.lanes, |lane, WIDTH| self.chunk::<L, WIDTH>(lane));
     }
 }
@@ -117,79 +119,93 @@ impl<E: Element, F: WeightFunction, const PLAIN: bool, const WHOLE: bool> Kernel
 fn factor_lanes<E: Element, const W: usize>(tile: Option<&[E]>, start: usize) -> [E; W] {
     match tile {
         None => [E::ONE; W],
-        Some(tile) => *lanes_of::<E, W>(tile, start),
+        Some(tile) => load(tile, start),
     }
 }
 
 impl<E: Element, F: WeightFunction, const PLAIN: bool, const WHOLE: bool>
     Backward<'_, E, F, PLAIN, WHOLE>
 {
+    /// Whether slopes need not be kept apart from weights.
+    const SLOPES_IN_SCORES: bool = F::SLOPE_IS_WEIGHT && PLAIN;
+
     #[inline(always)]
     fn chunk<L: Level, const W: usize>(&mut self, lane: usize) {
         let tile = &mut self.tile;
         let lanes = tile.lanes;
         let keys = tile.scores.len() / lanes;
         let sight = Sight::<W>::new(keys, tile.diagonal, lane);
-        let normaliser = *lanes_of::<E, W>(tile.normaliser, lane);
+        let normaliser = load::<E, W>(tile.normaliser, lane);
         let mut delta = match tile.delta {
-            Some(delta) if !WHOLE => *lanes_of::<E, W>(delta, lane),
+            Some(delta) if !WHOLE => load::<E, W>(delta, lane),
             _ => [E::ZERO; W],
         };
         for j in 0..sight.none {
-            let start = j * lanes + lane;
-            let score = lanes_mut::<E, W>(tile.scores, start);
-            let product = lanes_mut::<E, W>(tile.products, start);
+            let at = j * lanes + lane;
+            let mut score = load::<E, W>(tile.scores, at);
+            let mut product = load::<E, W>(tile.products, at);
             if j >= sight.all {
-                sight.hide(j, score, F::hidden());
+                score = sight.hide(j, score, F::hidden());
                 // Hidden products may never have been computed.
-                sight.hide(j, product, E::ZERO);
+                product = sight.hide(j, product, E::ZERO);
             }
-            let mut slopes = [E::ZERO; W];
-            if PLAIN {
+            let mut slope = score;
+            for i in 0..W {
+                (score[i], slope[i]) = F::weight::<E, L>(score[i], normaliser[i]);
+            }
+            if !PLAIN {
+                let factor = factor_lanes::<E, W>(tile.factors, at);
+                let dropped = factor_lanes::<E, W>(tile.dropout, at);
                 for i in 0..W {
-                    (score[i], slopes[i]) = F::weight::<E, L>(score[i], normaliser[i]);
-                    if WHOLE {
+                    slope[i] *= factor[i];
+                    score[i] *= factor[i] * dropped[i];
+                }
+                if WHOLE {
+                    for i in 0..W {
                         delta[i] = score[i].mul_add_in::<L>(product[i], delta[i]);
-                    } else {
-                        product[i] = slopes[i] * (product[i] - delta[i]);
                     }
                 }
+                for i in 0..W {
+                    product[i] *= dropped[i];
+                }
+            } else if WHOLE {
+                for i in 0..W {
+                    delta[i] = score[i].mul_add_in::<L>(product[i], delta[i]);
+                }
+            }
+            store(tile.scores, at, score);
+            if !WHOLE {
+                for i in 0..W {
+                    product[i] = slope[i] * (product[i] - delta[i]);
+                }
+                store(tile.products, at, product);
             } else {
-                let factor = factor_lanes::<E, W>(tile.factors, start);
-                let dropped = factor_lanes::<E, W>(tile.dropout, start);
-                for i in 0..W {
-                    let (weight, slope) = F::weight::<E, L>(score[i], normaliser[i]);
-                    slopes[i] = slope * factor[i];
-                    score[i] = weight * factor[i] * dropped[i];
-                    if WHOLE {
-                        delta[i] = score[i].mul_add_in::<L>(product[i], delta[i]);
-                        product[i] *= dropped[i];
-                    } else {
-                        product[i] = slopes[i] * (product[i] * dropped[i] - delta[i]);
-                    }
+                if !PLAIN || j >= sight.all {
+                    store(tile.products, at, product);
                 }
-            }
-            if WHOLE && !(F::SLOPE_IS_WEIGHT && PLAIN) {
-                *lanes_mut(tile.slopes, start) = slopes;
+                if !Self::SLOPES_IN_SCORES {
+                    store(tile.slopes, at, slope);
+                }
             }
         }
         if WHOLE {
             for j in 0..sight.none {
-                let start = j * lanes + lane;
-                let slope = if F::SLOPE_IS_WEIGHT && PLAIN {
-                    lanes_of::<E, W>(tile.scores, start)
+                let at = j * lanes + lane;
+                let slope: [E; W] = if Self::SLOPES_IN_SCORES {
+                    load(tile.scores, at)
                 } else {
-                    lanes_of::<E, W>(tile.slopes, start)
+                    load(tile.slopes, at)
                 };
-                let product = lanes_mut::<E, W>(tile.products, start);
+                let mut product = load::<E, W>(tile.products, at);
                 for i in 0..W {
                     product[i] = slope[i] * (product[i] - delta[i]);
                 }
+                store(tile.products, at, product);
             }
         }
         for j in sight.none..keys {
-            *lanes_mut::<E, W>(tile.scores, j * lanes + lane) = [E::ZERO; W];
-            *lanes_mut::<E, W>(tile.products, j * lanes + lane) = [E::ZERO; W];
+            store(tile.scores, j * lanes + lane, [E::ZERO; W]);
+            store(tile.products, j * lanes + lane, [E::ZERO; W]);
         }
     }
 }

@@ -269,3 +269,103 @@ proptest! {
         prop_assert_eq!(serial.bias, parallel.bias);
     }
 }
+
+#[test]
+fn problems_without_keys_give_zeros() {
+    for expressive in [false, true] {
+        let case = Case { expressive, ..Case::plain(1, 1, 76, 0, 12) };
+        case.check::<f32>();
+        case.check::<f64>();
+    }
+}
+
+#[test]
+fn huge_scores_stay_finite() {
+    for (expressive, queries) in [(false, 9), (true, 9), (false, 90), (true, 90)] {
+        let case = Case { expressive, magnitude: 1e20, ..Case::plain(2, 2, queries, queries, 8) };
+        let run = case.run::<f32>(Parallelism::Serial);
+        for array in [&run.out, &run.q, &run.k, &run.v] {
+            assert!(array.iter().all(|v| v.is_finite()), "{case:?}");
+        }
+        if expressive {
+            case.check::<f64>();
+        }
+    }
+}
+
+#[test]
+fn rows_sum_to_one_and_hidden_rows_are_zero() {
+    for kind in [AttentionKind::Softmax, AttentionKind::expressive()] {
+        for tokens in [5usize, 100] {
+            let mut random = SplitMix64::new(3);
+            let shape = (1, 2, tokens, 8);
+            let mut array = || Array4::from_shape_simple_fn(shape, || random.normal() as f32);
+            let (q, k) = (array(), array());
+            let v = Array4::<f32>::ones(shape);
+            // Query 3 sees nothing.
+            let mask = Array4::from_shape_fn((1, 1, tokens, tokens), |(_, _, i, _)| i != 3);
+            let args = KernelArgs { mask: Some(mask.view()), ..KernelArgs::new(kind) };
+            let mut out = Array4::<f32>::zeros(shape);
+            let mut statistics = Array3::zeros((1, 2, tokens));
+            forward(
+                q.view(),
+                k.view(),
+                v.view(),
+                &args,
+                out.view_mut(),
+                statistics.view_mut(),
+                Parallelism::Serial,
+            )
+            .unwrap();
+            for ((_, _, i, _), &sum) in out.indexed_iter() {
+                let want = if i == 3 { 0.0 } else { 1.0 };
+                assert!((sum - want).abs() < 1e-5, "{kind:?} {tokens}: row {i} sums to {sum}");
+            }
+        }
+    }
+}
+
+/// With one key the weight is w/(ε + w), about 1, and the true gradient of
+/// the score is 2z/(1 + z²)²·ε/(ε + w)²·dy·v: tiny unless w is. What f32 adds
+/// is the rounding of dp − δ, a few units of the last place of dy·v, times
+/// 2z/(ε + w), which grows as 2/|z| down to |z| = √ε.
+#[test]
+fn noise_of_one_key_is_bounded() {
+    let epsilon = AttentionKind::DEFAULT_EPSILON;
+    let mut random = SplitMix64::new(11);
+    for exponent in -16..8 {
+        for _ in 0..20 {
+            let z = 2f32.powi(exponent) * (1.0 + random.uniform() as f32);
+            let v: Vec<f32> = (0..4).map(|_| random.normal() as f32).collect();
+            let gradient = |single: bool| -> f64 {
+                if single { one_key_gradient::<f32>(z, &v) } else { one_key_gradient::<f64>(z, &v) }
+            };
+            let z = f64::from(z);
+            let w = z * z / (1.0 + z * z);
+            let slope = 2.0 * z / (1.0 + z * z).powi(2) / (epsilon + w);
+            let size: f64 = v.iter().map(|v| f64::from(v.abs())).sum();
+            let truth = gradient(false);
+            let allowed = f64::from(f32::EPSILON) * (8.0 * slope * size + 16.0 * truth.abs());
+            let noise = (gradient(true) - truth).abs();
+            assert!(noise <= allowed, "z = {z:e}: noise {noise:e}, allowed {allowed:e}");
+        }
+    }
+}
+
+/// dk, which is dz, for D = 1, q = 1, k = z, dy = 1.
+fn one_key_gradient<E: Element>(z: f32, v: &[f32]) -> f64 {
+    let one = Array4::from_elem((1, 1, 1, 1), E::ONE);
+    let k = Array4::from_elem((1, 1, 1, 1), E::from_f64(f64::from(z)));
+    let v = Array4::from_shape_fn((1, 1, 1, v.len()), |(.., c)| E::from_f64(f64::from(v[c])));
+    let dy = Array4::from_elem(v.dim(), E::ONE);
+    let args = KernelArgs { scale: Some(1.0), ..KernelArgs::new(AttentionKind::expressive()) };
+    let (mut out, mut statistics) = (v.clone(), Array3::zeros((1, 1, 1)));
+    let serial = Parallelism::Serial;
+    let (views, stats) = ((one.view(), k.view(), v.view()), statistics.view_mut());
+    forward(views.0, views.1, views.2, &args, out.view_mut(), stats, serial).unwrap();
+    let saved = SavedRows { out: out.view(), statistics: statistics.view(), out_grad: dy.view() };
+    let mut k_grad = one.clone();
+    let grads = InputGrads { q: None, k: Some(k_grad.view_mut()), v: None, bias: None };
+    backward(views.0, views.1, views.2, &args, &saved, grads, serial).unwrap();
+    k_grad[[0, 0, 0, 0]].to_f64()
+}

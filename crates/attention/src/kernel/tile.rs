@@ -61,7 +61,8 @@ impl Cut {
         let key_tile = tile_size(sizes.keys, KEY_TILE, LANE_UNIT);
         let query_tiles = sizes.queries.div_ceil(query_tile.max(1));
         let pairs = sizes.batch * sizes.kv_heads;
-        let splits = FEW_HEADS.div_ceil(pairs.max(1)).clamp(1, query_tiles.max(1));
+        let most = if sizes.keys == 0 { 1 } else { query_tiles.max(1) };
+        let splits = FEW_HEADS.div_ceil(pairs.max(1)).clamp(1, most);
         let work = sizes.queries * sizes.keys * (sizes.width + sizes.value_width) * sizes.group();
         let units_per_task = (TASK_WORK / (work / splits).max(1)).max(1);
         Self {

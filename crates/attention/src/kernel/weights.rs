@@ -39,14 +39,19 @@ macro_rules! for_each_chunk {
 }
 pub(super) use for_each_chunk;
 
+// Chunks are computed on copies: through references the compiler would have
+// to order each element's store before the next one's load.
+
+/// The `W` elements from `first` on.
 #[inline(always)]
-pub(super) fn lanes_of<E, const W: usize>(row: &[E], first: usize) -> &[E; W] {
+pub(super) fn load<E: Copy, const W: usize>(row: &[E], first: usize) -> [E; W] {
     row[first..first + W].try_into().expect("W elements")
 }
 
+/// Overwrites the `W` elements from `first` on.
 #[inline(always)]
-pub(super) fn lanes_mut<E, const W: usize>(row: &mut [E], first: usize) -> &mut [E; W] {
-    (&mut row[first..first + W]).try_into().expect("W elements")
+pub(super) fn store<E: Copy, const W: usize>(row: &mut [E], first: usize, values: [E; W]) {
+    row[first..first + W].copy_from_slice(&values);
 }
 
 /// What a chunk of `W` lanes sees of a tile's keys.
@@ -73,11 +78,23 @@ impl<const W: usize> Sight<W> {
 
     /// Replaces what a key's row hides from lanes by `hidden`.
     #[inline(always)]
-    pub(super) fn hide<E: Copy>(&self, key: usize, row: &mut [E; W], hidden: E) {
-        for (value, &last) in row.iter_mut().zip(&self.last) {
-            *value = if last >= key as i32 { *value } else { hidden };
+    pub(super) fn hide<E: Copy>(&self, key: usize, row: [E; W], hidden: E) -> [E; W] {
+        let mut shown = row;
+        for i in 0..W {
+            shown[i] = if self.last[i] >= key as i32 { row[i] } else { hidden };
         }
+        shown
     }
+}
+
+/// eˣ for x ≤ 0, and 0 where it would be less than the smallest normal
+/// number: results below that slow the CPU down, and masked scores (−∞) would
+/// all come to them.
+#[inline(always)]
+pub(super) fn exp_weight<E: Element, L: Level>(x: E) -> E {
+    let lowest = E::from_f64(if size_of::<E>() == 4 { -87.0 } else { -708.0 });
+    let exp = (if x < lowest { lowest } else { x }).exp_in::<L>();
+    if x < lowest { E::ZERO } else { exp }
 }
 
 /// One tile of scores to become weights.
@@ -97,21 +114,22 @@ pub(super) struct ForwardTile<'a, E> {
 }
 
 /// Turns a tile of scores into weights and adds to the running sums.
+#[inline(always)]
 pub(super) fn forward_tile<E: Element>(kind: AttentionKind, tile: ForwardTile<'_, E>) {
     match kind {
-        AttentionKind::Softmax => dispatch(SoftmaxForward(tile)),
-        AttentionKind::Expressive { .. } => dispatch(ExpressiveForward(tile)),
+        AttentionKind::Softmax => dispatch(&mut SoftmaxForward(tile)),
+        AttentionKind::Expressive { .. } => dispatch(&mut ExpressiveForward(tile)),
     }
 }
 
 struct SoftmaxForward<'a, E>(ForwardTile<'a, E>);
 struct ExpressiveForward<'a, E>(ForwardTile<'a, E>);
 
-impl<E: Element> Kernel for SoftmaxForward<'_, E> {
+impl<E: Element> Kernel for &mut SoftmaxForward<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(mut self) {
+    fn run<L: Level>(self) {
         for_each_chunk!(self.0.lanes, |lane, WIDTH| self.chunk::<L, WIDTH>(lane));
     }
 }
@@ -120,40 +138,47 @@ impl<E: Element> SoftmaxForward<'_, E> {
     #[inline(always)]
     fn chunk<L: Level, const W: usize>(&mut self, lane: usize) {
         let tile = &mut self.0;
-        let keys = tile.scores.len() / tile.lanes;
+        let lanes = tile.lanes;
+        let keys = tile.scores.len() / lanes;
         let sight = Sight::<W>::new(keys, tile.diagonal, lane);
-        let before = *lanes_of::<E, W>(tile.max, lane);
+        let before = load::<E, W>(tile.max, lane);
         let mut max = before;
-        for (j, row) in tile.scores.chunks_exact_mut(tile.lanes).take(sight.none).enumerate() {
-            let row = lanes_mut::<E, W>(row, lane);
+        for j in 0..sight.none {
+            let at = j * lanes + lane;
+            let mut row = load::<E, W>(tile.scores, at);
             if j >= sight.all {
-                sight.hide(j, row, E::NEG_INFINITY);
+                row = sight.hide(j, row, E::NEG_INFINITY);
+                store(tile.scores, at, row);
             }
-            for (max, &s) in max.iter_mut().zip(row.iter()) {
-                *max = if s > *max { s } else { *max };
+            for i in 0..W {
+                max[i] = if row[i] > max[i] { row[i] } else { max[i] };
             }
         }
         // A lane that has seen nothing yet keeps −∞; shifting by 0 then gives
         // e^−∞ = 0 instead of e^(−∞ + ∞).
-        let shift = max.map(|m| if m == E::NEG_INFINITY { E::ZERO } else { m });
-        let mut sum = *lanes_of::<E, W>(tile.sum, lane);
-        let rescale = lanes_mut::<E, W>(tile.rescale, lane);
+        let mut shift = max;
+        let mut rescale = before;
+        let mut sum = load::<E, W>(tile.sum, lane);
         for i in 0..W {
-            rescale[i] = (before[i] - shift[i]).exp_in::<L>();
+            shift[i] = if max[i] == E::NEG_INFINITY { E::ZERO } else { max[i] };
+            rescale[i] = exp_weight::<E, L>(before[i] - shift[i]);
             sum[i] *= rescale[i];
         }
-        for row in tile.scores.chunks_exact_mut(tile.lanes).take(sight.none) {
-            let row = lanes_mut::<E, W>(row, lane);
+        for j in 0..sight.none {
+            let at = j * lanes + lane;
+            let mut row = load::<E, W>(tile.scores, at);
             for i in 0..W {
-                row[i] = (row[i] - shift[i]).exp_in::<L>();
+                row[i] = exp_weight::<E, L>(row[i] - shift[i]);
                 sum[i] += row[i];
             }
+            store(tile.scores, at, row);
         }
-        for row in tile.scores.chunks_exact_mut(tile.lanes).skip(sight.none) {
-            *lanes_mut::<E, W>(row, lane) = [E::ZERO; W];
+        for j in sight.none..keys {
+            store(tile.scores, j * lanes + lane, [E::ZERO; W]);
         }
-        *lanes_mut(tile.max, lane) = max;
-        *lanes_mut(tile.sum, lane) = sum;
+        store(tile.max, lane, max);
+        store(tile.sum, lane, sum);
+        store(tile.rescale, lane, rescale);
     }
 }
 
@@ -167,11 +192,11 @@ pub(super) fn expressive_weight<E: Element>(z: E) -> (E, E) {
     (w, inverse)
 }
 
-impl<E: Element> Kernel for ExpressiveForward<'_, E> {
+impl<E: Element> Kernel for &mut ExpressiveForward<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Level>(mut self) {
+    fn run<L: Level>(self) {
         for_each_chunk!(self.0.lanes, |lane, WIDTH| self.chunk::<WIDTH>(lane));
     }
 }
@@ -180,35 +205,34 @@ impl<E: Element> ExpressiveForward<'_, E> {
     #[inline(always)]
     fn chunk<const W: usize>(&mut self, lane: usize) {
         let tile = &mut self.0;
-        let keys = tile.scores.len() / tile.lanes;
+        let lanes = tile.lanes;
+        let keys = tile.scores.len() / lanes;
         let sight = Sight::<W>::new(keys, tile.diagonal, lane);
-        let mut sum = *lanes_of::<E, W>(tile.sum, lane);
-        for (j, row) in tile.scores.chunks_exact_mut(tile.lanes).enumerate() {
-            let row = lanes_mut::<E, W>(row, lane);
-            if j >= sight.none {
-                *row = [E::ZERO; W];
-                continue;
-            }
+        let mut sum = load::<E, W>(tile.sum, lane);
+        for j in 0..sight.none {
+            let at = j * lanes + lane;
+            let mut row = load::<E, W>(tile.scores, at);
             if j >= sight.all {
-                sight.hide(j, row, E::ZERO);
+                row = sight.hide(j, row, E::ZERO);
             }
-            match tile.factors {
-                None => {
-                    for i in 0..W {
-                        row[i] = expressive_weight(row[i]).0;
-                        sum[i] += row[i];
-                    }
-                }
-                Some(factors) => {
-                    let factors = lanes_of::<E, W>(factors, j * tile.lanes + lane);
-                    for i in 0..W {
-                        row[i] = expressive_weight(row[i]).0 * factors[i];
-                        sum[i] += row[i];
-                    }
+            for value in &mut row {
+                *value = expressive_weight(*value).0;
+            }
+            if let Some(factors) = tile.factors {
+                let factors = load::<E, W>(factors, at);
+                for i in 0..W {
+                    row[i] *= factors[i];
                 }
             }
+            for i in 0..W {
+                sum[i] += row[i];
+            }
+            store(tile.scores, at, row);
         }
-        *lanes_mut(tile.sum, lane) = sum;
+        for j in sight.none..keys {
+            store(tile.scores, j * lanes + lane, [E::ZERO; W]);
+        }
+        store(tile.sum, lane, sum);
     }
 }
 
@@ -245,12 +269,11 @@ impl<E: Element> Kernel for Finish<'_, E> {
 impl<E: Element> Finish<'_, E> {
     #[inline(always)]
     fn chunk<L: Level, const W: usize>(&mut self, lane: usize) {
-        let sum = lanes_of::<E, W>(self.sum, lane);
-        let statistic = lanes_mut::<E, W>(self.statistic, lane);
-        let inverse = lanes_mut::<E, W>(self.inverse, lane);
+        let sum = load::<E, W>(self.sum, lane);
+        let (mut statistic, mut inverse) = (sum, sum);
         match self.kind {
             AttentionKind::Softmax => {
-                let max = lanes_of::<E, W>(self.max, lane);
+                let max = load::<E, W>(self.max, lane);
                 for i in 0..W {
                     let empty = sum[i] == E::ZERO;
                     let log_sum = max[i] + sum[i].ln_in::<L>();
@@ -270,6 +293,8 @@ impl<E: Element> Finish<'_, E> {
                 }
             }
         }
+        store(self.statistic, lane, statistic);
+        store(self.inverse, lane, inverse);
     }
 }
 
@@ -295,11 +320,14 @@ impl<E: Element> Kernel for ScaleLanes<'_, E> {
 impl<E: Element> ScaleLanes<'_, E> {
     #[inline(always)]
     fn chunk<const W: usize>(&mut self, lane: usize) {
-        let factors = *lanes_of::<E, W>(self.factors, lane);
-        for row in self.tile.chunks_exact_mut(self.factors.len()) {
-            for (value, &factor) in lanes_mut::<E, W>(row, lane).iter_mut().zip(&factors) {
-                *value *= factor;
+        let factors = load::<E, W>(self.factors, lane);
+        let lanes = self.factors.len();
+        for j in 0..self.tile.len() / lanes {
+            let mut row = load::<E, W>(self.tile, j * lanes + lane);
+            for i in 0..W {
+                row[i] *= factors[i];
             }
+            store(self.tile, j * lanes + lane, row);
         }
     }
 }
