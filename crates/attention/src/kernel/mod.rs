@@ -182,12 +182,6 @@ pub fn backward<E: Element>(
         }
         (None, _) => {}
     }
-    if sizes.keys == 0 {
-        // Without keys no tile is computed that would write these.
-        if let Some(grad) = &mut q_grad {
-            grad.fill(E::ZERO);
-        }
-    }
     let targets = BackwardTargets {
         q: q_grad.as_mut().map(Target::new),
         k: k_grad.as_mut().map(Target::new),

@@ -92,6 +92,29 @@ struct Run<E> {
 }
 
 impl Case {
+    fn plain(batch: usize, heads: usize, queries: usize, keys: usize, width: usize) -> Self {
+        Self {
+            batch,
+            kv_heads: heads,
+            group: 1,
+            queries,
+            keys,
+            width,
+            value_width: width,
+            expressive: false,
+            causal: true,
+            offset: 0,
+            per_row_offsets: false,
+            lengths: false,
+            mask: false,
+            bias: false,
+            alibi: false,
+            dropout: false,
+            magnitude: 1.0,
+            seed: 7,
+        }
+    }
+
     /// Runs `f` with the arrays and arguments of this case.
     fn with<E: Element, R>(
         &self,
