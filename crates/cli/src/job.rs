@@ -87,7 +87,7 @@ impl Observer for Bar {
         self.seen += if first { 0 } else { step.tokens };
         self.loss = blend(self.loss, step.loss, first);
         self.accuracy = blend(self.accuracy, step.score.accuracy().unwrap_or(0.0), first);
-        if step.step % 20 != 0 && step.step != step.steps {
+        if !step.step.is_multiple_of(20) && step.step != step.steps {
             return;
         }
         let elapsed = step.seconds - from;
