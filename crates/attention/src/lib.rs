@@ -42,3 +42,7 @@ pub use multi_head::{
 pub use op::{AttentionArgs, attention, attention_kv, attention_qkv};
 pub use per_position::{PerPositionLinear, per_position_linear};
 pub use rope::{RopeTable, rope};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -13,10 +13,7 @@ use peer_server::{BATCHES, Case, Decoder, Failure, locked_version, serve, thread
 
 const LEARNING_RATE: f64 = 1e-3;
 
-const SMALL: Initializer = Initializer::Normal {
-    mean: 0.0,
-    std: 0.02,
-};
+const SMALL: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
 
 #[derive(Module, Debug)]
 struct Block {
@@ -48,17 +45,11 @@ impl Block {
         let [batch, length, width] = x.dims();
         let normed = self.attention_norm.forward(x.clone());
         let split = |part: Tensor<3>| {
-            part.reshape([batch, length, self.heads, width / self.heads])
-                .swap_dims(1, 2)
+            part.reshape([batch, length, self.heads, width / self.heads]).swap_dims(1, 2)
         };
         let parts = self.query_key_value.forward(normed).chunk(3, 2);
-        let [query, key, value] = parts
-            .try_into()
-            .expect("a width of 3 C splits into three parts");
-        let options = AttentionModuleOptions {
-            is_causal: true,
-            ..Default::default()
-        };
+        let [query, key, value] = parts.try_into().expect("a width of 3 C splits into three parts");
+        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
         let attended = attention(split(query), split(key), split(value), None, None, options);
         let attended = attended.swap_dims(1, 2).reshape([batch, length, width]);
         let x = x + self.output.forward(attended);
@@ -78,12 +69,7 @@ struct Model {
 
 impl Model {
     fn new(size: Decoder, device: &Device) -> Self {
-        let Decoder {
-            length,
-            width,
-            vocabulary,
-            ..
-        } = size;
+        let Decoder { length, width, vocabulary, .. } = size;
         Self {
             token_embedding: EmbeddingConfig::new(vocabulary, width)
                 .with_initializer(SMALL)
@@ -125,17 +111,11 @@ impl Training {
         let batches = (0..BATCHES as u64)
             .map(|batch| {
                 let ids = |seed| -> Vec<i64> {
-                    size.tokens(count, seed)
-                        .into_iter()
-                        .map(i64::from)
-                        .collect()
+                    size.tokens(count, seed).into_iter().map(i64::from).collect()
                 };
                 let tokens = TensorData::new(ids(2 * batch), [size.batch, size.length]);
                 let targets = TensorData::new(ids(2 * batch + 1), [count]);
-                (
-                    Tensor::from_data(tokens, &device),
-                    Tensor::from_data(targets, &device),
-                )
+                (Tensor::from_data(tokens, &device), Tensor::from_data(targets, &device))
             })
             .collect();
         Self {
@@ -181,7 +161,5 @@ fn main() -> Result<(), Failure> {
         x.clone().matmul(x).into_data();
         Ok(())
     };
-    serve("burn", &version, threads, start_up, |size| {
-        Ok(Box::new(Training::new(size)))
-    })
+    serve("burn", &version, threads, start_up, |size| Ok(Box::new(Training::new(size))))
 }

@@ -61,9 +61,7 @@ impl Block {
     /// [B, T, C] to [B, H, T, D].
     fn split(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (batch, length, width) = x.dims3()?;
-        x.reshape((batch, length, self.heads, width / self.heads))?
-            .transpose(1, 2)?
-            .contiguous()
+        x.reshape((batch, length, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()
     }
 
     fn forward(&self, x: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
@@ -94,16 +92,8 @@ struct Model {
 
 impl Model {
     fn new(size: Decoder, vars: VarBuilder) -> candle_core::Result<Self> {
-        let Decoder {
-            length,
-            width,
-            vocabulary,
-            ..
-        } = size;
-        let small = Init::Randn {
-            mean: 0.0,
-            stdev: 0.02,
-        };
+        let Decoder { length, width, vocabulary, .. } = size;
+        let small = Init::Randn { mean: 0.0, stdev: 0.02 };
         let mask: Vec<f32> = (0..length * length)
             .map(|at| {
                 let future = at % length > at / length;
@@ -131,10 +121,8 @@ impl Model {
 
     /// Token ids [B, T] to logits [B, T, V].
     fn forward(&self, tokens: &Tensor) -> candle_core::Result<Tensor> {
-        let mut x = self
-            .token_embedding
-            .forward(tokens)?
-            .broadcast_add(&self.position_embedding)?;
+        let mut x =
+            self.token_embedding.forward(tokens)?.broadcast_add(&self.position_embedding)?;
         for layer in &self.layers {
             x = layer.forward(&x, &self.mask)?;
         }
@@ -157,11 +145,7 @@ impl Training {
         let vars = VarMap::new();
         let model = Model::new(size, VarBuilder::from_varmap(&vars, DType::F32, &device))?;
         // AdamW without decay is Adam.
-        let settings = ParamsAdamW {
-            lr: 1e-3,
-            weight_decay: 0.0,
-            ..ParamsAdamW::default()
-        };
+        let settings = ParamsAdamW { lr: 1e-3, weight_decay: 0.0, ..ParamsAdamW::default() };
         let count = size.batch * size.length;
         let batches = (0..BATCHES as u64)
             .map(|batch| {
@@ -213,7 +197,5 @@ fn main() -> Result<(), Failure> {
         x.matmul(&x)?;
         Ok(())
     };
-    serve("candle", &version, threads, start_up, |size| {
-        Ok(Box::new(Training::new(size)?))
-    })
+    serve("candle", &version, threads, start_up, |size| Ok(Box::new(Training::new(size)?)))
 }

@@ -221,11 +221,7 @@ fn run(
         for _ in 0..WARM_UP {
             case.step()?;
         }
-        *loaded = Some(Loaded {
-            name: name.to_owned(),
-            case,
-            resident,
-        });
+        *loaded = Some(Loaded { name: name.to_owned(), case, resident });
     }
     let Some(held) = loaded else {
         return Err("no case is loaded".into());
@@ -236,9 +232,8 @@ fn run(
         held.case.step()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    let peak = held
-        .resident
-        .and_then(|resident| Some(status_bytes("VmHWM:")?.saturating_sub(resident)));
+    let peak =
+        held.resident.and_then(|resident| Some(status_bytes("VmHWM:")?.saturating_sub(resident)));
     Ok(json!({
         "case": name,
         "seconds": seconds,

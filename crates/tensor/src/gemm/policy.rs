@@ -1,13 +1,35 @@
 //! Which kernel multiplies which shape, and how a product is cut for threads.
 //!
-//! The rules come from the benchmark `gemm` of this workspace (AVX-512, one
-//! thread): the tiled kernel is ahead of `matrixmultiply` and level with or
-//! ahead of faer on every shape that training meets, allocates nothing, and
-//! its results do not depend on how a product is cut. It therefore multiplies
-//! everything but two kinds: products of a handful of rows or columns with
-//! the inner axis contiguous in both operands go to dot products, and a C
-//! without a unit stride goes to `matrixmultiply`. With the cargo feature
-//! `blas`, large products go to OpenBLAS.
+//! The rules come from measurements of which the benchmark `gemm` of this
+//! workspace is the repeatable form. GFLOP/s on one thread of a Zen 5 server
+//! (AVX-512, `f32`), for each kernel the best of several runs on a busy
+//! machine, so differences below about 5 % mean nothing; ᵀ marks an operand
+//! stored transposed:
+//!
+//! | product | tiled | faer | matrixmultiply | dots |
+//! |---|---|---|---|---|
+//! | [4096, 16]·[16, 64] | 223 | 221 | 133 | |
+//! | [4096, 64]·[64, 16] | 200 | 147 | 76 | |
+//! | [256, 16]·[16, 16]ᵀ | 180 | 105 | 67 | |
+//! | [64, 4096]ᵀ·[4096, 16] | 184 | 121 | 146 | |
+//! | [6144, 64]·[64, 256] | 223 | 219 | 186 | |
+//! | [64, 6144]ᵀ·[6144, 256] | 197 | 212 | 180 | |
+//! | [64, 64]·[64, 128] | 230 | 222 | 168 | |
+//! | [64, 64]·[64, 64]ᵀ | 206 | 227 | 116 | 35 |
+//! | [64, 16]·[16, 64]ᵀ | 167 | 197 | 101 | 13 |
+//! | [2048, 512]·[512, 2048] | 228 | 230 | 182 | |
+//! | [1024, 1024]·[1024, 1024] | 217 | 219 | 183 | |
+//! | [1, 512]·[512, 512]ᵀ | 10 | 51 | 5 | 66 |
+//! | [4, 512]·[512, 512]ᵀ | 38 | 55 | 19 | 70 |
+//!
+//! The tiled kernel leads by far where one side is 16 wide and is level with
+//! faer elsewhere, but for small products with B stored transposed, where
+//! packing B costs it 10 to 20 %. It runs there too, because unlike faer's its
+//! results do not depend on how a product is cut and it allocates nothing. So
+//! it multiplies everything but two kinds: products of a handful of rows or
+//! columns with the inner axis contiguous in both operands go to dot products,
+//! and a C without a unit stride goes to `matrixmultiply`. With the cargo
+//! feature `blas`, large products go to OpenBLAS.
 
 use std::fmt;
 
@@ -61,7 +83,7 @@ pub(super) fn prefers_blas(m: usize, k: usize, n: usize) -> bool {
 }
 
 /// Multiply-adds below which another thread costs more than it saves.
-const TASK: usize = 1 << 19;
+const TASK: usize = 1 << 20;
 
 /// How many parallel tasks a product of this many multiply-adds is worth.
 pub(super) fn tasks(multiply_adds: usize) -> usize {

@@ -43,7 +43,7 @@ pub fn gemm<E: Element>(
 /// added while C is in registers.
 ///
 /// # Shapes
-/// `a` [m, k], `b` [k, n], `bias` [n], `c` [m, n].
+/// `a` [m, k], `b` [k, n], `bias` \[n\], `c` [m, n].
 ///
 /// # Panics
 /// If the shapes do not fit; callers have checked them.
