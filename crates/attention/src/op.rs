@@ -32,13 +32,13 @@ pub struct AttentionArgs<'a, E: Element = f32> {
     pub causal: bool,
     /// Position of the first query among the keys.
     pub query_offset: usize,
-    /// Row b of the batch has only its first `key_lengths[b]` keys [B].
+    /// Row b of the batch has only its first `key_lengths[b]` keys \[B\].
     pub key_lengths: Option<&'a [usize]>,
     /// True where a query may see a key: [B or 1, H or 1, Tq, Tk].
     pub mask: Option<&'a Array4<bool>>,
     /// Added to z (softmax only), with gradient: [B or 1, H or 1, Tq, Tk].
     pub bias: Option<&'a Var<E>>,
-    /// ALiBi slopes [H]; see [`KernelArgs::alibi_slopes`].
+    /// ALiBi slopes \[H\]; see [`KernelArgs::alibi_slopes`].
     pub alibi_slopes: Option<&'a [f64]>,
     /// Dropout on the weights.
     pub dropout: Option<Dropout>,

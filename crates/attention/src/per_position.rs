@@ -10,7 +10,7 @@ use specialformer_tensor::{
 
 use crate::error::Result;
 
-/// y[b, t] = W[t]·x[b, t] + bias[t]: a linear layer of its own at each
+/// y[b, t] = W\[t\]·x[b, t] + bias\[t\]: a linear layer of its own at each
 /// position of a fixed window.
 ///
 /// One strided-batched product over the positions; x is read and y written
@@ -190,7 +190,7 @@ impl<E: Element> Op<E, 3> for PerPositionBias<E> {
 /// [`TensorError`] if the shapes do not fit.
 ///
 /// # Gradient
-/// dx[b, t] = W[t]ᵀ·g[b, t], dW[t] = Σ_b g[b, t]·x[b, t]ᵀ, dbias[t] =
+/// dx[b, t] = W\[t\]ᵀ·g[b, t], dW\[t\] = Σ_b g[b, t]·x[b, t]ᵀ, dbias\[t\] =
 /// Σ_b g[b, t]; positions not used get zero.
 pub fn per_position_linear<E: Element>(
     x: &Var<E>,

@@ -112,7 +112,7 @@ impl<E: Element> Module<E> for FeedForward<E> {
 /// Linear layers with an activation between them.
 ///
 /// # Shapes
-/// [..., sizes[0]] → [..., sizes.last()].
+/// [..., sizes\[0\]] → [..., sizes.last()].
 #[derive(Debug, Clone)]
 pub struct Mlp<E: Element = f32> {
     activation: Activation,

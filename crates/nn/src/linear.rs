@@ -43,7 +43,7 @@ pub enum Weight<E: Element = f32> {
 /// y = x·Wᵀ + b. PyTorch: `torch.nn.Linear`.
 ///
 /// # Shapes
-/// x [..., in] → [..., out]; `weight` [out, in], `bias` [out].
+/// x [..., in] → [..., out]; `weight` [out, in], `bias` \[out\].
 #[derive(Debug, Clone)]
 pub struct Linear<E: Element = f32> {
     weight: Weight<E>,
@@ -73,7 +73,7 @@ impl<E: Element> Linear<E> {
         Self::from_tensors(weight, bias)
     }
 
-    /// A dense layer with given values: `weight` [out, in], `bias` [out].
+    /// A dense layer with given values: `weight` [out, in], `bias` \[out\].
     ///
     /// # Errors
     /// [`NnError::Config`] if the shapes do not fit.

@@ -44,7 +44,7 @@ impl AttentionKind {
 pub enum QueryOffset<'a> {
     /// The same for every row of the batch.
     Uniform(usize),
-    /// One for each row of the batch [B], e.g. the lengths of a KV cache
+    /// One for each row of the batch \[B\], e.g. the lengths of a KV cache
     /// before the new keys.
     PerRow(&'a [usize]),
 }
@@ -85,11 +85,11 @@ pub struct KernelArgs<'a, E> {
     pub query_offset: QueryOffset<'a>,
     /// True where a query may see a key: [B or 1, H or 1, Tq, Tk].
     pub mask: Option<ArrayView4<'a, bool>>,
-    /// Row b of the batch has only its first `key_lengths[b]` keys [B].
+    /// Row b of the batch has only its first `key_lengths[b]` keys \[B\].
     pub key_lengths: Option<&'a [usize]>,
     /// Added to z (softmax only): [B or 1, H or 1, Tq, Tk]. −∞ masks.
     pub bias: Option<ArrayView4<'a, E>>,
-    /// ALiBi slopes m [H]: softmax adds −m·|i − j| to z, expressive multiplies
+    /// ALiBi slopes m \[H\]: softmax adds −m·|i − j| to z, expressive multiplies
     /// w by exp(−m·|i − j|), with i the query's position among the keys.
     pub alibi_slopes: Option<&'a [f64]>,
     /// Dropout on the weights.

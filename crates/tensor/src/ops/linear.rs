@@ -70,7 +70,7 @@ impl<E: Element> Var<E> {
     /// y = x·Wᵀ + b. PyTorch: `torch.nn.functional.linear`.
     ///
     /// # Shapes
-    /// x [..., in], `weight` [out, in], `bias` [out] → [..., out].
+    /// x [..., in], `weight` [out, in], `bias` \[out\] → [..., out].
     ///
     /// # Errors
     /// [`TensorError::InnerDimension`] or [`TensorError::ShapeMismatch`].
