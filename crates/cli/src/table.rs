@@ -1,5 +1,6 @@
 //! Result tables as text and Markdown.
 
+use specialformer::iarc_data::Subtask;
 use specialformer::training::{AccuracyRecord, EvaluationRecord, HeldOut};
 
 /// Rows of cells, the first of them the head, as aligned text: the first
@@ -62,8 +63,11 @@ pub(crate) fn evaluation(record: &EvaluationRecord) -> String {
         ]
     };
     let mut rows = vec![vec![set.to_string(), "accuracy %".into(), "targets".into()]];
-    let labels = &record.evaluation.labels;
-    rows.extend(labels.iter().map(|(name, record)| row(name, record)));
+    // The benchmark's subtasks in its own order, not the alphabet's.
+    let mut labels: Vec<_> = record.evaluation.labels.iter().collect();
+    let place = |name: &str| Subtask::ALL.iter().position(|task| task.to_string() == name);
+    labels.sort_by_key(|(name, _)| place(name));
+    rows.extend(labels.into_iter().map(|(name, record)| row(name, record)));
     rows.push(row("all", &record.evaluation.overall));
     format!("{}loss {:.4}\n", aligned(&rows), record.evaluation.loss)
 }
