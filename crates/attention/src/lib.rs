@@ -1,5 +1,5 @@
 //! Softmax and expressive attention: tiled kernels with backward, masks,
-//! RoPE, ALiBi, grouped queries and per-position layers.
+//! RoPE, ALiBi, grouped queries, per-position layers and the KV cache.
 //!
 //! Shape letters: B batch, T sequence length (Tq queries, Tk keys), C model
 //! width, H heads, Hkv key and value heads, D head width.
@@ -27,6 +27,8 @@
 mod alibi;
 mod error;
 pub mod kernel;
+mod kv_cache;
+mod layer_cache;
 mod multi_head;
 mod op;
 mod per_position;
@@ -35,13 +37,15 @@ mod rope;
 
 pub use alibi::alibi_slopes;
 pub use error::{AttentionError, Result};
-pub use kernel::{AttentionKind, Dropout};
+pub use kernel::{AttentionKind, Dropout, QueryOffset};
+pub use kv_cache::KvCache;
+pub use layer_cache::{CacheElement, LayerCache};
 pub use multi_head::{
     AttentionConfig, MultiHeadAttention, PerPositionAttention, Position, Queries,
 };
 pub use op::{AttentionArgs, attention, attention_kv, attention_qkv};
 pub use per_position::{PerPositionLinear, per_position_linear};
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeArgs, RopePairing, RopeTable, rope, rope_with};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,16 +1,18 @@
 //! Multi-head attention as a layer, with projections shared by all positions
 //! or of each position's own.
 
+use ndarray::{ArrayView4, Ix3, s};
 use serde::{Deserialize, Serialize};
 use specialformer_nn::{Ctx, Linear, Mode, Module, NnError, ParameterVisitor, Weight};
 use specialformer_tensor::{Element, RngStream, Var};
 
 use crate::alibi::alibi_slopes;
-use crate::error::Result;
-use crate::kernel::{AttentionKind, Dropout};
+use crate::error::{AttentionError, Result};
+use crate::kernel::{AttentionKind, Dropout, KernelArgs, QueryOffset};
+use crate::layer_cache::{CacheElement, LayerCache};
 use crate::op::{AttentionArgs, attention_kv, attention_qkv};
 use crate::per_position::PerPositionLinear;
-use crate::rope::{RopeTable, rope};
+use crate::rope::{RopeArgs, RopeTable, rope, rope_with};
 
 /// How attention knows about positions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
@@ -152,7 +154,7 @@ impl<E: Element> Core<E> {
         Ok(AttentionArgs {
             kind: config.kind,
             causal: config.causal,
-            query_offset,
+            query_offset: query_offset.into(),
             alibi_slopes: self.slopes.as_deref(),
             dropout,
             ..AttentionArgs::default()
@@ -293,6 +295,103 @@ impl<E: Element> MultiHeadAttention<E> {
             }
         };
         Ok(self.o.forward(ctx, &mixed)?)
+    }
+
+    /// An empty cache of `rows` batch rows for [`forward_cached`](Self::forward_cached).
+    ///
+    /// # Errors
+    /// None for a layer that was made by [`new`](Self::new).
+    pub fn new_cache<S: CacheElement>(&self, rows: usize) -> Result<LayerCache<S>> {
+        let width = self.core.config.kv_width();
+        LayerCache::new(rows, width, width)
+    }
+
+    /// Causal self-attention of new positions x that continue what is in the
+    /// cache, to which their keys and values are appended. **For inference
+    /// only**: no gradient flows through a cache.
+    ///
+    /// # Shapes
+    /// x [B, Tnew, C] → [B, Tnew, C].
+    ///
+    /// # Errors
+    /// If the shapes do not fit, the layer is not causal, a rotary table ends,
+    /// or the context trains or records. Unless the output projection fails,
+    /// the cache is then as it was.
+    pub fn forward_cached<S: CacheElement>(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        cache: &mut LayerCache<S>,
+    ) -> Result<Var<E>> {
+        self.cached(ctx, x, None, cache)
+    }
+
+    /// [`forward_cached`](Self::forward_cached) of rows with different numbers
+    /// of new positions: row b has its first `counts[b]`, and the outputs
+    /// behind those mean nothing.
+    ///
+    /// # Errors
+    /// As [`forward_cached`](Self::forward_cached), and if a count exceeds Tnew.
+    pub fn forward_cached_padded<S: CacheElement>(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        counts: &[usize],
+        cache: &mut LayerCache<S>,
+    ) -> Result<Var<E>> {
+        self.cached(ctx, x, Some(counts), cache)
+    }
+
+    fn cached<S: CacheElement>(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        counts: Option<&[usize]>,
+        cache: &mut LayerCache<S>,
+    ) -> Result<Var<E>> {
+        const OP: &str = "forward_cached";
+        let AttentionConfig { heads, kv_heads, head_width, kind, causal, .. } = self.core.config;
+        if !causal {
+            let what = "earlier outputs of a layer that is not causal change with every token";
+            return Err(AttentionError::argument(OP, "causal", causal, what));
+        }
+        let shape = x.shape();
+        if shape.rank() != 3 || shape[0] != cache.rows() {
+            let what = format!("must be [B, Tnew, C] of the cache's {} rows", cache.rows());
+            return Err(AttentionError::shape(OP, "x", &shape, what));
+        }
+        let mut qkv = self.project_qkv(ctx, x)?;
+        if qkv.is_tracked() || ctx.mode() == Mode::Train {
+            let what = "a cache passes no gradient on; use an evaluation context without recording";
+            return Err(AttentionError::argument(OP, "ctx", "training or recording", what));
+        }
+        if let Some(table) = &self.core.rope {
+            let positions = cache.positions();
+            let args = RopeArgs {
+                offset: QueryOffset::PerRow(&positions),
+                lengths: counts,
+                ..RopeArgs::new(heads + 2 * kv_heads, heads + kv_heads)
+            };
+            qkv = rope_with(&qkv, table, &args)?;
+        }
+        let (b, t, queries, keys) = (shape[0], shape[1], heads * head_width, kv_heads * head_width);
+        let all = qkv.value().view_as::<Ix3>()?;
+        let k = all.slice(s![.., .., queries..queries + keys]);
+        let v = all.slice(s![.., .., queries + keys..]);
+        cache.append(k, v, counts)?;
+        let all = ArrayView4::from_shape(
+            (b, t, heads + 2 * kv_heads, head_width),
+            qkv.value().as_slice(),
+        )
+        .expect("the projection has these heads");
+        let q = all.slice(s![.., .., ..heads, ..]);
+        let args = KernelArgs {
+            causal,
+            alibi_slopes: self.core.slopes.as_deref(),
+            ..KernelArgs::new(kind)
+        };
+        let mixed = cache.attend_inference(ctx, q, counts, &args)?;
+        Ok(self.o.forward(ctx, &ctx.constant(mixed.reshape([b, t, queries])?))?)
     }
 }
 

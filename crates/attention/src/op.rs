@@ -14,13 +14,13 @@ use crate::kernel::{self, AttentionKind, Dropout, InputGrads, KernelArgs, QueryO
 /// What an attention operation is asked for besides q, k and v.
 ///
 /// ```
-/// use specialformer_attention::{AttentionArgs, AttentionKind};
+/// use specialformer_attention::{AttentionArgs, AttentionKind, QueryOffset};
 /// let args = AttentionArgs::<f32> {
 ///     kind: AttentionKind::expressive(),
 ///     causal: true,
 ///     ..AttentionArgs::default()
 /// };
-/// assert_eq!(args.query_offset, 0);
+/// assert_eq!(args.query_offset, QueryOffset::Uniform(0));
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionArgs<'a, E: Element = f32> {
@@ -30,8 +30,8 @@ pub struct AttentionArgs<'a, E: Element = f32> {
     pub scale: Option<f64>,
     /// Query i sees key j only if j ≤ i + `query_offset`.
     pub causal: bool,
-    /// Position of the first query among the keys.
-    pub query_offset: usize,
+    /// Position of the first query among the keys, for all rows or for each.
+    pub query_offset: QueryOffset<'a>,
     /// Row b of the batch has only its first `key_lengths[b]` keys \[B\].
     pub key_lengths: Option<&'a [usize]>,
     /// True where a query may see a key: [B or 1, H or 1, Tq, Tk].
@@ -51,7 +51,7 @@ impl<E: Element> Default for AttentionArgs<'_, E> {
             kind: AttentionKind::Softmax,
             scale: None,
             causal: false,
-            query_offset: 0,
+            query_offset: QueryOffset::Uniform(0),
             key_lengths: None,
             mask: None,
             bias: None,
@@ -61,12 +61,34 @@ impl<E: Element> Default for AttentionArgs<'_, E> {
     }
 }
 
+/// [`QueryOffset`] as the backward pass keeps it.
+enum KeptOffset {
+    Uniform(usize),
+    PerRow(Vec<usize>),
+}
+
+impl KeptOffset {
+    fn new(offset: QueryOffset<'_>) -> Self {
+        match offset {
+            QueryOffset::Uniform(offset) => Self::Uniform(offset),
+            QueryOffset::PerRow(offsets) => Self::PerRow(offsets.to_vec()),
+        }
+    }
+
+    fn get(&self) -> QueryOffset<'_> {
+        match self {
+            Self::Uniform(offset) => QueryOffset::Uniform(*offset),
+            Self::PerRow(offsets) => QueryOffset::PerRow(offsets),
+        }
+    }
+}
+
 /// The arguments as the backward pass keeps them.
 struct Kept<E: Element> {
     kind: AttentionKind,
     scale: Option<f64>,
     causal: bool,
-    query_offset: usize,
+    query_offset: KeptOffset,
     key_lengths: Option<Vec<usize>>,
     mask: Option<Array4<bool>>,
     bias: Option<Tensor<E>>,
@@ -80,7 +102,7 @@ impl<E: Element> Kept<E> {
             kind: args.kind,
             scale: args.scale,
             causal: args.causal,
-            query_offset: args.query_offset,
+            query_offset: KeptOffset::new(args.query_offset),
             key_lengths: args.key_lengths.map(<[usize]>::to_vec),
             mask: args.mask.cloned(),
             bias: args.bias.map(|bias| bias.value().clone()),
@@ -93,7 +115,7 @@ impl<E: Element> Kept<E> {
         Ok(KernelArgs {
             scale: self.scale,
             causal: self.causal,
-            query_offset: QueryOffset::Uniform(self.query_offset),
+            query_offset: self.query_offset.get(),
             mask: self.mask.as_ref().map(|mask| mask.view()),
             key_lengths: self.key_lengths.as_deref(),
             bias: self.bias.as_ref().map(Tensor::view_as).transpose()?,

@@ -3,6 +3,7 @@
 use specialformer_tensor::{BackwardContext, Element, Grad, Op, Tensor, TensorError, Var};
 
 use crate::error::{AttentionError, Result};
+use crate::kernel::QueryOffset;
 
 /// Cosines and sines of m·θ_i for positions m and pairs i, with
 /// θ_i = theta^(−2i/D).
@@ -53,10 +54,67 @@ impl<E: Element> RopeTable<E> {
         self.cos.shape()[0]
     }
 
-    /// Width of a head.
+    /// Number of rotated elements of a head: twice the number of pairs.
     pub fn width(&self) -> usize {
         2 * self.cos.shape()[1]
     }
+}
+
+/// Which elements of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RopePairing {
+    /// Element i with element i + D/2, as in Llama and GPT-NeoX.
+    #[default]
+    Halves,
+    /// Element 2i with element 2i + 1 ("interleaved"), as in the paper and in
+    /// GPT-J.
+    Adjacent,
+}
+
+/// What [`rope_with`] rotates, and by which positions.
+///
+/// ```
+/// use specialformer_attention::{RopeArgs, RopePairing};
+/// let args = RopeArgs { pairing: RopePairing::Adjacent, ..RopeArgs::new(4, 4) };
+/// assert_eq!(args.head_width, None);
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct RopeArgs<'a> {
+    /// Heads that lie side by side in a token.
+    pub heads: usize,
+    /// The first `rotated` of them are rotated.
+    pub rotated: usize,
+    /// Position of each row's first token.
+    pub offset: QueryOffset<'a>,
+    /// Row b has only its first `lengths[b]` tokens [B]; the others are
+    /// padding: left as they are, at no position.
+    pub lengths: Option<&'a [usize]>,
+    /// Which elements form a pair.
+    pub pairing: RopePairing,
+    /// Width D of a head, of which the table's width is rotated and the rest
+    /// left as it is; the table's width if `None`.
+    pub head_width: Option<usize>,
+}
+
+impl RopeArgs<'_> {
+    /// The first `rotated` of `heads` heads, in halves, from position 0 on.
+    pub const fn new(heads: usize, rotated: usize) -> Self {
+        Self {
+            heads,
+            rotated,
+            offset: QueryOffset::Uniform(0),
+            lengths: None,
+            pairing: RopePairing::Halves,
+            head_width: None,
+        }
+    }
+}
+
+/// The tokens of a batch row that are rotated.
+#[derive(Clone, Copy)]
+struct RowTokens {
+    offset: usize,
+    count: usize,
 }
 
 /// Rotates (or, for the gradient, rotates back) the leading heads of rows.
@@ -64,29 +122,117 @@ struct Rotation<E: Element> {
     table: RopeTable<E>,
     heads: usize,
     rotated: usize,
-    offset: usize,
+    head_width: usize,
+    pairing: RopePairing,
+    rows: Vec<RowTokens>,
+    /// Tokens a row, padding included.
     length: usize,
 }
 
 impl<E: Element> Rotation<E> {
+    fn new(x: &[usize], table: &RopeTable<E>, args: &RopeArgs<'_>) -> Result<Self> {
+        const OP: &str = "rope";
+        let head_width = args.head_width.unwrap_or(table.width());
+        if head_width < table.width() {
+            let what = format!("the table rotates {} elements of a head", table.width());
+            return Err(AttentionError::argument(OP, "head_width", head_width, what));
+        }
+        if x.len() != 3 || x[2] != args.heads * head_width {
+            let what = format!("must be [B, T, {}]", args.heads * head_width);
+            return Err(AttentionError::shape(OP, "x", x, what));
+        }
+        if args.rotated > args.heads {
+            let what = format!("there are only {} heads", args.heads);
+            return Err(AttentionError::argument(OP, "rotated", args.rotated, what));
+        }
+        let (batch, length) = (x[0], x[1]);
+        let per_row = |name, entries: usize| {
+            let what = format!("needs one entry for each of the {batch} batch rows");
+            Err(AttentionError::argument(OP, name, format!("{entries} entries"), what))
+        };
+        if let QueryOffset::PerRow(offsets) = args.offset
+            && offsets.len() != batch
+        {
+            return per_row("offset", offsets.len());
+        }
+        if let Some(lengths) = args.lengths {
+            if lengths.len() != batch {
+                return per_row("lengths", lengths.len());
+            }
+            if let Some(count) = lengths.iter().find(|&&count| count > length) {
+                let what = format!("there are only {length} tokens a row");
+                return Err(AttentionError::argument(OP, "lengths", count, what));
+            }
+        }
+        let rows: Vec<_> = (0..batch)
+            .map(|b| RowTokens {
+                offset: args.offset.of(b),
+                count: args.lengths.map_or(length, |lengths| lengths[b]),
+            })
+            .collect();
+        let beyond = |row: &&RowTokens| {
+            row.count > 0
+                && row.offset.checked_add(row.count).is_none_or(|end| end > table.positions())
+        };
+        if let Some(row) = rows.iter().find(beyond) {
+            let what = format!("the table has {} positions", table.positions());
+            let value = format!("{}..{}", row.offset, row.offset.saturating_add(row.count));
+            return Err(AttentionError::argument(OP, "positions", value, what));
+        }
+        Ok(Self {
+            table: table.clone(),
+            heads: args.heads,
+            rotated: args.rotated,
+            head_width,
+            pairing: args.pairing,
+            rows,
+            length,
+        })
+    }
+
     fn apply(&self, values: &mut [E], back: bool) {
-        let width = self.table.width();
-        let half = width / 2;
+        let pairs = self.table.width() / 2;
         let (cos, sin) = (self.table.cos.as_slice(), self.table.sin.as_slice());
-        for (row, token) in values.chunks_exact_mut(self.heads * width).enumerate() {
-            let position = self.offset + row % self.length;
-            let cos = &cos[position * half..(position + 1) * half];
-            let sin = &sin[position * half..(position + 1) * half];
-            for head in token.chunks_exact_mut(width).take(self.rotated) {
-                let (a, b) = head.split_at_mut(half);
-                for i in 0..half {
-                    let s = if back { -sin[i] } else { sin[i] };
-                    let (x, y) = (a[i], b[i]);
-                    a[i] = x * cos[i] - y * s;
-                    b[i] = y * cos[i] + x * s;
+        let token_width = self.heads * self.head_width;
+        if self.length * token_width == 0 {
+            return;
+        }
+        for (row, tokens) in
+            self.rows.iter().zip(values.chunks_exact_mut(self.length * token_width))
+        {
+            for (t, token) in tokens.chunks_exact_mut(token_width).take(row.count).enumerate() {
+                let position = row.offset + t;
+                let cos = &cos[position * pairs..(position + 1) * pairs];
+                let sin = &sin[position * pairs..(position + 1) * pairs];
+                for head in token.chunks_exact_mut(self.head_width).take(self.rotated) {
+                    let head = &mut head[..2 * pairs];
+                    match self.pairing {
+                        RopePairing::Halves => rotate_halves(head, cos, sin, back),
+                        RopePairing::Adjacent => rotate_adjacent(head, cos, sin, back),
+                    }
                 }
             }
         }
+    }
+}
+
+fn rotate_halves<E: Element>(head: &mut [E], cos: &[E], sin: &[E], back: bool) {
+    let half = cos.len();
+    let (a, b) = head.split_at_mut(half);
+    for i in 0..half {
+        let s = if back { -sin[i] } else { sin[i] };
+        let (x, y) = (a[i], b[i]);
+        a[i] = x * cos[i] - y * s;
+        b[i] = y * cos[i] + x * s;
+    }
+}
+
+fn rotate_adjacent<E: Element>(head: &mut [E], cos: &[E], sin: &[E], back: bool) {
+    for ((pair, &c), &s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+        let s = if back { -s } else { s };
+        let (x, y) = (pair[0], pair[1]);
+        pair[0] = x * c - y * s;
+        pair[1] = y * c + x * s;
     }
 }
 
@@ -104,7 +250,8 @@ impl<E: Element> Op<E, 1> for Rotation<E> {
 }
 
 /// Rotates the first `rotated` of `heads` heads by their positions; element i
-/// of a head is paired with element i + D/2, as in Llama.
+/// of a head is paired with element i + D/2, as in Llama. [`rope_with`] has
+/// more options.
 ///
 /// # Shapes
 /// `x` [B, T, heads·D] → the same; row t has position `offset` + t.
@@ -122,18 +269,29 @@ pub fn rope<E: Element>(
     table: &RopeTable<E>,
     offset: usize,
 ) -> Result<Var<E>> {
+    let offset = QueryOffset::Uniform(offset);
+    rope_with(x, table, &RopeArgs { offset, ..RopeArgs::new(heads, rotated) })
+}
+
+/// Rotates pairs (a, b) of the table's width of each rotated head by the angle
+/// φ = m·θ_i of position m and pair i: (a·cos φ − b·sin φ, b·cos φ + a·sin φ).
+///
+/// # Shapes
+/// `x` [B, T, heads·D] → the same; token t of row b has position `offset_b` + t.
+///
+/// # Errors
+/// [`AttentionError::Shape`] or [`AttentionError::Argument`] if the shapes,
+/// lengths or positions do not fit x or the table.
+///
+/// # Gradient
+/// The rotation back.
+pub fn rope_with<E: Element>(
+    x: &Var<E>,
+    table: &RopeTable<E>,
+    args: &RopeArgs<'_>,
+) -> Result<Var<E>> {
     let shape = x.shape();
-    if shape.rank() != 3 || shape[2] != heads * table.width() || rotated > heads {
-        let what = format!("must be [B, T, {}]", heads * table.width());
-        return Err(AttentionError::shape("rope", "x", &shape, what));
-    }
-    let length = shape[1];
-    if offset + length > table.positions() {
-        let what = format!("the table has {} positions", table.positions());
-        let value = format!("{offset}..{}", offset + length);
-        return Err(AttentionError::argument("rope", "positions", value, what));
-    }
-    let rotation = Rotation { table: table.clone(), heads, rotated, offset, length: length.max(1) };
+    let rotation = Rotation::new(&shape, table, args)?;
     let mut y = Tensor::copied_in(x.tape().pool(), shape, x.value().as_slice());
     rotation.apply(y.make_mut(), false);
     Ok(x.tape().apply([x], y, || rotation)?)

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array4, ArrayD};
 use specialformer_attention::{
-    AttentionArgs, AttentionKind, Dropout, RopeTable, alibi_slopes, attention, attention_kv,
-    attention_qkv, per_position_linear, rope,
+    AttentionArgs, AttentionKind, Dropout, QueryOffset, RopeArgs, RopePairing, RopeTable,
+    alibi_slopes, attention, attention_kv, attention_qkv, per_position_linear, rope, rope_with,
 };
 use specialformer_tensor::{Tape, Tensor, Var};
 use specialformer_testkit::{GradientCheck, op_names_in, random_array};
@@ -44,11 +44,17 @@ fn attention_with_every_argument() {
         let dropout = Some(Dropout::new(0.3, 7).unwrap());
         let cases = [
             base,
-            AttentionArgs { causal: true, query_offset: 2, ..base },
+            AttentionArgs { causal: true, query_offset: 2.into(), ..base },
             AttentionArgs { mask: Some(&mask), scale: Some(0.7), ..base },
             AttentionArgs { key_lengths: Some(&lengths), ..base },
-            AttentionArgs { alibi_slopes: Some(&slopes), causal: true, query_offset: 2, ..base },
+            AttentionArgs {
+                alibi_slopes: Some(&slopes),
+                causal: true,
+                query_offset: 2.into(),
+                ..base
+            },
             AttentionArgs { dropout, ..base },
+            AttentionArgs { causal: true, query_offset: QueryOffset::PerRow(&[2, 0]), ..base },
         ];
         for (i, args) in cases.iter().enumerate() {
             // Grouped queries, and values of another width.
@@ -86,7 +92,7 @@ fn packed_projections() {
         check(GradientCheck::new("attention_qkv"), &[qkv], |x| {
             attention_qkv(&x[0], 4, 2, &args).unwrap()
         });
-        let args = AttentionArgs { query_offset: 4, ..args };
+        let args = AttentionArgs { query_offset: 4.into(), ..args };
         let inputs = [random(1, &[2, 1, 8]), random(2, &[2, 5, 8])];
         check(GradientCheck::new("attention_kv"), &inputs, |x| {
             attention_kv(&x[0], &x[1], 4, 2, &args).unwrap()
@@ -112,6 +118,19 @@ fn rotary_positions() {
     check(GradientCheck::new("rope"), &[random(1, &[2, 3, 12])], |x| {
         rope(&x[0], 3, 2, &table, 2).unwrap()
     });
+    // Each row's own positions, padding, and a part of the width.
+    for pairing in [RopePairing::Halves, RopePairing::Adjacent] {
+        let args = RopeArgs {
+            offset: QueryOffset::PerRow(&[4, 0]),
+            lengths: Some(&[3, 2]),
+            pairing,
+            head_width: Some(6),
+            ..RopeArgs::new(3, 2)
+        };
+        check(GradientCheck::new(format!("rope {pairing:?}")), &[random(1, &[2, 3, 18])], |x| {
+            rope_with(&x[0], &table, &args).unwrap()
+        });
+    }
 }
 
 #[test]

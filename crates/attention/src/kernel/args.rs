@@ -49,8 +49,21 @@ pub enum QueryOffset<'a> {
     PerRow(&'a [usize]),
 }
 
+impl Default for QueryOffset<'_> {
+    /// The first query stands at the first key.
+    fn default() -> Self {
+        Self::Uniform(0)
+    }
+}
+
+impl From<usize> for QueryOffset<'_> {
+    fn from(offset: usize) -> Self {
+        Self::Uniform(offset)
+    }
+}
+
 impl QueryOffset<'_> {
-    pub(super) fn of(&self, row: usize) -> usize {
+    pub(crate) fn of(&self, row: usize) -> usize {
         match self {
             Self::Uniform(offset) => *offset,
             Self::PerRow(offsets) => offsets[row],
