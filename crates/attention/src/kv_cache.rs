@@ -82,7 +82,7 @@ impl<S: CacheElement> KvCache<S> {
         self.layers[0].rows()
     }
 
-    /// Number of keys of each row [B].
+    /// Number of keys of each row \[B\].
     ///
     /// # Errors
     /// [`AttentionError::Argument`] if the layers are not in step.
@@ -91,7 +91,7 @@ impl<S: CacheElement> KvCache<S> {
         Ok(self.layers[0].lengths())
     }
 
-    /// Position of the next token of each row [B].
+    /// Position of the next token of each row \[B\].
     ///
     /// # Errors
     /// [`AttentionError::Argument`] if the layers are not in step.

@@ -144,12 +144,12 @@ impl<S: CacheElement> LayerCache<S> {
         self.value_width
     }
 
-    /// Number of keys of each row [B].
+    /// Number of keys of each row \[B\].
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(|row| row.length).collect()
     }
 
-    /// Position of the next token of each row [B]: where the row started plus
+    /// Position of the next token of each row \[B\]: where the row started plus
     /// its length.
     pub fn positions(&self) -> Vec<usize> {
         self.rows.iter().map(|row| row.start + row.length).collect()

@@ -86,7 +86,7 @@ pub struct RopeArgs<'a> {
     pub rotated: usize,
     /// Position of each row's first token.
     pub offset: QueryOffset<'a>,
-    /// Row b has only its first `lengths[b]` tokens [B]; the others are
+    /// Row b has only its first `lengths[b]` tokens \[B\]; the others are
     /// padding: left as they are, at no position.
     pub lengths: Option<&'a [usize]>,
     /// Which elements form a pair.
