@@ -3,8 +3,8 @@
 use ndarray::{Array3, Array4, Axis, s};
 use specialformer_attention::kernel::{KernelArgs, QueryOffset};
 use specialformer_attention::{
-    AttentionConfig, AttentionKind, CacheElement, KvCache, LayerCache, MultiHeadAttention,
-    Position, Queries,
+    AttentionArgs, AttentionConfig, AttentionKind, CacheElement, KvCache, LayerCache,
+    MultiHeadAttention, Position, Queries, attention,
 };
 use specialformer_nn::Ctx;
 use specialformer_tensor::{Element, Seed, Tape, Tensor};
@@ -185,6 +185,42 @@ fn rotary_attention_does_not_depend_on_where_a_row_starts() {
         cache.start_at(&[9, 4]).unwrap();
         assert_close(&step(&layer, x, None, &mut cache), &want, 1e-10, 1e-10);
         assert_eq!(cache.positions(), [14, 9]);
+    }
+}
+
+/// Not causal, so that only the lengths tell a row's keys from the rest, with
+/// values of another width than the keys.
+#[test]
+fn attention_sees_each_rows_keys_and_no_others() {
+    fn check<S: CacheElement>(kind: AttentionKind, tolerance: f64) {
+        let lengths = [5, 2, 3];
+        let array = |seed, shape: [usize; 4]| -> Array4<f64> {
+            random_array(seed, &shape, -1.5, 1.5).into_dimensionality().unwrap()
+        };
+        let (q, k, v) = (array(1, [3, 2, 4, 3]), array(2, [3, 5, 2, 3]), array(3, [3, 5, 2, 5]));
+        let mut cache = LayerCache::<S>::new(3, 6, 10).unwrap().with_block(4).unwrap();
+        let flat = |x: &Array4<f64>| x.to_shape((3, 5, x.dim().2 * x.dim().3)).unwrap().to_owned();
+        let stale = |width| Array3::from_elem((3, 7, width), f64::NAN);
+        cache.append(stale(6).view(), stale(10).view(), None).unwrap();
+        cache.truncate(&[0, 0, 0]).unwrap();
+        cache.append(flat(&k).view(), flat(&v).view(), Some(&lengths)).unwrap();
+        let args = KernelArgs::new(kind);
+        let got = cache.attend_inference(&Ctx::eval(), q.view(), None, &args).unwrap();
+        let tape = Tape::no_grad();
+        for (b, length) in lengths.into_iter().enumerate() {
+            let part = |x: &Array4<f64>, count: usize| {
+                tape.constant(Tensor::from_view(x.slice(s![b..b + 1, ..count, .., ..])))
+            };
+            let (q, k, v) = (part(&q, 2), part(&k, length), part(&v, length));
+            let args = AttentionArgs { kind, ..AttentionArgs::default() };
+            let want = attention(&q, &k, &v, &args).unwrap().into_value();
+            let got = got.rows(b, b + 1).unwrap();
+            assert_close(&got.view(), &want.view(), tolerance, tolerance);
+        }
+    }
+    for kind in [AttentionKind::Softmax, AttentionKind::expressive()] {
+        check::<f64>(kind, 1e-12);
+        check::<f32>(kind, 1e-5);
     }
 }
 
