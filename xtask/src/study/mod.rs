@@ -25,6 +25,10 @@ pub(crate) struct Options {
     #[arg(long)]
     small: bool,
 
+    /// Run nothing: make the table from the results there are.
+    #[arg(long)]
+    table_only: bool,
+
     /// Write the table into README.md, from the results there are.
     #[arg(long, conflicts_with = "small")]
     write_readme: bool,
@@ -49,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         format!("no experiment `{name}`, there are: {}", known.join(", "))
     })?;
     let queue = Queue::open(experiment.as_ref(), options.small, &root().join("studies"))?;
-    let outcome = queue.work(experiment.as_ref());
+    let outcome = if options.table_only { Ok(()) } else { queue.work(experiment.as_ref()) };
     let records = queue.records()?;
     if !records.is_empty() {
         let table = experiment.table(&records)?;
