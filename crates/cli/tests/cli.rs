@@ -168,6 +168,20 @@ fn wrong_files_are_named() {
 }
 
 #[test]
+fn a_run_of_another_length_is_not_taken_for_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |steps: &str| {
+        let arguments =
+            ["iarc", "--resume", "--models", "mlp", "--test-size", "64", "--steps", steps];
+        specialformer(folder.path(), &arguments)
+    };
+    assert!(run("4").status.success());
+    let output = run("5");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("other settings"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn help_and_info_are_there() {
     let folder = tempfile::tempdir().unwrap();
     let help = specialformer(folder.path(), &["--help"]);

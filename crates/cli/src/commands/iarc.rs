@@ -23,9 +23,10 @@ const BATCH: usize = 256;
 /// The models of the quick job.
 const QUICK_MODELS: [&str; 2] = ["cisformer-expressive", "transformer-softmax-none"];
 
-/// What runs without a command.
+/// What runs without a command. Run again, it shows the finished result, or
+/// goes on where it was stopped.
 pub(crate) fn quick_job() -> IarcArgs {
-    match Cli::parse_from(["specialformer", "iarc"]).command {
+    match Cli::parse_from(["specialformer", "iarc", "--resume"]).command {
         Some(Command::Iarc(args)) => args,
         _ => unreachable!("the arguments above name the command"),
     }
