@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
-use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor};
+use specialformer_nn::{Ctx, Module, NamedParameters};
 use specialformer_tensor::Seed;
 use specialformer_train::{
     BoxError, EvaluationRecord, HeldOut, ModelOutput, Observer, Rows, RunFolder, Summary,
@@ -294,11 +294,4 @@ pub fn evaluate(
 ) -> Result<Option<EvaluationRecord>> {
     let train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
     Ok(Trainer::new(model, config.dataset()?, train)?.evaluate(set)?)
-}
-
-/// So that a model can be passed where a module is wanted by reference.
-impl Module for &Model {
-    fn visit(&self, visitor: &mut ParameterVisitor) {
-        (**self).visit(visitor);
-    }
 }

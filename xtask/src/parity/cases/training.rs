@@ -55,8 +55,8 @@ pub(super) fn cisformer(case: &GoldenCase, judge: &mut Judge<'_>) -> Result<()> 
     })
 }
 
-/// Our names of one of the reference's weights, and the part of it that
-/// belongs to each: `(ours, part, parts)` along the axis of outputs.
+/// Our name of one of the reference's weights, and which half of ours it is
+/// where ours packs two (the cisformer's keys and values).
 fn ours(name: &str, per_position: bool) -> (String, Option<usize>) {
     let name = name
         .replace("token_embedding.", "embedding.")
