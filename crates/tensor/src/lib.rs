@@ -22,6 +22,14 @@
 
 mod autograd;
 mod element;
+pub mod elementwise {
+    //! Functions with their derivatives, for kernels that fuse them.
+
+    pub use crate::ops::unary::{
+        Exp, Function, Gelu, GeluTanh, Log, Negate, Relu, Saves, Sigmoid, Silu, Softplus, Sqrt,
+        Tanh,
+    };
+}
 mod error;
 pub mod gemm;
 mod ops;
@@ -38,6 +46,7 @@ pub use autograd::{
 };
 pub use element::Element;
 pub use error::{Result, TensorError};
+pub use gemm::Segments;
 pub use ops::{CrossEntropy, DropoutMask, KeepAxes, Reduction, TokenIndex, TopK, Transpose};
 pub use parallel::Parallelism;
 pub use pool::Pool;

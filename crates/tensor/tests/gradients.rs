@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use ndarray::ArrayD;
 use specialformer_tensor::{
-    CrossEntropy, DropoutMask, KeepAxes, Reduction, Result, Tape, Tensor, TokenIndex, Transpose,
-    Var,
+    CrossEntropy, DropoutMask, KeepAxes, Reduction, Result, Segments, Tape, Tensor, TokenIndex,
+    Transpose, Var,
 };
 use specialformer_testkit::{GradientCheck, SplitMix64, op_names_in, random_array, random_indices};
 
@@ -151,6 +151,18 @@ fn products() -> Vec<Case> {
         case("matmul", &[&[0, 4], &[4, 2]], |x| x[0].matmul(&x[1])),
         case("matmul", &[&[2, 0], &[0, 3]], |x| x[0].matmul(&x[1])),
     ];
+    // Segments without rows at the front, inside and at the end.
+    for counts in [&[0, 3, 0, 4, 2, 0][..], &[9], &[0, 0, 0]] {
+        let segments = Segments::from_counts(counts.iter().copied());
+        let (s, n) = (segments.len(), segments.rows());
+        let other = segments.clone();
+        cases.push(case("segment_linear", &[&[n, 4], &[s, 3, 4]], move |x| {
+            x[0].segment_linear(&x[1], None, &other)
+        }));
+        cases.push(case("segment_linear_bias", &[&[n, 4], &[s, 3, 4], &[s, 3]], move |x| {
+            x[0].segment_linear(&x[1], Some(&x[2]), &segments)
+        }));
+    }
     for (lhs, rhs) in [(false, false), (false, true), (true, false), (true, true)] {
         let a: &[usize] = if lhs { &[2, 4, 3] } else { &[2, 3, 4] };
         let b: &[usize] = if rhs { &[2, 5, 4] } else { &[2, 4, 5] };

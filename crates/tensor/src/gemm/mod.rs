@@ -31,6 +31,7 @@ mod pack;
 mod policy;
 mod product;
 mod scratch;
+mod segments;
 #[cfg(test)]
 mod tests;
 mod tiled;
@@ -40,6 +41,7 @@ pub use batched::{gemm_batched, gemm_batched_bias};
 pub use blas_info::{BlasInfo, blas_info};
 pub use policy::KernelChoice;
 pub use product::{gemm, gemm_bias, gemm_with, kernel_for};
+pub use segments::{Segments, gemm_segments, gemm_segments_weight};
 
 use backend::Backend;
 

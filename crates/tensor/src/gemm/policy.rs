@@ -112,6 +112,23 @@ pub(super) fn cut(m: usize, k: usize, n: usize) -> (usize, usize) {
     (rows.max(1), columns.max(1))
 }
 
+/// [`cut`] for a product that is one of several which together have `total`
+/// multiply-adds and of which each is a parallel task already: only what is
+/// more than a fair share is cut further, first into strips of columns, which
+/// pack nothing twice.
+pub(super) fn cut_share(m: usize, k: usize, n: usize, total: usize) -> (usize, usize) {
+    let size = m.saturating_mul(k).saturating_mul(n);
+    let share = (total / tasks(total)).max(TASK);
+    let parts = size.div_ceil(share).max(1);
+    let columns = n.div_ceil(parts).max(SHARE_COLUMNS.min(n)).next_multiple_of(64).min(n);
+    let strips = n.div_ceil(columns.max(1)).max(1);
+    let rows = m.div_ceil(parts.div_ceil(strips)).next_multiple_of(12).min(m);
+    (rows.max(1), columns.max(1))
+}
+
+/// Narrowest strip that [`cut_share`] makes.
+const SHARE_COLUMNS: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +142,12 @@ mod tests {
             let parts = m.div_ceil(rows) * n.div_ceil(columns);
             assert!(parts > 1 && parts <= 2 * tasks(m * k * n), "{m} {k} {n}: {rows} x {columns}");
         }
+        assert_eq!(cut_share(64, 512, 1024, 128 * 64 * 512 * 1024), (64, 1024));
+        // One that has half of all work is half of all tasks.
+        let (rows, columns) = cut_share(4096, 512, 1024, 2 * 4096 * 512 * 1024);
+        assert_eq!(columns, 256);
+        assert!((28..=36).contains(&(4096usize.div_ceil(rows) * 4)), "{rows}");
+        assert_eq!(cut_share(0, 5, 0, 0), (1, 1));
         assert_eq!(cut(16, 16, 16), (16, 16));
         assert_eq!(cut(0, 5, 0), (1, 1));
     }

@@ -56,8 +56,25 @@ pub fn gemm_bias<E: Element>(
     c: ArrayViewMut2<'_, E>,
     parallelism: Parallelism,
 ) {
+    let cut = policy::cut(c.nrows(), a.ncols(), c.ncols());
+    gemm_cut(alpha, a, b, beta, bias, c, cut, parallelism);
+}
+
+/// [`gemm_bias`] in parts of `cut` rows and columns.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn gemm_cut<E: Element>(
+    alpha: E,
+    a: ArrayView2<'_, E>,
+    b: ArrayView2<'_, E>,
+    beta: E,
+    bias: Option<ArrayView1<'_, E>>,
+    c: ArrayViewMut2<'_, E>,
+    cut: (usize, usize),
+    parallelism: Parallelism,
+) {
     let kernel = choose(&a, &b, &c);
-    Product { level: selection().level, kernel, alpha, beta }.cut(a, b, bias, c, parallelism);
+    let product = Product { level: selection().level, kernel, alpha, beta };
+    product.cut(a, b, bias, c, cut, parallelism);
 }
 
 /// [`gemm_bias`] on one thread by a kernel and at a SIMD level of the caller's
@@ -137,13 +154,15 @@ pub(super) struct Product<E> {
 }
 
 impl<E: Element> Product<E> {
-    /// Computes C, over the rayon pool if allowed and worth it.
+    /// Computes C in parts of at most `rows` × `columns`, over the rayon pool
+    /// if allowed.
     fn cut(
         &self,
         a: ArrayView2<'_, E>,
         b: ArrayView2<'_, E>,
         bias: Option<ArrayView1<'_, E>>,
         mut c: ArrayViewMut2<'_, E>,
+        (rows, columns): (usize, usize),
         parallelism: Parallelism,
     ) {
         let (m, n) = c.dim();
@@ -158,7 +177,6 @@ impl<E: Element> Product<E> {
         // others might, so there one thread computes the same parts.
         let own = matches!(self.kernel, KernelChoice::Tiled | KernelChoice::Dots);
         let parallel = parallelism.is_parallel();
-        let (rows, columns) = policy::cut(m, a.ncols(), n);
         if (own && !parallel) || (rows >= m && columns >= n) {
             return self.run(a, b, bias, c);
         }

@@ -14,11 +14,12 @@ mod permute;
 mod reduce;
 mod reshape;
 mod rows;
+mod segment_linear;
 mod slice;
 mod softmax;
 mod token_index;
 mod top_k;
-mod unary;
+pub(crate) mod unary;
 
 pub use cross_entropy::{CrossEntropy, Reduction};
 pub use dropout::DropoutMask;

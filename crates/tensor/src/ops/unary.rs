@@ -9,8 +9,9 @@ use crate::pool::Pool;
 use crate::simd::{Kernel, Level, dispatch};
 use crate::tensor::Tensor;
 
-/// An elementwise function with its derivative, side by side.
-pub(crate) trait Function<E: Element>: Copy + Send + Sync + 'static {
+/// An elementwise function with its derivative, side by side; generic over the
+/// SIMD level, so that kernels of other crates can fuse it into their loops.
+pub trait Function<E: Element>: Copy + Send + Sync + 'static {
     /// The operation's name.
     const NAME: &'static str;
     /// What the derivative is computed from.
@@ -22,8 +23,8 @@ pub(crate) trait Function<E: Element>: Copy + Send + Sync + 'static {
 }
 
 /// What a [`Function`] keeps for its derivative.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Saves {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saves {
     /// The input.
     Input,
     /// The output.
@@ -126,8 +127,9 @@ macro_rules! functions {
         }
     )*) => {
         $(
-            #[derive(Clone, Copy)]
-            struct $type;
+            $(#[$doc])*
+            #[derive(Debug, Clone, Copy)]
+            pub struct $type;
 
             impl<E: Element> Function<E> for $type {
                 const NAME: &'static str = stringify!($method);
