@@ -15,7 +15,12 @@ pub const IGNORE: u32 = <u32 as specialformer_tensor::TokenIndex>::IGNORE;
 /// # Shapes
 /// Row-major: `tokens` [B, T], `targets` [B, P] with P = 1 where only the last
 /// position is predicted and P = T where all are, `labels` [B, P], `task_ids`
-/// \[B\].
+/// \[B\], `lengths` \[B\] (rows are padded at the end), `values` [B, D],
+/// `source` [B, S] with `source_lengths` \[B\].
+///
+/// Tasks of different kinds share a batch: a row of a task with one answer
+/// has its target in column 0 and [`IGNORE`] in the others; a row of a
+/// regression task has [`IGNORE`] everywhere and its values in `values`.
 ///
 /// ```
 /// use specialformer_train::{Batch, IGNORE};
@@ -26,7 +31,7 @@ pub const IGNORE: u32 = <u32 as specialformer_tensor::TokenIndex>::IGNORE;
 /// assert_eq!(batch.slice(1..2).tokens(), [3, 4, 5]);
 /// # Ok::<(), specialformer_train::TrainError>(())
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     rows: usize,
     length: usize,
@@ -37,6 +42,18 @@ pub struct Batch {
     labels: Vec<u16>,
     /// Empty if there are none.
     task_ids: Vec<u32>,
+    /// Empty if every row is full.
+    lengths: Vec<u32>,
+    /// D, the values of a row.
+    value_width: usize,
+    /// Empty if there are none.
+    values: Vec<f32>,
+    /// S, the tokens of a row of `source`.
+    source_length: usize,
+    /// Empty if there is none.
+    source: Vec<u32>,
+    /// Empty if every row of `source` is full.
+    source_lengths: Vec<u32>,
 }
 
 impl Batch {
@@ -63,19 +80,11 @@ impl Batch {
         }
         let (length, positions) = (tokens.len() / rows, targets.len() / rows);
         check_positions(length, positions)?;
-        Ok(Self {
-            rows,
-            length,
-            positions,
-            tokens,
-            targets,
-            labels: Vec::new(),
-            task_ids: Vec::new(),
-        })
+        Ok(Self { rows, length, positions, tokens, targets, ..Self::default() })
     }
 
-    /// Gives the batch these sizes, without labels and task ids, keeping its
-    /// memory; tokens become 0, targets [`IGNORE`].
+    /// Gives the batch these sizes, with nothing but tokens and targets,
+    /// keeping its memory; tokens become 0, targets [`IGNORE`].
     ///
     /// # Errors
     /// [`TrainError::Batch`] unless P is 1 or T.
@@ -86,6 +95,11 @@ impl Batch {
         refill(&mut self.targets, rows * positions, IGNORE);
         self.labels.clear();
         self.task_ids.clear();
+        self.lengths.clear();
+        (self.value_width, self.source_length) = (0, 0);
+        self.values.clear();
+        self.source.clear();
+        self.source_lengths.clear();
         Ok(())
     }
 
@@ -127,9 +141,65 @@ impl Batch {
         &mut self.task_ids
     }
 
-    /// Number of targets that are scored.
+    /// The lengths for writing, \[B\]: how many tokens of each row are real;
+    /// what follows is padding. They are all T at first.
+    pub fn lengths_mut(&mut self) -> &mut [u32] {
+        self.lengths.resize(self.rows, self.length as u32);
+        &mut self.lengths
+    }
+
+    /// The regression targets for writing, [B, D], NaN where nothing is
+    /// scored. They are all NaN at first and after a change of D.
+    pub fn values_mut(&mut self, width: usize) -> &mut [f32] {
+        if self.value_width != width {
+            self.value_width = width;
+            self.values.clear();
+        }
+        self.values.resize(self.rows * width, f32::NAN);
+        &mut self.values
+    }
+
+    /// What an encoder reads, for writing, [B, S]. All 0 at first and after a
+    /// change of S.
+    pub fn source_mut(&mut self, length: usize) -> &mut [u32] {
+        if self.source_length != length {
+            self.source_length = length;
+            self.source.clear();
+            self.source_lengths.clear();
+        }
+        self.source.resize(self.rows * length, 0);
+        &mut self.source
+    }
+
+    /// The lengths of the rows of `source` for writing, \[B\]. They are all S
+    /// at first, which [`Batch::source_mut`] sets.
+    pub fn source_lengths_mut(&mut self) -> &mut [u32] {
+        self.source_lengths.resize(self.rows, self.source_length as u32);
+        &mut self.source_lengths
+    }
+
+    /// Number of targets that are scored: classes and values.
     pub fn scored(&self) -> usize {
         self.all().scored()
+    }
+
+    /// Copies some rows in the given order into another batch, keeping that
+    /// one's memory.
+    ///
+    /// # Panics
+    /// If a row is not below B.
+    pub fn select(&self, rows: &[usize], into: &mut Self) {
+        into.rows = rows.len();
+        (into.length, into.positions) = (self.length, self.positions);
+        (into.value_width, into.source_length) = (self.value_width, self.source_length);
+        pick(&self.tokens, self.length, rows, &mut into.tokens);
+        pick(&self.targets, self.positions, rows, &mut into.targets);
+        pick(&self.labels, self.positions, rows, &mut into.labels);
+        pick(&self.task_ids, 1, rows, &mut into.task_ids);
+        pick(&self.lengths, 1, rows, &mut into.lengths);
+        pick(&self.values, self.value_width, rows, &mut into.values);
+        pick(&self.source, self.source_length, rows, &mut into.source);
+        pick(&self.source_lengths, 1, rows, &mut into.source_lengths);
     }
 
     /// All rows.
@@ -142,17 +212,35 @@ impl Batch {
     /// # Panics
     /// If the range does not lie in `0..rows`.
     pub fn slice(&self, rows: Range<usize>) -> Rows<'_> {
-        let (t, p) = (self.length, self.positions);
-        let targets = rows.start * p..rows.end * p;
         Rows {
             rows: rows.len(),
-            length: t,
-            positions: p,
-            tokens: &self.tokens[rows.start * t..rows.end * t],
-            labels: (!self.labels.is_empty()).then(|| &self.labels[targets.clone()]),
-            targets: &self.targets[targets],
-            task_ids: (!self.task_ids.is_empty()).then(|| &self.task_ids[rows]),
+            length: self.length,
+            positions: self.positions,
+            value_width: self.value_width,
+            source_length: self.source_length,
+            tokens: &self.tokens[rows.start * self.length..rows.end * self.length],
+            targets: &self.targets[rows.start * self.positions..rows.end * self.positions],
+            labels: part_of(&self.labels, self.positions, &rows),
+            task_ids: part_of(&self.task_ids, 1, &rows),
+            lengths: part_of(&self.lengths, 1, &rows),
+            values: part_of(&self.values, self.value_width, &rows),
+            source: part_of(&self.source, self.source_length, &rows),
+            source_lengths: part_of(&self.source_lengths, 1, &rows),
         }
+    }
+}
+
+/// The rows of something that a batch need not have.
+fn part_of<'a, T>(all: &'a [T], width: usize, rows: &Range<usize>) -> Option<&'a [T]> {
+    (!all.is_empty()).then(|| &all[rows.start * width..rows.end * width])
+}
+
+/// Copies rows of something that a batch need not have.
+fn pick<T: Copy>(all: &[T], width: usize, rows: &[usize], into: &mut Vec<T>) {
+    into.clear();
+    if !all.is_empty() {
+        let rows = rows.iter().map(|&row| &all[row * width..(row + 1) * width]);
+        rows.for_each(|row| into.extend_from_slice(row));
     }
 }
 
@@ -183,6 +271,12 @@ pub struct Rows<'a> {
     targets: &'a [u32],
     labels: Option<&'a [u16]>,
     task_ids: Option<&'a [u32]>,
+    lengths: Option<&'a [u32]>,
+    value_width: usize,
+    values: Option<&'a [f32]>,
+    source_length: usize,
+    source: Option<&'a [u32]>,
+    source_lengths: Option<&'a [u32]>,
 }
 
 impl<'a> Rows<'a> {
@@ -221,9 +315,94 @@ impl<'a> Rows<'a> {
         self.task_ids
     }
 
-    /// Number of targets that are scored.
+    /// How many tokens of each row are real, \[rows\]; the rest is padding at
+    /// the end. `None` if every row is full.
+    pub fn lengths(&self) -> Option<&'a [u32]> {
+        self.lengths
+    }
+
+    /// The regression targets, [rows, D], NaN where nothing is scored.
+    pub fn values(&self) -> Option<&'a [f32]> {
+        self.values
+    }
+
+    /// D, the number of values of a row; 0 if there are none.
+    pub fn value_width(&self) -> usize {
+        self.value_width
+    }
+
+    /// What an encoder reads, [rows, S].
+    pub fn source(&self) -> Option<&'a [u32]> {
+        self.source
+    }
+
+    /// S, the number of tokens of a row of [`Rows::source`]; 0 without one.
+    pub fn source_length(&self) -> usize {
+        self.source_length
+    }
+
+    /// How many tokens of each row of [`Rows::source`] are real, \[rows\].
+    /// `None` if every row is full.
+    pub fn source_lengths(&self) -> Option<&'a [u32]> {
+        self.source_lengths
+    }
+
+    /// Number of targets that are scored: classes and values.
     pub fn scored(&self) -> usize {
+        self.scored_classes() + self.scored_values()
+    }
+
+    /// Number of targets that are not [`IGNORE`].
+    pub fn scored_classes(&self) -> usize {
         self.targets.iter().filter(|&&t| t != IGNORE).count()
+    }
+
+    /// Number of values that are not NaN.
+    pub fn scored_values(&self) -> usize {
+        self.values.unwrap_or_default().iter().filter(|v| !v.is_nan()).count()
+    }
+
+    /// The scored targets and values of each task, by task id; empty without
+    /// task ids.
+    ///
+    /// # Errors
+    /// [`TrainError::Batch`] for a task id of more than 16 bits.
+    pub fn scored_by_task(&self) -> Result<Vec<Scored>> {
+        let ids = self.task_ids.unwrap_or_default();
+        let mut counts: Vec<Scored> = Vec::new();
+        for (row, &task) in ids.iter().enumerate() {
+            let Ok(task) = u16::try_from(task).map(usize::from) else {
+                return Err(TrainError::batch(format!("task id {task} at row {row}: too large")));
+            };
+            if task >= counts.len() {
+                counts.resize(task + 1, Scored::default());
+            }
+            let count = &mut counts[task];
+            count.rows += 1;
+            let targets = &self.targets[row * self.positions..][..self.positions];
+            count.classes += targets.iter().filter(|&&t| t != IGNORE).count();
+            let values = self.values.map(|v| &v[row * self.value_width..][..self.value_width]);
+            count.values += values.unwrap_or_default().iter().filter(|v| !v.is_nan()).count();
+        }
+        Ok(counts)
+    }
+}
+
+/// How much of a task is in some rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scored {
+    /// Rows of the task.
+    pub rows: usize,
+    /// Targets that are not [`IGNORE`].
+    pub classes: usize,
+    /// Values that are not NaN.
+    pub values: usize,
+}
+
+impl Scored {
+    /// Targets and values.
+    pub fn targets(&self) -> usize {
+        self.classes + self.values
     }
 }
 
@@ -270,5 +449,36 @@ mod tests {
         assert_eq!(rows.targets(), [12, 13, 14, 15]);
         assert_eq!(rows.labels().unwrap(), [2, 3, 4, 5]);
         assert_eq!(rows.task_ids().unwrap(), [8, 9]);
+        assert_eq!((rows.lengths(), rows.values(), rows.source()), (None, None, None));
+    }
+
+    #[test]
+    fn what_a_batch_need_not_have_starts_empty_and_goes_with_a_reset() {
+        let mut batch = Batch::from_vecs(3, (0..6).collect(), vec![1, IGNORE, IGNORE]).unwrap();
+        assert_eq!(batch.lengths_mut(), [2; 3]);
+        assert!(batch.values_mut(2).iter().all(|v| v.is_nan()));
+        batch.values_mut(2)[3..].copy_from_slice(&[0.5, 1.5, 2.5]);
+        batch.source_mut(4)[8..].copy_from_slice(&[5, 6, 7, 8]);
+        batch.source_lengths_mut()[2] = 3;
+        batch.task_ids_mut().copy_from_slice(&[0, 2, 2]);
+        let rows = batch.slice(2..3);
+        assert_eq!((rows.value_width(), rows.values()), (2, Some(&[1.5, 2.5][..])));
+        assert_eq!((rows.source_length(), rows.source()), (4, Some(&[5, 6, 7, 8][..])));
+        assert_eq!(rows.source_lengths(), Some(&[3][..]));
+        assert_eq!(batch.scored(), 4);
+        let scored = |rows, classes, values| Scored { rows, classes, values };
+        let by_task = [scored(1, 1, 0), scored(0, 0, 0), scored(2, 0, 3)];
+        assert_eq!(batch.all().scored_by_task().unwrap(), by_task);
+
+        let mut picked = Batch::default();
+        batch.select(&[2, 0], &mut picked);
+        assert_eq!(picked.all().tokens(), [4, 5, 0, 1]);
+        assert_eq!(picked.all().task_ids(), Some(&[2, 0][..]));
+        assert_eq!(picked.all().source_lengths(), Some(&[3, 4][..]));
+        assert_eq!(picked.slice(0..1).values(), Some(&[1.5, 2.5][..]));
+        assert_eq!(picked.all().labels(), None);
+
+        batch.reset(1, 2, 1).unwrap();
+        assert_eq!(batch, Batch::new(1, 2, 1).unwrap());
     }
 }

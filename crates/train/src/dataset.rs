@@ -46,4 +46,12 @@ pub trait Dataset: Send {
     fn label_names(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// The names of the tasks that [`Batch::task_ids_mut`] numbers. With
+    /// names, a larger task id is an error; and a step without anything of
+    /// some task may leave parameters without a gradient, which else is an
+    /// error.
+    fn task_names(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

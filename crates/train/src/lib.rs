@@ -8,7 +8,8 @@
 //! a step minimises is an [`Objective`].
 //!
 //! Shape letters: B rows of a batch, T tokens of a row, P targets of a row, V
-//! classes.
+//! classes, D values of a row, S tokens of a row of an encoder's input, C model
+//! width.
 //!
 //! ```
 //! use specialformer_nn::{Ctx, Embedding, Module, ParameterVisitor};
@@ -67,6 +68,7 @@
 //! # Ok::<(), BoxError>(())
 //! ```
 
+mod answer;
 mod batch;
 mod config;
 mod dataset;
@@ -80,19 +82,24 @@ mod run_folder;
 mod score;
 mod shards;
 mod state;
+mod task_score;
 mod trainer;
 
-pub use batch::{Batch, IGNORE, Rows};
+pub use answer::{Answer, AnswerKind};
+pub use batch::{Batch, IGNORE, Rows, Scored};
 pub use config::{AdamWConfig, OptimizerConfig, TrainConfig};
 pub use dataset::{Dataset, HeldOut};
 pub use error::{BoxError, Result, TrainError};
-pub use metrics::{AccuracyRecord, Evaluation, EvaluationRecord, Record, TrainRecord};
-pub use model::{LossTerm, Model, ModelOutput};
+pub use metrics::{
+    AccuracyRecord, Evaluation, EvaluationRecord, Record, TaskRecord, TrainRecord, ValueRecord,
+};
+pub use model::{LossTerm, Model, ModelOutput, Representation};
 pub use objective::{CrossEntropy, Objective, Shard, ShardLoss};
 pub use observer::{Observer, StepReport};
 pub use run_folder::RunFolder;
 pub use score::{Score, Tally};
 pub use state::Best;
+pub use task_score::{TaskScore, ValueScore};
 pub use trainer::{Outcome, Summary, Trainer};
 
 #[cfg(doctest)]

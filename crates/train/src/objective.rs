@@ -1,29 +1,58 @@
-//! [`Objective`]: what a step minimises, and the cross-entropy objective.
+//! [`Objective`]: what a step minimises, and the default objective.
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use specialformer_nn::{Ctx, Mode, Module};
-use specialformer_tensor::{self as tensor, Element, Reduction, Var};
+use specialformer_tensor::{Element, Var};
 
-use crate::batch::Rows;
-use crate::error::{BoxError, TrainError};
+use crate::answer::{self, AnswerKind};
+use crate::batch::{Rows, Scored};
+use crate::error::{BoxError, Result, TrainError};
 use crate::model::Model;
 use crate::score::Tally;
 
 /// One shard of a step's batch, with what it must know of the whole.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Shard<'a> {
     /// The rows of this shard.
     pub rows: Rows<'a>,
-    /// Number of rows of the whole step: all shards, all accumulated batches.
+    /// The place of this shard among all of the step: all shards, all
+    /// accumulated batches. A term of the whole step may go to the first.
+    pub index: usize,
+    /// Number of rows of the whole step.
     pub step_rows: usize,
     /// Number of scored targets of the whole step: the divisor of a mean loss.
     pub step_scored: usize,
+    /// What of each task is in the whole step; empty without task ids.
+    pub step_tasks: Arc<[Scored]>,
 }
 
 impl<'a> Shard<'a> {
     /// All rows in one shard.
-    pub fn whole(rows: Rows<'a>) -> Self {
-        Self { rows, step_rows: rows.rows(), step_scored: rows.scored() }
+    ///
+    /// # Errors
+    /// [`TrainError::Batch`] for a task id of more than 16 bits.
+    pub fn whole(rows: Rows<'a>) -> Result<Self> {
+        Ok(Self {
+            rows,
+            index: 0,
+            step_rows: rows.rows(),
+            step_scored: rows.scored(),
+            step_tasks: rows.scored_by_task()?.into(),
+        })
+    }
+
+    /// Some of the rows of this one, as shard `index`.
+    pub(crate) fn part<'b>(&self, rows: Rows<'b>, index: usize) -> Shard<'b> {
+        Shard {
+            rows,
+            index,
+            step_rows: self.step_rows,
+            step_scored: self.step_scored,
+            step_tasks: Arc::clone(&self.step_tasks),
+        }
     }
 
     /// This shard's share of the step's rows: the weight of its means.
@@ -39,9 +68,27 @@ pub struct ShardLoss<E: Element = f32> {
     /// over all shards is the loss; its gradient is the step's gradient.
     pub loss: Var<E>,
     /// Parts of the loss by name, for the metrics; summed over shards.
-    pub terms: Vec<(&'static str, f64)>,
+    pub terms: Vec<(Cow<'static, str>, f64)>,
     /// What was answered right.
     pub tally: Tally,
+    /// Summed over shards for [`Objective::after_step`].
+    pub counters: Vec<f64>,
+    /// Other numbers for the metrics, weighed by [`Shard::share`]; summed over
+    /// shards.
+    pub statistics: Vec<(Cow<'static, str>, f64)>,
+}
+
+impl<E: Element> ShardLoss<E> {
+    /// A loss and nothing else.
+    pub fn new(loss: Var<E>) -> Self {
+        Self {
+            loss,
+            terms: Vec::new(),
+            tally: Tally::default(),
+            counters: Vec::new(),
+            statistics: Vec::new(),
+        }
+    }
 }
 
 /// What a step minimises: a scalar from a context, a model and a shard.
@@ -56,14 +103,24 @@ pub trait Objective<M: ?Sized, E: Element = f32>: Send + Sync {
     /// # Errors
     /// Whatever the model may fail with.
     fn loss(&self, ctx: &Ctx<E>, model: &M, shard: &Shard<'_>) -> Result<ShardLoss<E>, BoxError>;
+
+    /// Called after each optimiser step with the counters of its shards added
+    /// up in order; see [`Model::after_step`].
+    ///
+    /// # Errors
+    /// Whatever the model may fail with.
+    fn after_step(&self, model: &M, counters: &[f64]) -> Result<(), BoxError> {
+        let _ = (model, counters);
+        Ok(())
+    }
 }
 
-/// Mean cross-entropy over the scored targets, plus the model's own terms.
+/// The mean loss of the scored targets, plus the model's own terms.
 ///
-/// L = Σ_{i scored} −log softmax(logits_i)_{target_i} / n + Σ_terms weight·term
-/// with n the scored targets of the whole step. Label smoothing ε is part of
-/// training only: the target distribution is (1 − ε) on the target plus ε/V
-/// everywhere.
+/// L = Σ_{i scored} ℓ_i / n + Σ_terms weight·term with n the scored targets of
+/// the whole step. ℓ is −log softmax(logits)_target for classes and
+/// (answer − value)² for values. Label smoothing ε is part of training only:
+/// the target distribution is (1 − ε) on the target plus ε/V everywhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct CrossEntropy {
     label_smoothing: f64,
@@ -89,29 +146,104 @@ where
 {
     fn loss(&self, ctx: &Ctx<E>, model: &M, shard: &Shard<'_>) -> Result<ShardLoss<E>, BoxError> {
         let output = model.forward(ctx, &shard.rows)?;
-        let tally = Tally::of(output.logits.value(), &shard.rows)?;
+        let _scope = ctx.scope("loss");
         let smoothing = match ctx.mode() {
             Mode::Train => self.label_smoothing,
             Mode::Eval => 0.0,
         };
-        let _scope = ctx.scope("loss");
         // Of a step without any target the loss is 0.
-        let options = tensor::CrossEntropy {
-            reduction: Reduction::Divisor(shard.step_scored.max(1) as f64),
-            label_smoothing: smoothing,
-        };
-        let mut loss = output.logits.cross_entropy(shard.rows.targets(), &options)?;
-        let mut terms = vec![("cross_entropy", item(&loss)?)];
+        let divisor = shard.step_scored.max(1) as f64;
+        let mut sum = Sum::default();
+        for part in answer::by_task(&output.answers, &shard.rows)? {
+            part.score(&mut sum.tally);
+            let loss = part.loss(divisor, smoothing)?;
+            let value = sum.add(loss_name(part.kind()), &loss)?;
+            sum.tally.add_loss(part.task, value * divisor);
+        }
         for term in output.losses {
             let part = term.value.scale(E::from_f64(term.weight * shard.share()))?;
-            terms.push((term.name, item(&part)?));
-            loss = loss.add(&part)?;
+            sum.add(term.name, &part)?;
         }
-        Ok(ShardLoss { loss, terms, tally })
+        sum.statistics(output.statistics, shard.share());
+        sum.finish(ctx, output.counters)
+    }
+
+    fn after_step(&self, model: &M, counters: &[f64]) -> Result<(), BoxError> {
+        model.after_step(counters)
     }
 }
 
-fn item<E: Element>(value: &Var<E>) -> Result<f64, BoxError> {
+/// What the metrics call the loss of a kind of answer.
+pub(crate) fn loss_name(kind: AnswerKind) -> &'static str {
+    match kind {
+        AnswerKind::Classes => "cross_entropy",
+        AnswerKind::Values => "squared_error",
+    }
+}
+
+/// A loss that is being added up.
+#[derive(Debug)]
+pub(crate) struct Sum<E: Element> {
+    loss: Option<Var<E>>,
+    terms: Vec<(Cow<'static, str>, f64)>,
+    statistics: Vec<(Cow<'static, str>, f64)>,
+    pub(crate) tally: Tally,
+}
+
+impl<E: Element> Default for Sum<E> {
+    fn default() -> Self {
+        Self { loss: None, terms: Vec::new(), statistics: Vec::new(), tally: Tally::default() }
+    }
+}
+
+impl<E: Element> Sum<E> {
+    /// Adds a term and returns its value.
+    pub(crate) fn add(
+        &mut self,
+        name: impl Into<Cow<'static, str>>,
+        term: &Var<E>,
+    ) -> Result<f64, BoxError> {
+        let value = item(term)?;
+        add_named(&mut self.terms, name.into(), value);
+        self.loss = Some(match self.loss.take() {
+            None => term.clone(),
+            Some(sum) => sum.add(term)?,
+        });
+        Ok(value)
+    }
+
+    /// Adds means over the shard's rows.
+    pub(crate) fn statistics(&mut self, means: Vec<(Cow<'static, str>, f64)>, share: f64) {
+        for (name, value) in means {
+            add_named(&mut self.statistics, name, value * share);
+        }
+    }
+
+    pub(crate) fn finish(self, ctx: &Ctx<E>, counters: Vec<f64>) -> Result<ShardLoss<E>, BoxError> {
+        let zero = || ctx.constant(specialformer_tensor::Tensor::scalar(E::ZERO));
+        Ok(ShardLoss {
+            loss: self.loss.unwrap_or_else(zero),
+            terms: self.terms,
+            tally: self.tally,
+            counters,
+            statistics: self.statistics,
+        })
+    }
+}
+
+/// Adds to the entry of that name, or makes it.
+pub(crate) fn add_named(
+    sums: &mut Vec<(Cow<'static, str>, f64)>,
+    name: Cow<'static, str>,
+    value: f64,
+) {
+    match sums.iter_mut().find(|(n, _)| *n == name) {
+        Some((_, sum)) => *sum += value,
+        None => sums.push((name, value)),
+    }
+}
+
+pub(crate) fn item<E: Element>(value: &Var<E>) -> Result<f64, BoxError> {
     Ok(value.value().item()?.to_f64())
 }
 

@@ -1,10 +1,12 @@
 //! Counting right answers.
 
 use serde::{Deserialize, Serialize};
-use specialformer_tensor::{Element, Tensor};
+use specialformer_tensor::{Element, Tape, Tensor};
 
+use crate::answer::{self, Answer};
 use crate::batch::{IGNORE, Rows};
-use crate::error::{Result, TrainError};
+use crate::error::Result;
+use crate::task_score::{TaskScore, ValueScore};
 
 /// How many of the scored targets were answered right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -35,72 +37,113 @@ impl Score {
     }
 }
 
-/// A [`Score`] of everything and one for each label.
+/// What was answered right: everything, each label, each task.
 ///
-/// An answer is right if the target's logit is the largest of its row; of
-/// equal logits the first counts. NaN is never right.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// An answer in classes is right if the target's logit is the largest of its
+/// row; of equal logits the first counts. NaN is never right.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Tally {
-    /// All targets.
+    /// All targets that are classes.
     pub overall: Score,
     /// The targets of each label, if the batch has labels.
     pub labels: Vec<Score>,
+    /// All targets that are values.
+    pub values: ValueScore,
+    /// The targets of each task, if answers or rows have tasks.
+    pub tasks: Vec<TaskScore>,
 }
 
 impl Tally {
     /// Scores logits [rows, P, V] against the targets of the rows.
     ///
     /// # Errors
-    /// [`TrainError::Batch`] if the logits are not [rows, P, V] or a target
-    /// is not below V.
+    /// [`TrainError::Batch`](crate::TrainError::Batch) if the logits are not
+    /// [rows, P, V] or a target is not below V.
     pub fn of<E: Element>(logits: &Tensor<E>, rows: &Rows<'_>) -> Result<Self> {
-        let shape = logits.shape();
-        let classes = shape.last_size();
-        if shape.rank() < 2 || classes == 0 || shape.elements() / classes != rows.targets().len() {
-            return Err(TrainError::batch(format!(
-                "logits {shape} do not answer targets [{}, {}]",
-                rows.rows(),
-                rows.positions()
-            )));
-        }
+        let answer = Answer::classes(Tape::no_grad().constant(logits.clone()));
         let mut tally = Self::default();
-        let answers = logits.as_slice().chunks_exact(classes);
-        for (i, (answer, &target)) in answers.zip(rows.targets()).enumerate() {
+        for part in answer::by_task(&[answer], rows)? {
+            part.score(&mut tally);
+        }
+        Ok(tally)
+    }
+
+    /// Scores logits [.., V] against as many targets, which are below V.
+    pub(crate) fn score_classes<E: Element>(
+        &mut self,
+        logits: &Tensor<E>,
+        targets: &[u32],
+        labels: Option<&[u16]>,
+        task: Option<u32>,
+    ) {
+        let mut sum = Score::default();
+        let answers = logits.as_slice().chunks_exact(logits.shape().last_size());
+        for (i, (answer, &target)) in answers.zip(targets).enumerate() {
             if target == IGNORE {
                 continue;
             }
             let target = target as usize;
-            let Some(&value) = answer.get(target) else {
-                return Err(TrainError::batch(format!(
-                    "target {target} at row {}: the model has {classes} classes",
-                    i / rows.positions()
-                )));
-            };
-            let (before, after) = (&answer[..target], &answer[target + 1..]);
+            let (value, before, after) = (answer[target], &answer[..target], &answer[target + 1..]);
             let right = before.iter().all(|&v| v < value) && after.iter().all(|&v| v <= value);
             let score = Score { correct: u64::from(right), scored: 1 };
-            tally.overall.add(&score);
-            if let Some(labels) = rows.labels() {
-                let label = usize::from(labels[i]);
-                if label >= tally.labels.len() {
-                    tally.labels.resize(label + 1, Score::default());
-                }
-                tally.labels[label].add(&score);
+            sum.add(&score);
+            if let Some(labels) = labels {
+                grown(&mut self.labels, usize::from(labels[i])).add(&score);
             }
         }
-        Ok(tally)
+        self.overall.add(&sum);
+        if let Some(task) = task {
+            grown(&mut self.tasks, task as usize).classes.add(&sum);
+        }
+    }
+
+    /// Scores answers [n, D] against as many values, but for those to skip.
+    pub(crate) fn score_values<E: Element>(
+        &mut self,
+        answers: &Tensor<E>,
+        values: &Tensor<E>,
+        skip: &[bool],
+        task: Option<u32>,
+    ) {
+        let mut sum = ValueScore::default();
+        let width = values.shape().last_size();
+        let pairs = answers.as_slice().iter().zip(values.as_slice()).zip(skip);
+        for (i, ((answer, value), _)) in pairs.enumerate().filter(|(_, (_, skip))| !**skip) {
+            let column = grown(&mut sum.columns, i % width);
+            column.count(answer.to_f64(), value.to_f64());
+        }
+        self.values.add(&sum);
+        if let Some(task) = task {
+            grown(&mut self.tasks, task as usize).values.add(&sum);
+        }
+    }
+
+    /// Adds the summed loss of some targets of a task.
+    pub(crate) fn add_loss(&mut self, task: Option<u32>, loss: f64) {
+        if let Some(task) = task {
+            grown(&mut self.tasks, task as usize).loss += loss;
+        }
     }
 
     /// Adds another tally.
     pub fn add(&mut self, other: &Self) {
         self.overall.add(&other.overall);
-        if other.labels.len() > self.labels.len() {
-            self.labels.resize(other.labels.len(), Score::default());
+        for (label, part) in other.labels.iter().enumerate() {
+            grown(&mut self.labels, label).add(part);
         }
-        for (sum, part) in self.labels.iter_mut().zip(&other.labels) {
-            sum.add(part);
+        self.values.add(&other.values);
+        for (task, part) in other.tasks.iter().enumerate() {
+            grown(&mut self.tasks, task).add(part);
         }
     }
+}
+
+/// The entry at `index`, of a list that grows where needed.
+pub(crate) fn grown<T: Clone + Default>(list: &mut Vec<T>, index: usize) -> &mut T {
+    if index >= list.len() {
+        list.resize(index + 1, T::default());
+    }
+    &mut list[index]
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Running a batch in shards: one tape and one memory pool each.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 use specialformer_nn::optim::GradientSet;
 use specialformer_nn::{Ctx, Module, NamedParameters};
@@ -7,7 +9,7 @@ use specialformer_tensor::{Element, Gradients, Parallelism, Pool, Seed, Tape, Ta
 
 use crate::batch::{Batch, part};
 use crate::error::{Result, TrainError};
-use crate::objective::{Objective, Shard};
+use crate::objective::{Objective, Shard, ShardLoss, add_named};
 use crate::score::Tally;
 
 /// Cuts batches into a fixed number of shards and adds up what they give in
@@ -26,20 +28,45 @@ pub(crate) struct Shards<E: Element> {
 #[derive(Debug, Default)]
 pub(crate) struct Sums {
     pub(crate) loss: f64,
-    pub(crate) terms: Vec<(&'static str, f64)>,
+    pub(crate) terms: Vec<(Cow<'static, str>, f64)>,
     pub(crate) tally: Tally,
+    pub(crate) counters: Vec<f64>,
+    pub(crate) statistics: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl Sums {
-    fn add(&mut self, part: Self) {
+    fn of<E: Element>(part: ShardLoss<E>) -> Result<Self> {
+        Ok(Self {
+            loss: part.loss.value().item()?.to_f64(),
+            terms: part.terms,
+            tally: part.tally,
+            counters: part.counters,
+            statistics: part.statistics,
+        })
+    }
+
+    fn add(&mut self, part: Self) -> Result<()> {
         self.loss += part.loss;
         for (name, value) in part.terms {
-            match self.terms.iter_mut().find(|(n, _)| *n == name) {
-                Some((_, sum)) => *sum += value,
-                None => self.terms.push((name, value)),
-            }
+            add_named(&mut self.terms, name, value);
         }
         self.tally.add(&part.tally);
+        for (name, value) in part.statistics {
+            add_named(&mut self.statistics, name, value);
+        }
+        if self.counters.is_empty() {
+            self.counters = part.counters;
+        } else if !part.counters.is_empty() {
+            let (ours, theirs) = (self.counters.len(), part.counters.len());
+            if ours != theirs {
+                let what = format!("shards gave {ours} and {theirs} counters");
+                return Err(TrainError::Model(what.into()));
+            }
+            for (sum, value) in self.counters.iter_mut().zip(part.counters) {
+                *sum += value;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -55,8 +82,29 @@ pub(crate) struct StepSeed {
 pub(crate) struct Job<'a, M: ?Sized, O: ?Sized> {
     pub(crate) model: &'a M,
     pub(crate) objective: &'a O,
+    /// Number of tasks that the data names; 0 if it names none.
+    pub(crate) tasks: usize,
     /// Fail at the first output that is not finite.
     pub(crate) check_finite: bool,
+}
+
+impl<M: ?Sized, O: ?Sized> Job<'_, M, O> {
+    /// All of a batch, of which shards are parts.
+    fn step<'a>(&self, batch: &'a Batch) -> Result<Shard<'a>> {
+        let step = Shard::whole(batch.all())?;
+        let (named, largest) = (self.tasks, step.step_tasks.len().saturating_sub(1));
+        if named > 0 && largest >= named {
+            let what = format!("task id {largest}: the data names only {named} tasks");
+            return Err(TrainError::batch(what));
+        }
+        Ok(step)
+    }
+
+    /// True if nothing of some task is scored in this step.
+    fn misses_tasks(&self, step: &Shard<'_>) -> bool {
+        let scored = step.step_tasks.iter().filter(|task| task.targets() > 0).count();
+        scored < self.tasks
+    }
 }
 
 impl<E: Element> Shards<E> {
@@ -90,7 +138,8 @@ impl<E: Element> Shards<E> {
         M: Module<E> + Sync + ?Sized,
         O: Objective<M, E> + ?Sized,
     {
-        let (parts, scored) = (self.count() * self.accumulation, batch.scored());
+        let parts = self.count() * self.accumulation;
+        let step = job.step(batch)?;
         let mut sums = Sums::default();
         let mut total: Option<GradientSet<E>> = None;
         for round in 0..self.accumulation {
@@ -99,22 +148,25 @@ impl<E: Element> Shards<E> {
                 let index = first + shard;
                 let rng = seed.seed.stream_at("dropout", seed.step * parts as u64 + index as u64);
                 let rows = batch.slice(part(batch.rows(), index, parts));
-                let shard_of = Shard { rows, step_rows: batch.rows(), step_scored: scored };
                 let tape = self.tape(shard, true, job.check_finite);
                 let ctx = Ctx::train(tape.clone(), rng);
-                let output = job.objective.loss(&ctx, job.model, &shard_of);
+                let output = job.objective.loss(&ctx, job.model, &step.part(rows, index));
                 let output = output.map_err(TrainError::Model)?;
-                let loss = output.loss.value().item()?.to_f64();
                 let gradients = tape.backward(&output.loss)?;
-                let sums = Sums { loss, terms: output.terms, tally: output.tally };
-                Ok((sums, gradients))
+                Ok((Sums::of(output)?, gradients))
             })?;
             let mut gradients: Vec<Gradients<E>> = Vec::with_capacity(results.len());
             for (part, gradient) in results {
-                sums.add(part);
+                sums.add(part)?;
                 gradients.push(gradient);
             }
-            let round = GradientSet::sum(parameters, gradients, Parallelism::Rayon)?;
+            // Parts of the model that are some task's own get no gradient
+            // from a step without that task.
+            let round = if job.misses_tasks(&step) {
+                GradientSet::sum_or_zero(parameters, gradients, Parallelism::Rayon)
+            } else {
+                GradientSet::sum(parameters, gradients, Parallelism::Rayon)?
+            };
             match &mut total {
                 None => total = Some(round),
                 Some(total) => total.add(&round)?,
@@ -136,26 +188,20 @@ impl<E: Element> Shards<E> {
         M: Module<E> + Sync + ?Sized,
         O: Objective<M, E> + ?Sized,
     {
-        let scored = batch.scored();
-        if scored == 0 {
+        let whole = job.step(batch)?;
+        if whole.step_scored == 0 {
             return Ok(None);
         }
         let results = self.each(batch.rows().div_ceil(chunk), |index| {
             let rows = index * chunk..((index + 1) * chunk).min(batch.rows());
-            let shard =
-                Shard { rows: batch.slice(rows), step_rows: batch.rows(), step_scored: scored };
+            let shard = whole.part(batch.slice(rows), index);
             let ctx = Ctx::eval_on(self.tape(index % self.count(), false, job.check_finite));
             let output = job.objective.loss(&ctx, job.model, &shard);
-            let output = output.map_err(TrainError::Model)?;
-            Ok(Sums {
-                loss: output.loss.value().item()?.to_f64(),
-                terms: output.terms,
-                tally: output.tally,
-            })
+            Sums::of(output.map_err(TrainError::Model)?)
         })?;
         let mut sums = Sums::default();
         for part in results {
-            sums.add(part);
+            sums.add(part)?;
         }
         Ok(Some(sums))
     }

@@ -56,6 +56,9 @@ pub struct Best {
     pub step: u64,
     /// The accuracy.
     pub accuracy: f64,
+    /// The loss; not in checkpoints of older builds.
+    #[serde(default)]
+    pub loss: Option<f64>,
 }
 
 impl State {

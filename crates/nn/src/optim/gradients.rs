@@ -21,18 +21,38 @@ impl<E: Element> GradientSet<E> {
     /// has a gradient of.
     pub fn sum(
         parameters: &NamedParameters<E>,
+        shards: Vec<Gradients<E>>,
+        parallelism: Parallelism,
+    ) -> Result<Self> {
+        Self::sum_with(parameters, shards, parallelism, |name, parameter| {
+            Err(NnError::MissingGradient { name: name.to_string(), shape: parameter.shape() })
+        })
+    }
+
+    /// [`GradientSet::sum`], with a gradient of zero where no shard has one:
+    /// for models of several tasks with parameters of their own, of which a
+    /// batch need not hold all.
+    pub fn sum_or_zero(
+        parameters: &NamedParameters<E>,
+        shards: Vec<Gradients<E>>,
+        parallelism: Parallelism,
+    ) -> Self {
+        let sum = Self::sum_with(parameters, shards, parallelism, |_, parameter| {
+            Ok(Tensor::zeros(parameter.shape()))
+        });
+        sum.expect("every missing gradient is replaced")
+    }
+
+    fn sum_with(
+        parameters: &NamedParameters<E>,
         mut shards: Vec<Gradients<E>>,
         parallelism: Parallelism,
+        missing: impl Fn(&str, &Parameter<E>) -> Result<Tensor<E>>,
     ) -> Result<Self> {
         let mut entries = Vec::with_capacity(parameters.len());
         for (name, parameter) in parameters.trainable() {
             let mut parts = shards.iter_mut().filter_map(|shard| shard.take_parameter(parameter));
-            let Some(mut sum) = parts.next() else {
-                return Err(NnError::MissingGradient {
-                    name: name.to_string(),
-                    shape: parameter.shape(),
-                });
-            };
+            let mut sum = parts.next().map_or_else(|| missing(name, parameter), Ok)?;
             for part in parts {
                 let part = part.as_slice();
                 parallelism.for_each_chunk(sum.make_mut(), CHUNK, |i, out| {

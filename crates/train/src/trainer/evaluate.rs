@@ -6,8 +6,7 @@ use specialformer_tensor::Element;
 use super::Trainer;
 use crate::dataset::HeldOut;
 use crate::error::{Result, TrainError};
-use crate::metrics::{Evaluation, EvaluationRecord, Record, TrainRecord};
-use crate::shards::Sums;
+use crate::metrics::{Evaluation, EvaluationRecord, Record, TrainRecord, named_tasks};
 use crate::state::Best;
 
 impl<M, E> Trainer<'_, M, E>
@@ -47,16 +46,13 @@ where
         if set == HeldOut::Validation {
             self.validation = Some(batch);
         }
-        Ok(self.evaluation(&sums).map(|evaluation| EvaluationRecord {
+        let labels = self.feed.dataset().label_names();
+        Ok(Some(EvaluationRecord {
             set,
             step: self.state.step,
             seconds: self.state.seconds,
-            evaluation,
+            evaluation: Evaluation::of(sums.loss, &sums.tally, &labels, &self.task_names),
         }))
-    }
-
-    pub(super) fn evaluation(&self, sums: &Sums) -> Option<Evaluation> {
-        Evaluation::of(sums.loss, &sums.tally, &self.feed.dataset().label_names())
     }
 
     /// Evaluates on validation data and says whether the target is reached.
@@ -65,9 +61,13 @@ where
             return Ok(false);
         };
         let accuracy = record.evaluation.overall.accuracy;
-        if self.state.best.is_none_or(|best| accuracy > best.accuracy) {
-            let step = self.state.step;
-            self.state.best = Some(Best { step, accuracy });
+        let now = Best { step: self.state.step, accuracy, loss: Some(record.evaluation.loss) };
+        // Where no target is a class, the loss decides.
+        let by_loss = record.evaluation.overall.count == 0;
+        if self.state.best.is_none_or(|best| {
+            if by_loss { now.loss < best.loss } else { accuracy > best.accuracy }
+        }) {
+            self.state.best = Some(now);
         }
         self.write(&Record::Evaluation(record.clone()))?;
         self.observer.on_evaluation(&record);
@@ -86,6 +86,7 @@ where
         let step = self.state.step;
         let factor = self.config.schedule.factor(step - 1, self.config.steps);
         let terms = interval.terms.iter();
+        let statistics = interval.statistics.iter();
         let record = TrainRecord {
             step,
             tokens: self.state.tokens,
@@ -94,6 +95,8 @@ where
             accuracy: interval.score.accuracy().unwrap_or(0.0),
             learning_rate: self.config.learning_rate * factor,
             gradient_norm: mean(interval.gradient_norm),
+            tasks: named_tasks(&interval.tasks, &self.task_names),
+            statistics: statistics.map(|(name, mean)| (name.clone(), mean.value())).collect(),
             tokens_per_second: interval.tokens as f64 / interval.seconds.max(1e-9),
             seconds: self.state.seconds,
         };

@@ -71,6 +71,7 @@ pub struct Summary {
 pub struct Trainer<'a, M: ?Sized, E: Element = f32> {
     model: &'a M,
     feed: Feed<'a>,
+    task_names: Vec<String>,
     objective: Box<dyn Objective<M, E> + 'a>,
     config: TrainConfig,
     parameters: NamedParameters<E>,
@@ -131,6 +132,7 @@ where
         let state = State::new(dataset.cursor(), Value::Null);
         Ok(Self {
             model,
+            task_names: dataset.task_names(),
             feed: Feed::new(dataset, config.batch_size),
             objective: Box::new(objective),
             parameters,

@@ -10,6 +10,7 @@ use super::Trainer;
 use crate::error::{Result, TrainError};
 use crate::objective::Objective;
 use crate::observer::StepReport;
+use crate::score::grown;
 use crate::shards::{Job, StepSeed};
 
 impl<'a, M, E> Trainer<'a, M, E>
@@ -65,6 +66,8 @@ where
             return Err(self.non_finite_step("the gradient norm", &gradients));
         }
         drop(gradients);
+        let after = self.objective.after_step(self.model, &sums.counters);
+        after.map_err(TrainError::Model)?;
 
         let state = &mut self.state;
         state.step += 1;
@@ -78,13 +81,14 @@ where
         interval.loss += sums.loss;
         interval.gradient_norm += norm;
         interval.score.add(&sums.tally.overall);
+        for (task, score) in sums.tally.tasks.iter().enumerate() {
+            grown(&mut interval.tasks, task).add(score);
+        }
         for (name, value) in sums.terms {
-            match interval.terms.get_mut(name) {
-                Some(sum) => *sum += value,
-                None => {
-                    interval.terms.insert(name.to_string(), value);
-                }
-            }
+            *interval.terms.entry(name.into_owned()).or_insert(0.0) += value;
+        }
+        for (name, value) in sums.statistics {
+            interval.statistics.entry(name.into_owned()).or_default().add(value);
         }
         Ok(StepReport {
             step: state.step,
@@ -103,7 +107,12 @@ where
     }
 
     pub(super) fn job(&self, check_finite: bool) -> Job<'_, M, dyn Objective<M, E> + 'a> {
-        Job { model: self.model, objective: self.objective.as_ref(), check_finite }
+        Job {
+            model: self.model,
+            objective: self.objective.as_ref(),
+            tasks: self.task_names.len(),
+            check_finite,
+        }
     }
 
     /// Runs the step again with every output checked. It is deterministic, so

@@ -1,6 +1,8 @@
 //! A small model and a toy task for the tests.
 #![allow(dead_code, reason = "no test uses everything")]
 
+pub(crate) mod heads;
+
 use specialformer_nn::{Ctx, Linear, Module, NamedParameters, ParameterVisitor};
 use specialformer_tensor::{Element, Seed, Tensor};
 use specialformer_train::{Batch, BoxError, Dataset, HeldOut, Model, ModelOutput, Rows};
