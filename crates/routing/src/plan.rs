@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use specialformer_tensor::Segments;
+
 use crate::choices::Choices;
 use crate::error::{Result, RoutingError};
 
@@ -13,7 +15,8 @@ use crate::error::{Result, RoutingError};
 /// `offsets[e]..offsets[e + 1]`. A gather by `token_of` lays the experts'
 /// inputs out in contiguous segments; `slot_of` leads each choice to its
 /// output, so that a token's outputs are added up in the order of its choices.
-/// Counting sort: O(T·K) time and memory, no E × T mask.
+/// Counting sort: O(T·K) time and memory, no E × T mask. A clone shares
+/// everything, so operations can keep one.
 ///
 /// ```
 /// use specialformer_routing::{Choices, DispatchPlan};
@@ -28,7 +31,7 @@ use crate::error::{Result, RoutingError};
 #[derive(Debug, Clone)]
 pub struct DispatchPlan {
     choices: Arc<Choices>,
-    offsets: Arc<[usize]>,
+    segments: Segments,
     token_of: Arc<[u32]>,
     choice_of: Arc<[u32]>,
     slot_of: Arc<[u32]>,
@@ -82,7 +85,7 @@ impl DispatchPlan {
         }
         Ok(Self {
             choices,
-            offsets: offsets.into(),
+            segments: Segments::new(offsets)?,
             token_of: token_of.into(),
             choice_of: choice_of.into(),
             slot_of: slot_of.into(),
@@ -114,29 +117,34 @@ impl DispatchPlan {
         &self.choices
     }
 
+    /// The slots of each expert, as grouped products take them.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
     /// Where each expert's slots start, and the end of the last [E + 1].
-    pub fn offsets(&self) -> &Arc<[usize]> {
-        &self.offsets
+    pub fn offsets(&self) -> &[usize] {
+        self.segments.offsets()
     }
 
     /// The slots of one expert.
     pub fn slots_of(&self, expert: usize) -> Range<usize> {
-        self.offsets[expert]..self.offsets[expert + 1]
+        self.segments.range(expert)
     }
 
     /// Which token is in each slot \[S\].
-    pub fn token_of(&self) -> &Arc<[u32]> {
+    pub fn token_of(&self) -> &[u32] {
         &self.token_of
     }
 
     /// Which choice each slot serves \[S\]: where its combine weight stands.
-    pub fn choice_of(&self) -> &Arc<[u32]> {
+    pub fn choice_of(&self) -> &[u32] {
         &self.choice_of
     }
 
     /// The slot of each choice \[A\], [`DispatchPlan::DROPPED`] if it has
     /// none.
-    pub fn slot_of(&self) -> &Arc<[u32]> {
+    pub fn slot_of(&self) -> &[u32] {
         &self.slot_of
     }
 
@@ -149,6 +157,6 @@ impl DispatchPlan {
     /// Bytes that the plan holds: O(T·K + E).
     pub fn bytes(&self) -> usize {
         let words = 2 * self.choices.len() + self.choices.offsets().len() + 2 * self.slots();
-        words * size_of::<u32>() + self.offsets.len() * size_of::<usize>()
+        words * size_of::<u32>() + size_of_val(self.offsets())
     }
 }

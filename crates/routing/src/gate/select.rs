@@ -156,7 +156,7 @@ fn largest_few<E: Element>(row: &[E], out: &mut [u32]) {
     let k = out.len();
     let mut values = [E::NEG_INFINITY; INSERTION];
     for (i, &x) in row.iter().enumerate() {
-        if i >= k && !(x > values[k - 1]) {
+        if i >= k && x <= values[k - 1] {
             continue;
         }
         let filled = i.min(k);
