@@ -1,0 +1,114 @@
+//! Times of the expert layer against the dense feed-forward layer of the same
+//! active size, taking turns.
+//!
+//! `cargo run --release -p specialformer-moe --example layer_times -- THREADS ROUNDS`
+
+use std::time::Instant;
+
+use specialformer_moe::{DispatchPlan, ExpertVars, moe_experts};
+use specialformer_nn::{Activation, Ctx, FeedForward, FeedForwardKind};
+use specialformer_tensor::{Parallelism, Pool, RngStream, Seed, Tape, TapeConfig, Tensor};
+
+const TOKENS: usize = 4096;
+const WIDTH: usize = 512;
+const HIDDEN: usize = 1024;
+const PICKED: usize = 2;
+const KIND: FeedForwardKind = FeedForwardKind::Gated(Activation::Silu);
+
+fn random(shape: &[usize], rng: &mut RngStream) -> Tensor {
+    Tensor::from_fn(shape, || rng.normal() as f32 * 0.05)
+}
+
+/// Distinct experts for each token, drawn evenly.
+fn plan(experts: usize, rng: &mut RngStream) -> DispatchPlan {
+    let choices: Vec<Vec<Option<u32>>> = (0..TOKENS)
+        .map(|_| {
+            let first = rng.below(experts);
+            let second = (first + 1 + rng.below(experts - 1)) % experts;
+            vec![Some(first as u32), Some(second as u32)]
+        })
+        .collect();
+    DispatchPlan::from_choices(experts, &choices)
+}
+
+struct Layer {
+    plan: DispatchPlan,
+    weights: [Tensor; 3],
+}
+
+fn main() {
+    let mut words = std::env::args().skip(1).map(|w| w.parse::<usize>().expect("a number"));
+    let threads = words.next().unwrap_or(1);
+    let rounds = words.next().unwrap_or(5);
+    let only = words.next();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    pool.install(|| run(rounds, only));
+}
+
+fn run(rounds: usize, only: Option<usize>) {
+    let mut rng = Seed::new(1).stream("times");
+    let dense =
+        FeedForward::<f32>::new(KIND, WIDTH, PICKED * HIDDEN, false, &mut rng).expect("sizes");
+    let x = random(&[TOKENS, WIDTH], &mut rng);
+    let cotangent = random(&[TOKENS, WIDTH], &mut rng);
+    let combine = Tensor::full([TOKENS * PICKED], 0.5);
+    let sizes = [8usize, 16, 32, 64, 128].into_iter().filter(|&e| only.is_none_or(|o| o == e));
+    let layers: Vec<(usize, Layer)> = sizes
+        .map(|e| {
+            let weights = [[e, HIDDEN, WIDTH], [e, HIDDEN, WIDTH], [e, WIDTH, HIDDEN]];
+            let weights = weights.map(|shape| random(&shape, &mut rng));
+            (e, Layer { plan: plan(e, &mut rng), weights })
+        })
+        .collect();
+    let buffers = Pool::new();
+    let config = || TapeConfig {
+        parallelism: Parallelism::Rayon,
+        pool: buffers.clone(),
+        ..TapeConfig::default()
+    };
+    let mut times: Vec<(String, Vec<f64>, Vec<f64>)> = std::iter::once("dense".to_string())
+        .chain(layers.iter().map(|(e, _)| format!("E {e}")))
+        .map(|name| (name, Vec::new(), Vec::new()))
+        .collect();
+    for round in 0..=rounds {
+        for (i, (_, forward, both)) in times.iter_mut().enumerate() {
+            let tape = Tape::with_config(config());
+            let x = tape.variable(x.clone());
+            let started = Instant::now();
+            let y = if i == 0 {
+                let ctx = Ctx::train(tape.clone(), Seed::new(1).stream("dropout"));
+                dense.forward(&ctx, &x).expect("the sizes fit")
+            } else {
+                let Layer { plan, weights } = &layers[i - 1].1;
+                let [gate, up, down] = weights.each_ref().map(|w| tape.variable(w.clone()));
+                let combine = tape.variable(combine.clone());
+                let bank = ExpertVars {
+                    kind: KIND,
+                    gate: Some(gate),
+                    up,
+                    down,
+                    gate_bias: None,
+                    up_bias: None,
+                    down_bias: None,
+                };
+                moe_experts(&x, &combine, &bank, plan).expect("the sizes fit")
+            };
+            let middle = started.elapsed().as_secs_f64();
+            let gradients = tape.backward_from(&y, cotangent.clone()).expect("it is tracked");
+            let end = started.elapsed().as_secs_f64();
+            drop(gradients);
+            if round > 0 {
+                forward.push(middle * 1e3);
+                both.push(end * 1e3);
+            }
+        }
+    }
+    println!("threads {}; ms, min (median)", rayon::current_num_threads());
+    for (name, forward, both) in &mut times {
+        let [forward, both] = [forward, both].map(|times| {
+            times.sort_by(f64::total_cmp);
+            format!("{:8.1} ({:8.1})", times[0], times[times.len() / 2])
+        });
+        println!("{name:>6}  forward {forward}  forward and backward {both}");
+    }
+}

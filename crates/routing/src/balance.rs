@@ -1,0 +1,515 @@
+//! Terms that keep the experts' load even, as differentiable operations.
+//!
+//! All are means over live tokens: tokens that are padding count nowhere.
+//! Each takes what a [`Routing`] holds, so they serve other
+//! routers as well.
+//!
+//! ```
+//! use specialformer_routing::balance;
+//! use specialformer_tensor::{Tape, Tensor};
+//!
+//! let tape = Tape::<f32>::new();
+//! let p = tape.variable(Tensor::full([8, 4], 0.25));
+//! let even = balance::load_balance(&p, &[4, 4, 4, 4], None)?;
+//! let uneven = balance::load_balance(&p, &[16, 0, 0, 0], None)?;
+//! assert_eq!(even.value().item()?, 1.0);
+//! assert_eq!(uneven.value().item()?, 1.0); // the load has no gradient, P has
+//! # Ok::<(), specialformer_routing::RoutingError>(())
+//! ```
+
+use std::sync::Arc;
+
+use specialformer_tensor::{BackwardContext, Element, Grad, Op, Shape, Tensor, Var};
+
+use crate::choices::Choices;
+use crate::config::{Balance, LoadBalance};
+use crate::error::{Result, RoutingError};
+use crate::router::Routing;
+
+/// One term for the loss: `weight · value`.
+#[derive(Debug, Clone)]
+pub struct BalanceTerm<E: Element = f32> {
+    /// What it is: `"load_balance"`, `"router_z"`, `"importance"`, `"load"` or
+    /// `"router_entropy"`.
+    pub name: &'static str,
+    /// What the configuration says it weighs.
+    pub weight: f64,
+    /// The value, a scalar.
+    pub value: Var<E>,
+}
+
+/// Rows whose sums are added up first, so that long sums keep their digits.
+const BLOCK: usize = 256;
+
+fn is_live(live: Option<&[bool]>, token: usize) -> bool {
+    live.is_none_or(|live| live[token])
+}
+
+fn count_live(live: Option<&[bool]>, tokens: usize) -> usize {
+    live.map_or(tokens, |live| live.iter().filter(|&&live| live).count())
+}
+
+/// T and E of a matrix [T, E], after a check of `live`.
+fn sizes<E: Element>(op: &'static str, x: &Var<E>, live: Option<&[bool]>) -> Result<[usize; 2]> {
+    let shape = x.shape();
+    if shape.rank() != 2 {
+        return Err(RoutingError::shape(op, "input", &shape, "must be [T, E]"));
+    }
+    if let Some(live) = live.filter(|live| live.len() != shape[0]) {
+        let what = format!("must have one entry for each of {} tokens", shape[0]);
+        return Err(RoutingError::shape(op, "live", &[live.len()], what));
+    }
+    Ok([shape[0], shape[1]])
+}
+
+struct MeanProbability {
+    from: Shape,
+    live: Option<Vec<bool>>,
+    count: usize,
+}
+
+impl<E: Element> Op<E, 1> for MeanProbability {
+    const NAME: &'static str = "mean_probability";
+
+    fn backward(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: Tensor<E>,
+    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
+        let experts = self.from[1];
+        let factor = E::ONE / E::from_usize(self.count.max(1));
+        let grad: Vec<E> = grad.as_slice().iter().map(|&g| g * factor).collect();
+        let mut d = Tensor::zeros_in(cx.pool(), self.from);
+        for (token, row) in d.make_mut_in(cx.pool()).chunks_exact_mut(experts).enumerate() {
+            if is_live(self.live.as_deref(), token) {
+                row.copy_from_slice(&grad);
+            }
+        }
+        Ok([Grad::Value(d)])
+    }
+}
+
+/// P_e, the mean over live tokens of each column.
+///
+/// # Shapes
+/// [T, E] → \[E\]; `live` \[T\].
+///
+/// # Errors
+/// [`RoutingError::Shape`] for other shapes.
+///
+/// # Gradient
+/// Of the input: 1/T of the output's in each live row.
+///
+/// # Numerics
+/// Added up in blocks of 256 rows, in order. Zero if no token is live.
+pub fn mean_probability<E: Element>(
+    probabilities: &Var<E>,
+    live: Option<&[bool]>,
+) -> Result<Var<E>> {
+    let [tokens, experts] = sizes("mean_probability", probabilities, live)?;
+    let tape = probabilities.tape();
+    let count = count_live(live, tokens);
+    let mut total = vec![E::ZERO; experts];
+    let mut block = vec![E::ZERO; experts];
+    let rows = probabilities.value().as_slice();
+    for (i, rows) in rows.chunks(BLOCK * experts.max(1)).enumerate() {
+        block.fill(E::ZERO);
+        for (j, row) in rows.chunks_exact(experts).enumerate() {
+            if is_live(live, i * BLOCK + j) {
+                for (sum, &p) in block.iter_mut().zip(row) {
+                    *sum += p;
+                }
+            }
+        }
+        for (total, &sum) in total.iter_mut().zip(&block) {
+            *total += sum;
+        }
+    }
+    let factor = E::ONE / E::from_usize(count.max(1));
+    for total in &mut total {
+        *total *= factor;
+    }
+    let mean = Tensor::copied_in(tape.pool(), experts, &total);
+    Ok(tape.apply([probabilities], mean, || MeanProbability {
+        from: probabilities.shape(),
+        live: live.map(<[bool]>::to_vec),
+        count,
+    })?)
+}
+
+/// scale·Σ_e share_e·x_e.
+fn weighted_sum<E: Element>(x: &Var<E>, shares: &[f64]) -> Result<Var<E>> {
+    let shares: Vec<E> = shares.iter().map(|&s| E::from_f64(s)).collect();
+    let shares = x.tape().constant(Tensor::copied_in(x.tape().pool(), shares.len(), &shares));
+    Ok(x.mul(&shares)?.sum_all()?)
+}
+
+fn check_load(op: &'static str, load: &[u64], experts: usize) -> Result<()> {
+    if load.len() == experts {
+        return Ok(());
+    }
+    let what = format!("must have one entry for each of {experts} experts");
+    Err(RoutingError::shape(op, "load", &[load.len()], what))
+}
+
+/// The load-balancing loss of Switch (Fedus et al. 2021) and GShard:
+/// E·Σ_e f_e·P_e, f_e = load_e / Σ load the share of assignments and P_e the
+/// mean probability.
+///
+/// 1 if the probabilities are even; where the load follows the probabilities,
+/// that is the minimum.
+///
+/// # Shapes
+/// probabilities [T, E], `load` \[E\], `live` \[T\] → scalar.
+///
+/// # Errors
+/// [`RoutingError::Shape`] for other shapes.
+///
+/// # Gradient
+/// Through P alone: f counts choices.
+pub fn load_balance<E: Element>(
+    probabilities: &Var<E>,
+    load: &[u64],
+    live: Option<&[bool]>,
+) -> Result<Var<E>> {
+    let [_, experts] = sizes("load_balance", probabilities, live)?;
+    load_balance_among(probabilities, load, live, experts)
+}
+
+/// [`load_balance`] where only `used` of the E experts may be chosen.
+pub(crate) fn load_balance_among<E: Element>(
+    probabilities: &Var<E>,
+    load: &[u64],
+    live: Option<&[bool]>,
+    used: usize,
+) -> Result<Var<E>> {
+    let [_, experts] = sizes("load_balance", probabilities, live)?;
+    check_load("load_balance", load, experts)?;
+    let total = load.iter().sum::<u64>().max(1) as f64;
+    let factor = used as f64 / total;
+    let shares: Vec<f64> = load.iter().map(|&load| factor * load as f64).collect();
+    weighted_sum(&mean_probability(probabilities, live)?, &shares)
+}
+
+/// What [`pooled_load_balance`] takes of one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerLoad<'a, E: Element = f32> {
+    /// The router's probabilities [T, E].
+    pub probabilities: &'a Var<E>,
+    /// Choices of each expert \[E\].
+    pub load: &'a [u64],
+    /// Tokens that are not padding \[T\].
+    pub live: Option<&'a [bool]>,
+}
+
+/// The load-balancing loss as `transformers` computes it for Mixtral, OLMoE
+/// and Qwen3-MoE: E·Σ_e f_e·P_e over the tokens of all layers pooled, with
+/// f_e the assignments to e per token (so Σ f = K) and P_e the mean
+/// probability.
+///
+/// K if even.
+///
+/// # Errors
+/// [`RoutingError::Shape`] if there is no layer or the shapes do not fit.
+///
+/// # Gradient
+/// Through P alone.
+pub fn pooled_load_balance<E: Element>(layers: &[LayerLoad<'_, E>]) -> Result<Var<E>> {
+    const OP: &str = "pooled_load_balance";
+    let Some(first) = layers.first() else {
+        return Err(RoutingError::shape(OP, "layers", &[0], "there must be at least one"));
+    };
+    let [_, experts] = sizes(OP, first.probabilities, first.live)?;
+    let mut load = vec![0u64; experts];
+    let mut tokens = 0;
+    for layer in layers {
+        let [t, e] = sizes(OP, layer.probabilities, layer.live)?;
+        check_load(OP, layer.load, e)?;
+        if e != experts {
+            let what = format!("all layers must have {experts} experts");
+            return Err(RoutingError::shape(OP, "probabilities", &[t, e], what));
+        }
+        tokens += count_live(layer.live, t);
+        for (sum, &load) in load.iter_mut().zip(layer.load) {
+            *sum += load;
+        }
+    }
+    let pooled = tokens.max(1) as f64;
+    let mut value: Option<Var<E>> = None;
+    for layer in layers {
+        let [t, _] = sizes(OP, layer.probabilities, layer.live)?;
+        // A layer's part in the pooled mean.
+        let part = count_live(layer.live, t) as f64 / pooled;
+        let factor = experts as f64 * part / pooled;
+        let shares: Vec<f64> = load.iter().map(|&load| factor * load as f64).collect();
+        let term = weighted_sum(&mean_probability(layer.probabilities, layer.live)?, &shares)?;
+        value = Some(match value {
+            None => term,
+            Some(sum) => sum.add(&term)?,
+        });
+    }
+    value.ok_or_else(|| RoutingError::shape(OP, "layers", &[0], "there must be at least one"))
+}
+
+/// The term of [`LoadBalance::Transformers`] for a model's routers, `None` if
+/// the configuration has another variant or weight 0, or there is no router.
+///
+/// # Errors
+/// As [`pooled_load_balance`].
+pub fn pooled<'a, E: Element>(
+    balance: &Balance,
+    routings: impl IntoIterator<Item = &'a Routing<E>>,
+) -> Result<Option<BalanceTerm<E>>> {
+    if balance.variant != LoadBalance::Transformers || balance.load_balance == 0.0 {
+        return Ok(None);
+    }
+    let layers: Vec<_> = routings.into_iter().map(Routing::layer_load).collect();
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    let value = pooled_load_balance(&layers)?;
+    Ok(Some(BalanceTerm { name: "load_balance", weight: balance.load_balance, value }))
+}
+
+struct ZLoss<E: Element> {
+    logits: Tensor<E>,
+    log_sums: Vec<f64>,
+    live: Option<Vec<bool>>,
+    count: usize,
+}
+
+impl<E: Element> Op<E, 1> for ZLoss<E> {
+    const NAME: &'static str = "router_z_loss";
+
+    fn backward(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: Tensor<E>,
+    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
+        let shape = self.logits.shape();
+        let factor = 2.0 * grad.item()?.to_f64() / self.count.max(1) as f64;
+        let mut d = Tensor::zeros_in(cx.pool(), shape);
+        let rows = d.make_mut_in(cx.pool()).chunks_exact_mut(shape[1]);
+        let logits = self.logits.as_slice().chunks_exact(shape[1]);
+        for (token, ((row, logits), &log_sum)) in rows.zip(logits).zip(&self.log_sums).enumerate() {
+            if is_live(self.live.as_deref(), token) {
+                let (shift, scale) = (E::from_f64(log_sum), E::from_f64(factor * log_sum));
+                for (d, &x) in row.iter_mut().zip(logits) {
+                    *d = scale * exp(x - shift);
+                }
+            }
+        }
+        Ok([Grad::Value(d)])
+    }
+}
+
+fn exp<E: Element>(x: E) -> E {
+    x.exp_in::<specialformer_tensor::simd::Baseline>()
+}
+
+fn ln<E: Element>(x: E) -> E {
+    x.ln_in::<specialformer_tensor::simd::Baseline>()
+}
+
+/// The router z-loss (Zoph et al. 2022): mean over live tokens of
+/// (ln Σ_e exp(logit_e))², which keeps logits small.
+///
+/// # Shapes
+/// logits [T, E], `live` \[T\] → scalar.
+///
+/// # Errors
+/// [`RoutingError::Shape`] for other shapes.
+///
+/// # Gradient
+/// 2·z·softmax(logits)/T in each live row, z its logsumexp.
+pub fn z_loss<E: Element>(logits: &Var<E>, live: Option<&[bool]>) -> Result<Var<E>> {
+    let [tokens, experts] = sizes("z_loss", logits, live)?;
+    let tape = logits.tape();
+    let count = count_live(live, tokens);
+    let log_sum = |row: &[E]| {
+        let max = row.iter().copied().fold(E::NEG_INFINITY, E::maximum);
+        let sum: E = row.iter().map(|&x| exp(x - max)).sum();
+        max.to_f64() + sum.to_f64().ln()
+    };
+    let log_sums: Vec<f64> = match experts {
+        0 => vec![0.0; tokens],
+        _ => logits.value().as_slice().chunks_exact(experts).map(log_sum).collect(),
+    };
+    let squares = log_sums.iter().enumerate().filter(|(t, _)| is_live(live, *t));
+    let total: f64 = squares.map(|(_, z)| z * z).sum();
+    let value = Tensor::scalar(E::from_f64(total / count.max(1) as f64));
+    Ok(tape.apply([logits], value, || ZLoss {
+        logits: logits.value().clone(),
+        log_sums,
+        live: live.map(<[bool]>::to_vec),
+        count,
+    })?)
+}
+
+/// The smallest probability whose logarithm is taken.
+const TINY: f64 = 1e-37;
+
+struct Entropy<E: Element> {
+    p: Tensor<E>,
+    live: Option<Vec<bool>>,
+    count: usize,
+}
+
+impl<E: Element> Op<E, 1> for Entropy<E> {
+    const NAME: &'static str = "routing_entropy";
+
+    fn backward(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: Tensor<E>,
+    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
+        let shape = self.p.shape();
+        let factor = -grad.item()? / E::from_usize(self.count.max(1));
+        let tiny = E::from_f64(TINY);
+        let mut d = Tensor::zeros_in(cx.pool(), shape);
+        let rows = d.make_mut_in(cx.pool()).chunks_exact_mut(shape[1]);
+        for (token, (row, p)) in rows.zip(self.p.as_slice().chunks_exact(shape[1])).enumerate() {
+            if is_live(self.live.as_deref(), token) {
+                for (d, &p) in row.iter_mut().zip(p) {
+                    *d = factor * (ln(p.maximum(tiny)) + E::ONE);
+                }
+            }
+        }
+        Ok([Grad::Value(d)])
+    }
+}
+
+/// Mean over live tokens of the entropy of a token's probabilities,
+/// −Σ_e p·ln p, in nats.
+///
+/// # Shapes
+/// probabilities [T, E], `live` \[T\] → scalar.
+///
+/// # Errors
+/// [`RoutingError::Shape`] for other shapes.
+///
+/// # Gradient
+/// −(ln p + 1)/T in each live row; ln p counts as ln 1e-37 below that, so that
+/// it stays finite at p = 0 (where a softmax makes nothing of it).
+pub fn entropy<E: Element>(probabilities: &Var<E>, live: Option<&[bool]>) -> Result<Var<E>> {
+    let [tokens, _] = sizes("entropy", probabilities, live)?;
+    let tape = probabilities.tape();
+    let value = mean_entropy(probabilities.value(), live);
+    Ok(tape.apply([probabilities], Tensor::scalar(E::from_f64(value)), || Entropy {
+        p: probabilities.value().clone(),
+        live: live.map(<[bool]>::to_vec),
+        count: count_live(live, tokens),
+    })?)
+}
+
+/// Mean entropy over live rows, in nats.
+pub(crate) fn mean_entropy<E: Element>(p: &Tensor<E>, live: Option<&[bool]>) -> f64 {
+    let experts = p.shape().last_size().max(1);
+    let tiny = E::from_f64(TINY);
+    let row = |row: &[E]| -> E { row.iter().map(|&p| p * ln(p.maximum(tiny))).sum() };
+    let rows = p.as_slice().chunks_exact(experts);
+    let tokens = rows.len();
+    let live_rows = rows.enumerate().filter(|(t, _)| is_live(live, *t));
+    let total: f64 = live_rows.map(|(_, p)| -row(p).to_f64()).sum();
+    total / count_live(live, tokens).max(1) as f64
+}
+
+struct Importance {
+    choices: Arc<Choices>,
+}
+
+impl<E: Element> Op<E, 1> for Importance {
+    const NAME: &'static str = "importance";
+
+    fn backward(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: Tensor<E>,
+    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
+        let grad = grad.as_slice();
+        Ok([Grad::Value(Tensor::build_in(cx.pool(), self.choices.len(), |d| {
+            for (d, &expert) in d.iter_mut().zip(self.choices.expert_of()) {
+                *d = grad[expert as usize];
+            }
+        }))])
+    }
+}
+
+/// Each expert's importance, the sum of its combine weights.
+///
+/// # Shapes
+/// weights \[A\] → \[E\].
+///
+/// # Errors
+/// [`RoutingError::Shape`] unless there is one weight for each choice.
+///
+/// # Gradient
+/// Of a weight: that of its expert's importance.
+pub fn importance<E: Element>(weights: &Var<E>, choices: &Arc<Choices>) -> Result<Var<E>> {
+    if *weights.shape() != [choices.len()] {
+        let what = format!("must be [{}], one for each choice", choices.len());
+        return Err(RoutingError::shape("importance", "weights", &weights.shape(), what));
+    }
+    let mut sums = vec![0.0f64; choices.experts()];
+    for (&w, &expert) in weights.value().as_slice().iter().zip(choices.expert_of()) {
+        sums[expert as usize] += w.to_f64();
+    }
+    let mut sums = sums.into_iter();
+    let value = Tensor::from_fn(choices.experts(), || E::from_f64(sums.next().unwrap_or(0.0)));
+    let op = || Importance { choices: Arc::clone(choices) };
+    Ok(weights.tape().apply([weights], value, op)?)
+}
+
+struct CvSquared<E: Element> {
+    x: Tensor<E>,
+}
+
+impl<E: Element> Op<E, 1> for CvSquared<E> {
+    const NAME: &'static str = "cv_squared";
+
+    fn backward(
+        &self,
+        cx: &BackwardContext<'_, E>,
+        grad: Tensor<E>,
+    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
+        let (n, sum, squares) = moments(self.x.as_slice());
+        let g = grad.item()?.to_f64();
+        Ok([Grad::Value(Tensor::build_in(cx.pool(), self.x.shape(), |d| {
+            for (d, &x) in d.iter_mut().zip(self.x.as_slice()) {
+                // d/dx of n·Σx²/(Σx)² − 1.
+                let slope = if sum == 0.0 {
+                    0.0
+                } else {
+                    2.0 * n / (sum * sum) * (x.to_f64() - squares / sum)
+                };
+                *d = E::from_f64(g * slope);
+            }
+        }))])
+    }
+}
+
+/// n, Σx and Σx².
+fn moments<E: Element>(x: &[E]) -> (f64, f64, f64) {
+    let values = x.iter().map(|x| x.to_f64());
+    let (sum, squares) = values.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
+    (x.len() as f64, sum, squares)
+}
+
+/// The squared coefficient of variation, variance/mean² with the population
+/// variance (Shazeer et al. 2017): of importance or load. 0 if all are equal,
+/// and where the mean is 0.
+///
+/// # Shapes
+/// \[E\] → scalar.
+///
+/// # Errors
+/// Only in checked mode.
+///
+/// # Gradient
+/// 2n/(Σx)²·(x − Σx²/Σx).
+pub fn cv_squared<E: Element>(x: &Var<E>) -> Result<Var<E>> {
+    let (n, sum, squares) = moments(x.value().as_slice());
+    let value = if sum == 0.0 { 0.0 } else { n * squares / (sum * sum) - 1.0 };
+    let value = Tensor::scalar(E::from_f64(value));
+    Ok(x.tape().apply([x], value, || CvSquared { x: x.value().clone() })?)
+}

@@ -1,0 +1,493 @@
+//! [`Router`]: gates as a differentiable layer.
+
+use std::sync::Arc;
+
+use specialformer_nn::{Ctx, Mode, Module, ParameterVisitor, init};
+use specialformer_tensor::{Element, KeepAxes, Parameter, RngStream, Tensor, Var};
+
+use crate::balance::{self, BalanceTerm, LayerLoad};
+use crate::capacity::keep_within;
+use crate::choices::Choices;
+use crate::config::{GateKind, LoadBalance, RouterConfig};
+use crate::error::{Result, RoutingError};
+use crate::expert_set::Allowed;
+use crate::gate::{self, MASKED, SelectArgs, WeightRule};
+use crate::noise;
+use crate::plan::DispatchPlan;
+
+const OP: &str = "router";
+
+/// What a router is told besides its input.
+///
+/// ```
+/// use specialformer_routing::RouteInput;
+/// let live = [true, true, false];
+/// let input = RouteInput { live: Some(&live), causal: true, ..RouteInput::default() };
+/// assert!(input.tokens.is_none());
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RouteInput<'a> {
+    /// False for padding, which is not routed and counts nowhere \[T\].
+    pub live: Option<&'a [bool]>,
+    /// Token ids, for the hash gate \[T\].
+    pub tokens: Option<&'a [u32]>,
+    /// Experts that may be scored and chosen.
+    pub allowed: Option<Allowed<'a>>,
+    /// True in a decoder: gates that see later tokens are refused.
+    pub causal: bool,
+}
+
+/// What a router decided.
+#[derive(Debug, Clone)]
+pub struct Routing<E: Element = f32> {
+    /// Router logits, divided by the temperature and without noise; −1e30
+    /// where an expert is not allowed [T, E]. Zero for gates that learn
+    /// nothing.
+    pub logits: Var<E>,
+    /// What the gate's scores normalise to, with the noise of training:
+    /// softmax(logits), or sigmoid scores over their sum. Of gates that learn
+    /// nothing, each choice's weight [T, E].
+    pub probabilities: Var<E>,
+    /// Combine weights of all choices in their order, differentiable \[A\].
+    pub weights: Var<E>,
+    /// The choices and their order through the experts.
+    pub plan: DispatchPlan,
+    /// Terms for the loss, each a mean over live tokens. Empty in evaluation
+    /// on a tape that does not record.
+    pub losses: Vec<BalanceTerm<E>>,
+    /// Assignments that each expert was asked for, before drops \[E\].
+    pub load: Vec<u64>,
+    /// Assignments that capacity dropped.
+    pub dropped: u64,
+    /// The live tokens, if some are not \[T\].
+    pub live: Option<Arc<[bool]>>,
+}
+
+impl<E: Element> Routing<E> {
+    /// Dropped share of all assignments.
+    pub fn drop_share(&self) -> f64 {
+        self.dropped as f64 / (self.plan.choices().len().max(1)) as f64
+    }
+
+    /// What [`balance::pooled_load_balance`] takes.
+    pub fn layer_load(&self) -> LayerLoad<'_, E> {
+        LayerLoad {
+            probabilities: &self.probabilities,
+            load: &self.load,
+            live: self.live.as_deref(),
+        }
+    }
+}
+
+/// Sends each token to some of E experts.
+///
+/// logits = x·Wᵀ/temperature; the configured [`GateKind`] turns them into
+/// choices and combine weights.
+///
+/// ```
+/// use specialformer_nn::Ctx;
+/// use specialformer_routing::{GateKind, RouteInput, Router, RouterConfig};
+/// use specialformer_tensor::{Seed, Tensor};
+///
+/// let mut rng = Seed::new(1).stream("init");
+/// let config = RouterConfig {
+///     gate: GateKind::SoftmaxTopK { normalize: true },
+///     ..RouterConfig::new(4, 2)
+/// };
+/// let router = Router::<f32>::new(config, 8, &mut rng)?;
+/// let ctx = Ctx::eval();
+/// let x = ctx.constant(Tensor::from_fn([5, 8], || rng.normal() as f32));
+/// let routing = router.forward(&ctx, &x, &RouteInput::default())?;
+/// assert_eq!(routing.plan.slots(), 5 * 2);
+/// assert_eq!(routing.load.iter().sum::<u64>(), 10);
+/// let first: f32 = routing.weights.value().as_slice()[..2].iter().sum();
+/// assert!((first - 1.0).abs() < 1e-6);
+/// # Ok::<(), specialformer_routing::RoutingError>(())
+/// ```
+///
+/// # Parameters
+/// `weight` [E, C] of gates that learn; `noise.weight` [E, C] of the noisy
+/// gate; `balance_bias` \[E\] with [`bias_rate`](crate::Balance::bias_rate),
+/// frozen: it is saved and loaded and gets no gradient.
+#[derive(Debug, Clone)]
+pub struct Router<E: Element = f32> {
+    config: RouterConfig,
+    width: usize,
+    weight: Option<Parameter<E>>,
+    noise: Option<Parameter<E>>,
+    balance_bias: Option<Parameter<E>>,
+}
+
+/// What a gate decided, before capacity and losses.
+struct Decision<E: Element> {
+    logits: Var<E>,
+    probabilities: Var<E>,
+    weights: Var<E>,
+    choices: Arc<Choices>,
+    /// Noise width and noisy logits, where there was noise.
+    noise: Option<(Var<E>, Var<E>)>,
+}
+
+impl<E: Element> Router<E> {
+    /// A router for tokens of this width. The weight starts uniform in ±1/√C,
+    /// the noise weight and the bias at 0.
+    ///
+    /// # Errors
+    /// [`RoutingError::Config`] as [`RouterConfig::validate`], or if `width`
+    /// is zero.
+    pub fn new(config: RouterConfig, width: usize, rng: &mut RngStream) -> Result<Self> {
+        config.validate()?;
+        if width == 0 {
+            return Err(RoutingError::config("width", width, "must be positive"));
+        }
+        let shape = [config.experts, width];
+        let weight = config.gate.is_learned();
+        let weight = weight.then(|| Parameter::new(init::linear_default(shape, width, rng)));
+        let noise = config.gate == GateKind::NoisyTopK;
+        let noise = noise.then(|| Parameter::new(Tensor::zeros(shape)));
+        let balance_bias = config.balance.bias_rate.map(|_| {
+            let bias = Parameter::new(Tensor::zeros(config.experts));
+            bias.set_frozen(true);
+            bias
+        });
+        Ok(Self { config, width, weight, noise, balance_bias })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &RouterConfig {
+        &self.config
+    }
+
+    /// Width of the tokens, C.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The weight [E, C], if the gate learns.
+    pub fn weight(&self) -> Option<&Parameter<E>> {
+        self.weight.as_ref()
+    }
+
+    /// The bias of loss-free balancing \[E\], if it is configured.
+    pub fn balance_bias(&self) -> Option<&Parameter<E>> {
+        self.balance_bias.as_ref()
+    }
+
+    /// Routes tokens.
+    ///
+    /// # Shapes
+    /// x [T, C].
+    ///
+    /// # Errors
+    /// [`RoutingError::Shape`] and [`RoutingError::Argument`] if x or an entry
+    /// of `input` does not fit; [`RoutingError::NonFinite`] naming the layer's
+    /// scope if a logit is NaN or infinite; [`RoutingError::SeesFuture`] for
+    /// an expert-choice gate in a causal model.
+    ///
+    /// # Gradient
+    /// Flows through weights, probabilities and losses to x and the router's
+    /// weights. Which experts are chosen has none.
+    pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, input: &RouteInput<'_>) -> Result<Routing<E>> {
+        let _scope = ctx.scope("router");
+        let config = &self.config;
+        let shape = x.shape();
+        if shape.rank() != 2 || shape[1] != self.width {
+            let what = format!("must be [T, {}]", self.width);
+            return Err(RoutingError::shape(OP, "x", &shape, what));
+        }
+        if input.causal && config.gate.sees_future() {
+            let scope = ctx.tape().scope_path();
+            return Err(RoutingError::SeesFuture { scope, gate: config.gate.name() });
+        }
+        let at_least = match config.gate {
+            GateKind::Soft | GateKind::ExpertChoice => 1,
+            _ => config.top_k,
+        };
+        self.select_args(input).check(OP, shape[0], config.experts, at_least)?;
+        let live = input.live.filter(|live| live.contains(&false));
+        let input = RouteInput { live, ..*input };
+        let decision = match &self.weight {
+            Some(weight) => self.decide(ctx, x, weight, &input)?,
+            None => self.decide_blindly(ctx, shape[0], &input)?,
+        };
+        let load = decision.choices.load();
+        let losses = self.losses(ctx, &decision, &load, &input)?;
+        let kept = self.within_capacity(ctx, &decision)?;
+        let plan = DispatchPlan::new(decision.choices, kept.as_deref())?;
+        Ok(Routing {
+            logits: decision.logits,
+            probabilities: decision.probabilities,
+            weights: decision.weights,
+            losses,
+            load,
+            dropped: plan.dropped() as u64,
+            live: live.map(Arc::from),
+            plan,
+        })
+    }
+
+    fn select_args<'a>(&self, input: &RouteInput<'a>) -> SelectArgs<'a, E> {
+        SelectArgs {
+            live: input.live,
+            allowed: input.allowed,
+            bias: None,
+            groups: self.config.groups,
+        }
+    }
+
+    /// Logits and a gate over them.
+    fn decide(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        weight: &Parameter<E>,
+        input: &RouteInput<'_>,
+    ) -> Result<Decision<E>> {
+        let config = &self.config;
+        let train = ctx.mode() == Mode::Train;
+        let mut x = ctx.dropout(x.clone(), config.dropout)?;
+        if train && config.jitter > 0.0 {
+            x = ctx.with_rng(|rng| noise::jitter(&x, config.jitter, rng))?;
+        }
+        let mut logits = x.linear(&ctx.parameter(weight), None)?;
+        if config.temperature != 1.0 {
+            logits = logits.scale(E::from_f64(1.0 / config.temperature))?;
+        }
+        let [tokens, experts] = [x.shape()[0], config.experts];
+        let scope = || ctx.tape().scope_path();
+        gate::check_finite(scope, logits.value().as_slice(), experts)?;
+
+        let forbidden = input.allowed.map(|allowed| forbidden(allowed, tokens));
+        let mask = |x: Var<E>| match &forbidden {
+            None => Ok(x),
+            Some(forbidden) => x.masked_fill(forbidden, E::from_f64(MASKED)),
+        };
+        let noise = match &self.noise {
+            Some(weight) if train => {
+                let width = x.linear(&ctx.parameter(weight), None)?.softplus()?;
+                let width = width.affine(E::ONE, E::from_f64(noise::FLOOR))?;
+                let draws = ctx.constant(ctx.with_rng(|rng| noise::normal(&width, rng)));
+                let noisy = logits.add(&width.mul(&draws)?)?;
+                gate::check_finite(scope, noisy.value().as_slice(), experts)?;
+                Some((width, mask(noisy)?))
+            }
+            _ => None,
+        };
+        let logits = mask(logits)?;
+        let gated = noise.as_ref().map_or(&logits, |(_, noisy)| noisy);
+
+        let (scores, probabilities) = match config.gate {
+            GateKind::Sigmoid { .. } => {
+                let scores = gated.sigmoid()?;
+                // A guard for the case that all scores underflow.
+                let sums = scores.sum(&[1], KeepAxes::Yes)?.affine(E::ONE, E::from_f64(1e-20))?;
+                let probabilities = scores.div(&sums)?;
+                (scores, probabilities)
+            }
+            _ => {
+                let p = gated.softmax(1)?;
+                (p.clone(), p)
+            }
+        };
+        let choices = Arc::new(self.choose(ctx, gated, &scores, input));
+        let (rule, from) = match config.gate {
+            GateKind::SoftmaxTopK { normalize } | GateKind::Sigmoid { normalize } if normalize => {
+                (WeightRule::Normalized, &scores)
+            }
+            GateKind::TopKSoftmax | GateKind::NoisyTopK => (WeightRule::Softmax, gated),
+            _ => (WeightRule::Scores, &scores),
+        };
+        let mut weights = gate::choice_weights(from, rule, &choices)?;
+        if config.weight_scale != 1.0 {
+            weights = weights.scale(E::from_f64(config.weight_scale))?;
+        }
+        Ok(Decision { logits, probabilities, weights, choices, noise })
+    }
+
+    /// The choices by scores (of the gate) and logits.
+    fn choose(
+        &self,
+        ctx: &Ctx<E>,
+        logits: &Var<E>,
+        scores: &Var<E>,
+        input: &RouteInput<'_>,
+    ) -> Choices {
+        let RouterConfig { experts, top_k, gate, .. } = self.config;
+        let parallelism = ctx.tape().parallelism();
+        let [logits, scores] = [logits, scores].map(|x| x.value().as_slice());
+        match gate {
+            GateKind::Soft => {
+                gate::all_choices(scores.len() / experts, experts, input.live, input.allowed)
+            }
+            GateKind::ExpertChoice => {
+                gate::select_tokens(scores, experts, top_k, input.live, input.allowed, parallelism)
+            }
+            _ => {
+                let bias = self.balance_bias.as_ref().map(Parameter::value);
+                let mut args = self.select_args(input);
+                args.bias = bias.as_ref().map(|bias| bias.as_slice());
+                let by_scores = args.changes_scores()
+                    && matches!(gate, GateKind::SoftmaxTopK { .. } | GateKind::Sigmoid { .. });
+                // The order of logits is that of scores, but rounding makes
+                // fewer of them equal.
+                let by = if by_scores { scores } else { logits };
+                gate::select(by, experts, top_k, &args, parallelism)
+            }
+        }
+    }
+
+    /// Gates that learn nothing.
+    fn decide_blindly(
+        &self,
+        ctx: &Ctx<E>,
+        tokens: usize,
+        input: &RouteInput<'_>,
+    ) -> Result<Decision<E>> {
+        let RouterConfig { experts, top_k, gate, .. } = self.config;
+        let choices = match gate {
+            GateKind::Hash { seed } => {
+                let Some(ids) = input.tokens else {
+                    let what = "gate `hash` needs the token ids";
+                    return Err(RoutingError::argument(OP, "tokens", "none", what));
+                };
+                if ids.len() != tokens {
+                    let what = format!("must have one entry for each of {tokens} tokens");
+                    return Err(RoutingError::shape(OP, "tokens", &[ids.len()], what));
+                }
+                gate::hashed(ids, experts, top_k, seed, input.live, input.allowed)
+            }
+            _ => {
+                let key = ctx.with_rng(RngStream::next_u64);
+                gate::random_choices(tokens, experts, top_k, key, input.live, input.allowed)
+            }
+        };
+        let share = 1.0 / top_k as f64;
+        let mut probabilities = Tensor::zeros_in(ctx.tape().pool(), [tokens, experts]);
+        let rows = probabilities.make_mut_in(ctx.tape().pool()).chunks_exact_mut(experts);
+        for (token, row) in rows.enumerate() {
+            for &expert in choices.of(token) {
+                row[expert as usize] = E::from_f64(share);
+            }
+        }
+        let weight = E::from_f64(share * self.config.weight_scale);
+        Ok(Decision {
+            logits: ctx.constant(Tensor::zeros_in(ctx.tape().pool(), [tokens, experts])),
+            probabilities: ctx.constant(probabilities),
+            weights: ctx.constant(Tensor::full(choices.len(), weight)),
+            choices: Arc::new(choices),
+            noise: None,
+        })
+    }
+
+    /// Which choices capacity keeps; `None` for all.
+    fn within_capacity(&self, ctx: &Ctx<E>, decision: &Decision<E>) -> Result<Option<Vec<bool>>> {
+        let Some(capacity) = self.config.capacity.filter(|_| ctx.mode() == Mode::Train) else {
+            return Ok(None);
+        };
+        let choices = &decision.choices;
+        let limit = capacity.tokens_per_expert(choices.len(), choices.experts());
+        let weights = decision.weights.value().as_slice();
+        keep_within(choices, weights, limit, capacity.keep).map(Some)
+    }
+
+    fn losses(
+        &self,
+        ctx: &Ctx<E>,
+        decision: &Decision<E>,
+        load: &[u64],
+        input: &RouteInput<'_>,
+    ) -> Result<Vec<BalanceTerm<E>>> {
+        let mut losses = Vec::new();
+        if ctx.mode() == Mode::Eval && !ctx.tape().config().record {
+            return Ok(losses);
+        }
+        let (balance, live) = (&self.config.balance, input.live);
+        let used = match input.allowed {
+            Some(Allowed::Same(set)) => set.count(),
+            _ => self.config.experts,
+        };
+        let mut term = |name, weight: f64, value: &dyn Fn() -> Result<Var<E>>| {
+            if weight != 0.0 {
+                losses.push(BalanceTerm { name, weight, value: value()? });
+            }
+            Ok::<_, RoutingError>(())
+        };
+        let probabilities = &decision.probabilities;
+        if balance.variant == LoadBalance::Switch {
+            term("load_balance", balance.load_balance, &|| {
+                balance::load_balance_among(probabilities, load, live, used)
+            })?;
+        }
+        term("router_z", balance.z, &|| balance::z_loss(&decision.logits, live))?;
+        term("importance", balance.importance, &|| {
+            balance::cv_squared(&balance::importance(&decision.weights, &decision.choices)?)
+        })?;
+        if let Some((width, noisy)) = &decision.noise {
+            term("load", balance.load, &|| {
+                let k = self.config.top_k;
+                let load = noise::smooth_load(&decision.logits, width, noisy, k, live)?;
+                balance::cv_squared(&load)
+            })?;
+        }
+        term("router_entropy", balance.entropy, &|| {
+            let most = E::from_f64((used as f64).ln());
+            Ok(balance::entropy(probabilities, live)?.affine(-E::ONE, most)?)
+        })?;
+        Ok(losses)
+    }
+
+    /// Moves the bias of loss-free balancing one step, given each expert's
+    /// load since the last (Wang et al. 2024): b_e += rate·sign(mean − load_e).
+    /// Without a bias, or without any load, nothing changes.
+    ///
+    /// # Errors
+    /// [`RoutingError::Shape`] unless there is one load for each expert.
+    pub fn update_balance(&self, load: &[f64]) -> Result<()> {
+        let experts = self.config.experts;
+        if load.len() != experts {
+            let what = format!("must have one entry for each of {experts} experts");
+            return Err(RoutingError::shape("update_balance", "load", &[load.len()], what));
+        }
+        let (Some(bias), Some(rate)) = (&self.balance_bias, self.config.balance.bias_rate) else {
+            return Ok(());
+        };
+        let mean = load.iter().sum::<f64>() / experts as f64;
+        bias.update(|bias| {
+            for (bias, &load) in bias.iter_mut().zip(load) {
+                let step = if load < mean {
+                    rate
+                } else if load > mean {
+                    -rate
+                } else {
+                    0.0
+                };
+                *bias += E::from_f64(step);
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Which logits are masked: \[E\], or [T, E] where tokens differ.
+fn forbidden(allowed: Allowed<'_>, tokens: usize) -> Vec<bool> {
+    match allowed {
+        Allowed::Same(set) => set.mask().iter().map(|allowed| !allowed).collect(),
+        Allowed::PerToken { .. } => {
+            (0..tokens).flat_map(|t| allowed.of(t).mask().iter().map(|allowed| !allowed)).collect()
+        }
+    }
+}
+
+impl<E: Element> Module<E> for Router<E> {
+    fn visit(&self, visitor: &mut ParameterVisitor<E>) {
+        for (name, parameter) in [
+            ("weight", &self.weight),
+            ("noise.weight", &self.noise),
+            ("balance_bias", &self.balance_bias),
+        ] {
+            if let Some(parameter) = parameter {
+                visitor.parameter(name, parameter);
+            }
+        }
+    }
+}
