@@ -40,6 +40,7 @@ mod layout;
 
 mod multitask;
 mod draws;
+mod records;
 mod shuffle;
 mod sources;
 mod task_dataset;
@@ -50,6 +51,9 @@ mod words;
 
 pub use example::{Example, ExampleTarget, Task, TaskKind, TaskSpec};
 pub use layout::{Answers, Format, Head, Layout, TaskHead};
+pub use records::{
+    RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, save_specs,
+};
 pub use task_dataset::TaskDataset;
 pub use multitask::MultitaskConfig;
 pub use tasks::{Domain, TASK_NAMES, task};

@@ -77,8 +77,8 @@ impl TokenStore {
             file.seek(SeekFrom::Start(from))?;
             file.read_exact(bytes)?;
         }
-        let at = (from + in_file as u64 - self.file_bytes) as usize;
         if in_file < len {
+            let at = (from + in_file as u64 - self.file_bytes) as usize;
             bytes.extend_from_slice(&self.memory[at..at + len - in_file]);
         }
         for (token, bytes) in tokens.iter_mut().zip(bytes.chunks_exact(self.width)) {
