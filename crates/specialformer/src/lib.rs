@@ -29,6 +29,7 @@
 //! ```
 
 mod config;
+pub mod data;
 mod error;
 pub mod iarc;
 pub mod inspect;
