@@ -98,8 +98,7 @@ impl BaseConfig {
             ("feed_forward", self.feed_forward),
             ("window", self.window),
         ])?;
-        let fail =
-            |field, value, reason: String| Err(Error::config("model", field, value, reason));
+        let fail = |field, value, reason: String| Err(Error::config("model", field, value, reason));
         if head_width.is_none() && !self.width.is_multiple_of(self.heads) {
             let reason = format!("must be divisible by model.heads = {}", self.heads);
             return fail("width", self.width, reason);
@@ -108,7 +107,11 @@ impl BaseConfig {
         if rotary && !each.is_multiple_of(2) {
             let field = if head_width.is_some() { "head_width" } else { "width" };
             let value = head_width.unwrap_or(self.width);
-            return fail(field, value, format!("rotary positions need an even head width, got {each}"));
+            return fail(
+                field,
+                value,
+                format!("rotary positions need an even head width, got {each}"),
+            );
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::config("model", "dropout", self.dropout, "must be in [0, 1)"));

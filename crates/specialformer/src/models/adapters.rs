@@ -82,9 +82,7 @@ impl<E: Element> BlockAdapters<E> {
 
 impl<E: Element> Module<E> for BlockAdapters<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
-        for (name, bank) in
-            [("attention", &self.attention), ("feed_forward", &self.feed_forward)]
-        {
+        for (name, bank) in [("attention", &self.attention), ("feed_forward", &self.feed_forward)] {
             if let Some(bank) = bank {
                 visitor.module(name, bank);
             }

@@ -237,9 +237,7 @@ impl<E: Element> Block<E> {
         let normed = self.before(&self.feed_forward_norm, ctx, &x)?;
         let change = match &self.feed_forward {
             Some(FeedForwardLayer::Shared(layer)) => Some(layer.forward(ctx, &normed)?),
-            Some(FeedForwardLayer::PerPosition(layer)) => {
-                Some(layer.forward(ctx, &normed, first)?)
-            }
+            Some(FeedForwardLayer::PerPosition(layer)) => Some(layer.forward(ctx, &normed, first)?),
             None => None,
         };
         let change = change.expect("a block has a feed-forward layer or experts");
@@ -280,12 +278,7 @@ impl<E: Element> Block<E> {
         }
     }
 
-    fn attend_memory(
-        &self,
-        ctx: &Ctx<E>,
-        x: Var<E>,
-        input: &BlockInput<'_, E>,
-    ) -> Result<Var<E>> {
+    fn attend_memory(&self, ctx: &Ctx<E>, x: Var<E>, input: &BlockInput<'_, E>) -> Result<Var<E>> {
         match (&self.cross, input.memory) {
             (None, None) => Ok(x),
             (Some(cross), Some(memory)) => {

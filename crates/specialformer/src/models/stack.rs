@@ -54,8 +54,7 @@ impl<E: Element> Stack<E> {
             })
             .transpose()?;
         let blocks = config.blocks.iter();
-        let blocks =
-            blocks.map(|parts| Block::new(&config, parts, rng)).collect::<Result<_>>()?;
+        let blocks = blocks.map(|parts| Block::new(&config, parts, rng)).collect::<Result<_>>()?;
         let norm = (config.norm_position == NormPosition::Pre)
             .then(|| Norm::new(config.norm, width, config.norm_eps))
             .transpose()?;
@@ -124,9 +123,7 @@ impl<E: Element> Stack<E> {
         let relative = self.relative.as_ref();
         let bias = relative.map(|bias| bias.forward(ctx, length, length)).transpose()?;
         let last_bias = match (&bias, input.queries) {
-            (Some(bias), Queries::Last) => {
-                Some(bias.slice(2, length.saturating_sub(1)..length)?)
-            }
+            (Some(bias), Queries::Last) => Some(bias.slice(2, length.saturating_sub(1)..length)?),
             _ => None,
         };
         for (i, block) in self.blocks.iter().enumerate() {

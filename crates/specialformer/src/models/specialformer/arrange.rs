@@ -122,8 +122,7 @@ fn sequences<'a>(
                 .copied()
                 .collect(),
             length,
-            lengths: padded
-                .map(|lengths| order.iter().map(|&row| lengths[row] as usize).collect()),
+            lengths: padded.map(|lengths| order.iter().map(|&row| lengths[row] as usize).collect()),
         },
     })
 }

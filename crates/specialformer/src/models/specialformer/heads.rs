@@ -137,9 +137,7 @@ impl<E: Element> Heads<E> {
             head.forward(ctx, hidden)?
         };
         let answer = match kind {
-            Head::Regression => {
-                Answer::values(output.reshape([rows.len(), head.out_features()])?)
-            }
+            Head::Regression => Answer::values(output.reshape([rows.len(), head.out_features()])?),
             _ => Answer::classes(output),
         };
         let answer = match task {

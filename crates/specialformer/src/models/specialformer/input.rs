@@ -24,11 +24,9 @@ impl<E: Element> TaskVectors<E> {
         token_std: f64,
         rng: &mut RngStream,
     ) -> Result<Self> {
-        let (input, count, width) =
-            (config.task_input, config.tasks.len() + 1, config.base.width);
-        let mut table = |wanted: bool, std| {
-            wanted.then(|| Embedding::new(count, width, std, rng)).transpose()
-        };
+        let (input, count, width) = (config.task_input, config.tasks.len() + 1, config.base.width);
+        let mut table =
+            |wanted: bool, std| wanted.then(|| Embedding::new(count, width, std, rng)).transpose();
         Ok(Self {
             token: table(input.token, token_std)?,
             embedding: table(input.embedding, EMBEDDING_STD)?,

@@ -6,9 +6,9 @@ mod input;
 mod policy;
 
 use specialformer_attention::Queries;
-use specialformer_nn::{Ctx, Embedding, Module, NamedParameters, ParameterVisitor};
+use specialformer_nn::{Ctx, Embedding, Module, NamedParameters, ParameterVisitor, TaskRows};
 use specialformer_tensor::{Element, RngStream, Var};
-use specialformer_train::{BoxError, ModelOutput, Rows};
+use specialformer_train::{Batch, BoxError, IGNORE, ModelOutput, Rows};
 
 use self::arrange::{Arranged, Sequences};
 use self::heads::{Heads, mean_over_tokens};
@@ -16,6 +16,7 @@ use self::input::TaskVectors;
 use super::block::Memory;
 use super::stack::{Stack, StackInput};
 use super::transformer::EMBEDDING_STD;
+use super::{Outputs, Tokens};
 use crate::config::SpecialformerConfig;
 use crate::error::{Error, Result};
 
@@ -138,6 +139,28 @@ impl<E: Element> Specialformer<E> {
             }
         };
         Ok(Pass { arranged, ctx, hidden })
+    }
+
+    /// Logits of the language-model head that tasks share, for rows of no
+    /// task.
+    ///
+    /// # Errors
+    /// If there is no such head, the model reads a source, or the tokens do
+    /// not fit.
+    pub fn logits(&self, ctx: &Ctx<E>, tokens: Tokens<'_>, outputs: Outputs) -> Result<Var<E>> {
+        let rows = tokens.batch();
+        let positions = match outputs {
+            Outputs::All => tokens.length(),
+            Outputs::Last => 1,
+        };
+        let targets = vec![IGNORE; rows * positions];
+        let mut batch = Batch::from_vecs(rows, tokens.ids().to_vec(), targets)?;
+        if !self.config.tasks.is_empty() {
+            batch.task_ids_mut().fill(TaskRows::NONE);
+        }
+        let pass = self.run(ctx, &batch.all())?;
+        let mut answers = self.heads.answers(&pass.ctx, &pass.hidden, &pass.arranged)?;
+        Ok(answers.remove(0).output)
     }
 
     /// Answers to rows, task by task, and what else a step needs of them.
