@@ -6,7 +6,7 @@ use specialformer::iarc::{IarcConfig, study_models};
 use specialformer::nn::NamedParameters;
 use specialformer::tensor::{Parallelism, RngStream, Seed, Tape, TapeConfig, Tensor};
 use specialformer::training::{Batch, BoxError, Dataset, HeldOut, TrainConfig, Trainer};
-use specialformer::{Model, ModelConfig, Positions, TransformerConfig};
+use specialformer::{BaseConfig, Model, ModelConfig, Positions, TransformerConfig};
 
 /// Something whose steps are timed.
 pub trait Case {
@@ -63,19 +63,9 @@ pub fn build(name: &str, shards: Option<usize>) -> Option<Box<dyn Case>> {
 fn decoder(sizes: [usize; 7], shards: Option<usize>) -> Box<dyn Case> {
     let [width, layers, heads, feed_forward, window, batch, vocabulary] = sizes;
     let config = ModelConfig::Transformer(TransformerConfig {
-        vocabulary,
-        outputs: None,
-        width,
-        layers,
-        heads,
+        base: BaseConfig::new(vocabulary, width, layers, heads, feed_forward, window),
         kv_heads: None,
-        feed_forward,
-        window,
         positions: Positions::Learned,
-        attention: AttentionKind::Softmax,
-        activation: specialformer::nn::Activation::Gelu,
-        dropout: 0.0,
-        query_key_scale: 1.0,
     });
     let shape =
         Shape { rows: batch, length: window, positions: window, vocabulary, classes: vocabulary };

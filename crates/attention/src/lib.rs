@@ -25,26 +25,31 @@
 //! ```
 
 mod alibi;
+mod config;
 mod error;
 pub mod kernel;
 mod kv_cache;
 mod layer_cache;
+mod layer_core;
 mod multi_head;
 mod op;
 mod per_position;
+mod per_position_attention;
 pub mod reference;
+mod relative;
 mod rope;
 
 pub use alibi::alibi_slopes;
+pub use config::{AttentionConfig, Position, Queries, QueryKeyNorm};
 pub use error::{AttentionError, Result};
 pub use kernel::{AttentionKind, Dropout, QueryOffset};
 pub use kv_cache::KvCache;
 pub use layer_cache::{CacheElement, LayerCache};
-pub use multi_head::{
-    AttentionConfig, MultiHeadAttention, PerPositionAttention, Position, Queries,
-};
+pub use multi_head::{MultiHeadAttention, SelfAttention};
 pub use op::{AttentionArgs, attention, attention_kv, attention_qkv};
 pub use per_position::{PerPositionLinear, per_position_linear};
+pub use per_position_attention::PerPositionAttention;
+pub use relative::{RelativeBias, RelativeBuckets};
 pub use rope::{RopeArgs, RopePairing, RopeTable, rope, rope_with};
 
 #[cfg(doctest)]

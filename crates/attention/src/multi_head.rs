@@ -1,207 +1,43 @@
-//! Multi-head attention as a layer, with projections shared by all positions
-//! or of each position's own.
+//! Multi-head attention as a layer.
 
 use ndarray::{ArrayView4, Ix3, s};
-use serde::{Deserialize, Serialize};
-use specialformer_nn::{Ctx, Linear, Mode, Module, NnError, ParameterVisitor, Weight};
+use specialformer_nn::{
+    Ctx, Linear, Mode, Module, NnError, Norm, NormKind, ParameterVisitor, Weight,
+};
 use specialformer_tensor::{Element, RngStream, Var};
 
-use crate::alibi::alibi_slopes;
+use crate::config::{AttentionConfig, Position, Queries, QueryKeyNorm};
 use crate::error::{AttentionError, Result};
-use crate::kernel::{AttentionKind, Dropout, KernelArgs, QueryOffset};
+use crate::kernel::{KernelArgs, QueryOffset};
 use crate::layer_cache::{CacheElement, LayerCache};
-use crate::op::{AttentionArgs, attention_kv, attention_qkv};
-use crate::per_position::PerPositionLinear;
-use crate::rope::{RopeArgs, RopeTable, rope, rope_with};
+use crate::layer_core::{Core, scale_start};
+use crate::rope::{RopeArgs, rope_with};
 
-/// How attention knows about positions.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Position {
-    /// Not at all (or through the embeddings).
-    #[default]
-    None,
-    /// Rotary embeddings of queries and keys (Su et al. 2021).
-    Rope {
-        /// Base of the frequencies.
-        #[serde(default = "default_theta")]
-        theta: f64,
-    },
-    /// Linear biases by distance (Press et al. 2022).
-    Alibi,
+/// What self-attention is told besides its input.
+#[derive(Debug, Clone, Copy)]
+pub struct SelfAttention<'a, E: Element = f32> {
+    /// Which queries are computed.
+    pub queries: Queries,
+    /// Row b of the batch has only its first `lengths[b]` positions \[B\]; the
+    /// others are padding, which no query sees.
+    pub lengths: Option<&'a [usize]>,
+    /// Added to the scores (softmax only): [B or 1, H or 1, Tq, Tk].
+    pub bias: Option<&'a Var<E>>,
 }
 
-fn default_theta() -> f64 {
-    10_000.0
-}
-
-/// Settings of [`MultiHeadAttention`] and [`PerPositionAttention`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct AttentionConfig {
-    /// Model width C.
-    pub width: usize,
-    /// Query heads H.
-    pub heads: usize,
-    /// Key and value heads, a divisor of H (H: multi-head, 1: multi-query).
-    pub kv_heads: usize,
-    /// Width D of a head.
-    pub head_width: usize,
-    /// Biases in all four projections.
-    pub bias: bool,
-    /// The attention function.
-    pub kind: AttentionKind,
-    /// How positions enter.
-    pub position: Position,
-    /// Each query sees keys up to its own position only.
-    pub causal: bool,
-    /// Share of attention weights dropped in training.
-    pub dropout: f64,
-    /// Factor on the start values of the query and key projections.
-    pub query_key_scale: f64,
-}
-
-impl AttentionConfig {
-    /// Causal multi-head attention with C = H·D and biases.
-    pub fn new(width: usize, heads: usize) -> Self {
-        Self {
-            width,
-            heads,
-            kv_heads: heads,
-            head_width: width / heads.max(1),
-            bias: true,
-            kind: AttentionKind::Softmax,
-            position: Position::None,
-            causal: true,
-            dropout: 0.0,
-            query_key_scale: 1.0,
-        }
-    }
-
-    fn validate(&self, layer: &'static str) -> Result<()> {
-        let fail = |field, value: usize, reason: String| {
-            Err(NnError::config(layer, field, value, reason).into())
-        };
-        if self.width == 0 {
-            return fail("width", 0, "must be positive".into());
-        }
-        if self.heads == 0 {
-            return fail("heads", 0, "must be positive".into());
-        }
-        if self.head_width == 0 {
-            return fail("head_width", 0, "must be positive".into());
-        }
-        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
-            let reason = format!("must divide the number of heads, {}", self.heads);
-            return fail("kv_heads", self.kv_heads, reason);
-        }
-        if matches!(self.position, Position::Rope { .. }) && !self.head_width.is_multiple_of(2) {
-            return fail(
-                "head_width",
-                self.head_width,
-                "rotary positions need an even width".into(),
-            );
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            let error = NnError::config(layer, "dropout", self.dropout, "must be in [0, 1)");
-            return Err(error.into());
-        }
-        Ok(())
-    }
-
-    fn query_width(&self) -> usize {
-        self.heads * self.head_width
-    }
-
-    fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_width
+impl<E: Element> SelfAttention<'_, E> {
+    /// These queries of rows without padding.
+    pub const fn new(queries: Queries) -> Self {
+        Self { queries, lengths: None, bias: None }
     }
 }
 
-/// Which queries a layer computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Queries {
-    /// One for each position.
-    All,
-    /// Only the last position's: enough where nothing else is read.
-    Last,
-}
-
-/// What attention does between its projections.
-#[derive(Debug, Clone)]
-struct Core<E: Element> {
-    config: AttentionConfig,
-    slopes: Option<Vec<f64>>,
-    rope: Option<RopeTable<E>>,
-}
-
-impl<E: Element> Core<E> {
-    fn new(config: AttentionConfig, max_length: usize) -> Result<Self> {
-        let slopes = (config.position == Position::Alibi).then(|| alibi_slopes(config.heads));
-        let rope = match config.position {
-            Position::Rope { theta } => Some(RopeTable::new(config.head_width, theta, max_length)?),
-            _ => None,
-        };
-        Ok(Self { config, slopes, rope })
-    }
-
-    fn args<'a>(&'a self, ctx: &Ctx<E>, query_offset: usize) -> Result<AttentionArgs<'a, E>> {
-        let config = &self.config;
-        let dropout = if config.dropout > 0.0 && ctx.mode() == Mode::Train {
-            Some(Dropout::new(config.dropout, ctx.with_rng(|rng| rng.next_u64()))?)
-        } else {
-            None
-        };
-        Ok(AttentionArgs {
-            kind: config.kind,
-            causal: config.causal,
-            query_offset: query_offset.into(),
-            alibi_slopes: self.slopes.as_deref(),
-            dropout,
-            ..AttentionArgs::default()
-        })
-    }
-
-    /// Attention from one packed projection [B, T, (H + 2·Hkv)·D].
-    fn all(&self, ctx: &Ctx<E>, qkv: &Var<E>) -> Result<Var<E>> {
-        let AttentionConfig { heads, kv_heads, .. } = self.config;
-        let rotated = match &self.rope {
-            Some(table) => Some(rope(qkv, heads + 2 * kv_heads, heads + kv_heads, table, 0)?),
-            None => None,
-        };
-        attention_qkv(rotated.as_ref().unwrap_or(qkv), heads, kv_heads, &self.args(ctx, 0)?)
-    }
-
-    /// Attention of queries [B, Tq, H·D] at the end of the keys and values
-    /// [B, Tk, 2·Hkv·D].
-    fn some(&self, ctx: &Ctx<E>, q: &Var<E>, kv: &Var<E>) -> Result<Var<E>> {
-        let AttentionConfig { heads, kv_heads, .. } = self.config;
-        let offset = kv.shape()[1].saturating_sub(q.shape()[1]);
-        let args = self.args(ctx, offset)?;
-        match &self.rope {
-            Some(table) => {
-                let q = rope(q, heads, heads, table, offset)?;
-                let kv = rope(kv, 2 * kv_heads, kv_heads, table, 0)?;
-                attention_kv(&q, &kv, heads, kv_heads, &args)
-            }
-            None => attention_kv(q, kv, heads, kv_heads, &args),
-        }
-    }
-}
-
-/// Scales the start values of query and key projections.
-fn scale_start<E: Element>(parameter: &specialformer_tensor::Parameter<E>, factor: f64) {
-    if factor != 1.0 {
-        let factor = E::from_f64(factor);
-        parameter.update(|values| values.iter_mut().for_each(|v| *v *= factor));
-    }
-}
-
-/// Multi-head, grouped-query or multi-query self-attention with softmax or
-/// expressive weights.
+/// Multi-head, grouped-query or multi-query attention with softmax or
+/// expressive weights: of a sequence to itself, or to another one.
 ///
 /// Parameters: `q_proj`, `k_proj`, `v_proj`, `o_proj`, each with `weight`
-/// [out, in] and, if configured, `bias`. The three input projections run as
-/// one product.
+/// [out, in] and, if configured, `bias`; `q_norm` and `k_norm` if configured.
+/// Without those norms the three input projections run as one product.
 ///
 /// # Shapes
 /// x [B, T, C] → [B, T, C].
@@ -212,6 +48,7 @@ pub struct MultiHeadAttention<E: Element = f32> {
     k: Linear<E>,
     v: Linear<E>,
     o: Linear<E>,
+    norms: Option<[Norm<E>; 2]>,
 }
 
 impl<E: Element> MultiHeadAttention<E> {
@@ -227,7 +64,8 @@ impl<E: Element> MultiHeadAttention<E> {
             q: Linear::new(c, config.query_width(), bias, rng)?,
             k: Linear::new(c, config.kv_width(), bias, rng)?,
             v: Linear::new(c, config.kv_width(), bias, rng)?,
-            o: Linear::new(config.query_width(), c, bias, rng)?,
+            o: Linear::new(config.query_width(), c, config.output_bias.unwrap_or(bias), rng)?,
+            norms: config.query_key_norm.map(|norm| query_key_norms(&config, norm)).transpose()?,
             core: Core::new(config, max_length)?,
         };
         for projection in [&layer.q, &layer.k] {
@@ -241,6 +79,16 @@ impl<E: Element> MultiHeadAttention<E> {
     /// The settings.
     pub fn config(&self) -> &AttentionConfig {
         &self.core.config
+    }
+
+    /// The four projections by name, for giving them other weights.
+    pub fn projections_mut(&mut self) -> [(&'static str, &mut Linear<E>); 4] {
+        [
+            ("q_proj", &mut self.q),
+            ("k_proj", &mut self.k),
+            ("v_proj", &mut self.v),
+            ("o_proj", &mut self.o),
+        ]
     }
 
     /// Several projections of the same input as one product where all of
@@ -269,14 +117,32 @@ impl<E: Element> MultiHeadAttention<E> {
         Ok(x.linear(&weight, bias.as_ref())?)
     }
 
-    /// The projections before attention: queries [B, Tq, H·D] (of the chosen
-    /// positions), keys [B, T, Hkv·D], values [B, T, Hkv·D], packed as q|k|v
-    /// for [`Queries::All`]. For inspection.
+    /// Queries or keys (`which` 0 or 1) after their norm, if there is one.
+    fn normed(&self, ctx: &Ctx<E>, which: usize, x: Var<E>) -> Result<Var<E>> {
+        let Some(norms) = &self.norms else {
+            return Ok(x);
+        };
+        let (shape, width) = (x.shape(), self.core.config.head_width);
+        if matches!(self.core.config.query_key_norm, Some(QueryKeyNorm::All { .. })) {
+            return Ok(norms[which].forward(ctx, &x)?);
+        }
+        let heads = x.reshape([shape[0], shape[1], shape[2] / width, width])?;
+        Ok(norms[which].forward(ctx, &heads)?.reshape(shape)?)
+    }
+
+    /// The projections before attention: queries [B, T, H·D], keys
+    /// [B, T, Hkv·D], values [B, T, Hkv·D], normed and packed as q|k|v, before
+    /// their rotation.
     ///
     /// # Errors
     /// If the shapes do not fit.
     pub fn project_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
-        Self::project(ctx, x, &[&self.q, &self.k, &self.v])
+        if self.norms.is_none() {
+            return Self::project(ctx, x, &[&self.q, &self.k, &self.v]);
+        }
+        let q = self.normed(ctx, 0, self.q.forward(ctx, x)?)?;
+        let k = self.normed(ctx, 1, self.k.forward(ctx, x)?)?;
+        Ok(Var::concat(&[&q, &k, &self.v.forward(ctx, x)?], 2)?)
     }
 
     /// Self-attention: all positions, or only the last query's output
@@ -285,14 +151,70 @@ impl<E: Element> MultiHeadAttention<E> {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, queries: Queries) -> Result<Var<E>> {
-        let mixed = match queries {
-            Queries::All => self.core.all(ctx, &self.project_qkv(ctx, x)?)?,
-            Queries::Last => {
-                let t = x.shape()[1];
-                let q = self.q.forward(ctx, &x.slice(1, t.saturating_sub(1)..t)?)?;
-                let kv = Self::project(ctx, x, &[&self.k, &self.v])?;
-                self.core.some(ctx, &q, &kv)?
+        self.forward_with(ctx, x, &SelfAttention::new(queries))
+    }
+
+    /// [`forward`](Self::forward) of rows with padding, or with a bias.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_with(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        args: &SelfAttention<'_, E>,
+    ) -> Result<Var<E>> {
+        let t = x.shape()[1];
+        let last = |x: &Var<E>| x.slice(1, t.saturating_sub(1)..t);
+        let mixed = if self.norms.is_some() || args.bias.is_some() {
+            let q = match args.queries {
+                Queries::All => self.q.forward(ctx, x)?,
+                Queries::Last => self.q.forward(ctx, &last(x)?)?,
+            };
+            let q = self.normed(ctx, 0, q)?;
+            let k = self.normed(ctx, 1, self.k.forward(ctx, x)?)?;
+            let v = self.v.forward(ctx, x)?;
+            self.core.apart(ctx, [&q, &k, &v], args.lengths, args.bias)?
+        } else {
+            match args.queries {
+                Queries::All => self.core.all(ctx, &self.project_qkv(ctx, x)?, args.lengths)?,
+                Queries::Last => {
+                    let q = self.q.forward(ctx, &last(x)?)?;
+                    let kv = Self::project(ctx, x, &[&self.k, &self.v])?;
+                    self.core.some(ctx, &q, &kv, args.lengths)?
+                }
             }
+        };
+        Ok(self.o.forward(ctx, &mixed)?)
+    }
+
+    /// Attention of x to `memory`, of which row b has `lengths[b]` positions.
+    ///
+    /// # Shapes
+    /// x [B, Tq, C], `memory` [B, Tk, C], `lengths` \[B\] → [B, Tq, C].
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the layer is causal or has positions:
+    /// those of x and of the memory have nothing to do with one another.
+    pub fn forward_cross(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        memory: &Var<E>,
+        lengths: Option<&[usize]>,
+    ) -> Result<Var<E>> {
+        let AttentionConfig { causal, position, .. } = self.core.config;
+        if causal || position != Position::None {
+            let what = "cross-attention has neither positions nor a causal mask";
+            return Err(NnError::config("MultiHeadAttention", "causal", causal, what).into());
+        }
+        let q = self.normed(ctx, 0, self.q.forward(ctx, x)?)?;
+        let mixed = if self.norms.is_some() {
+            let k = self.normed(ctx, 1, self.k.forward(ctx, memory)?)?;
+            self.core.apart(ctx, [&q, &k, &self.v.forward(ctx, memory)?], lengths, None)?
+        } else {
+            let kv = Self::project(ctx, memory, &[&self.k, &self.v])?;
+            self.core.cross(ctx, &q, &kv, lengths)?
         };
         Ok(self.o.forward(ctx, &mixed)?)
     }
@@ -350,7 +272,8 @@ impl<E: Element> MultiHeadAttention<E> {
         cache: &mut LayerCache<S>,
     ) -> Result<Var<E>> {
         const OP: &str = "forward_cached";
-        let AttentionConfig { heads, kv_heads, head_width, kind, causal, .. } = self.core.config;
+        let AttentionConfig { heads, kv_heads, head_width, kind, causal, scale, .. } =
+            self.core.config;
         if !causal {
             let what = "earlier outputs of a layer that is not causal change with every token";
             return Err(AttentionError::argument(OP, "causal", causal, what));
@@ -386,6 +309,7 @@ impl<E: Element> MultiHeadAttention<E> {
         .expect("the projection has these heads");
         let q = all.slice(s![.., .., ..heads, ..]);
         let args = KernelArgs {
+            scale,
             causal,
             alibi_slopes: self.core.slopes.as_deref(),
             ..KernelArgs::new(kind)
@@ -401,100 +325,22 @@ impl<E: Element> Module<E> for MultiHeadAttention<E> {
         visitor.module("k_proj", &self.k);
         visitor.module("v_proj", &self.v);
         visitor.module("o_proj", &self.o);
-    }
-}
-
-/// The attention layer of the cisformer: every position of a fixed window has
-/// its own W_Q, W_K, W_V and W_O (after arXiv 2508.04461). There is no
-/// positional embedding: the parameters are what tells positions apart.
-///
-/// Parameters: `q_proj`, `kv_proj` (keys, then values) and `o_proj`,
-/// each with `weight` [T, out, in] and `bias` [T, out].
-///
-/// # Shapes
-/// x [B, T, C] for the window's T → [B, T, C].
-#[derive(Debug, Clone)]
-pub struct PerPositionAttention<E: Element = f32> {
-    core: Core<E>,
-    q: PerPositionLinear<E>,
-    kv: PerPositionLinear<E>,
-    o: PerPositionLinear<E>,
-}
-
-impl<E: Element> PerPositionAttention<E> {
-    /// A layer for a window of `window` positions.
-    ///
-    /// # Errors
-    /// If a setting is outside its range.
-    pub fn new(config: AttentionConfig, window: usize, rng: &mut RngStream) -> Result<Self> {
-        config.validate("PerPositionAttention")?;
-        let (c, bias) = (config.width, config.bias);
-        let (q, kv) = (config.query_width(), 2 * config.kv_width());
-        let layer = Self {
-            q: PerPositionLinear::new(window, c, q, bias, rng)?,
-            kv: PerPositionLinear::new(window, c, kv, bias, rng)?,
-            o: PerPositionLinear::new(window, q, c, bias, rng)?,
-            core: Core::new(config, window)?,
-        };
-        scale_start(layer.q.weight(), layer.core.config.query_key_scale);
-        let (factor, keys) = (layer.core.config.query_key_scale, layer.core.config.kv_width() * c);
-        if factor != 1.0 {
-            layer.kv.weight().update(|values| {
-                for position in values.chunks_exact_mut(2 * keys) {
-                    position[..keys].iter_mut().for_each(|v| *v *= E::from_f64(factor));
-                }
-            });
+        if let Some([q, k]) = &self.norms {
+            visitor.module("q_norm", q);
+            visitor.module("k_norm", k);
         }
-        Ok(layer)
-    }
-
-    /// The settings.
-    pub fn config(&self) -> &AttentionConfig {
-        &self.core.config
-    }
-
-    /// Number of positions.
-    pub fn window(&self) -> usize {
-        self.o.window()
-    }
-
-    /// The projections q|k|v of all positions, packed. For inspection.
-    ///
-    /// # Errors
-    /// If the shapes do not fit.
-    pub fn project_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
-        let q = self.q.forward(ctx, x, 0)?;
-        let kv = self.kv.forward(ctx, x, 0)?;
-        Ok(Var::concat(&[&q, &kv], 2)?)
-    }
-
-    /// Self-attention: all positions, or only the last query's output
-    /// [B, 1, C].
-    ///
-    /// # Errors
-    /// If the shapes do not fit or x is longer than the window.
-    pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, queries: Queries) -> Result<Var<E>> {
-        let kv = self.kv.forward(ctx, x, 0)?;
-        let first = match queries {
-            Queries::All => 0,
-            Queries::Last => x.shape()[1].saturating_sub(1),
-        };
-        let q = match queries {
-            Queries::All => self.q.forward(ctx, x, 0)?,
-            Queries::Last => {
-                let last = x.slice(1, first..x.shape()[1])?;
-                self.q.forward(ctx, &last, first)?
-            }
-        };
-        let mixed = self.core.some(ctx, &q, &kv)?;
-        self.o.forward(ctx, &mixed, first)
     }
 }
 
-impl<E: Element> Module<E> for PerPositionAttention<E> {
-    fn visit(&self, visitor: &mut ParameterVisitor<E>) {
-        visitor.module("q_proj", &self.q);
-        visitor.module("kv_proj", &self.kv);
-        visitor.module("o_proj", &self.o);
-    }
+/// The norms of queries and keys.
+fn query_key_norms<E: Element>(
+    config: &AttentionConfig,
+    norm: QueryKeyNorm,
+) -> Result<[Norm<E>; 2]> {
+    let (widths, eps) = match norm {
+        QueryKeyNorm::Head { eps } => ([config.head_width; 2], eps),
+        QueryKeyNorm::All { eps } => ([config.query_width(), config.kv_width()], eps),
+    };
+    let [q, k] = widths.map(|width| Norm::new(NormKind::RmsNorm, width, eps));
+    Ok([q?, k?])
 }

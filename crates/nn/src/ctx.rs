@@ -1,8 +1,10 @@
 //! [`Ctx`]: what a forward pass carries besides its activations.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use crate::error::Result;
+use crate::tasks::TaskRows;
 use specialformer_tensor::{Element, Parameter, RngStream, ScopeGuard, Seed, Tape, Tensor, Var};
 
 /// Training or evaluation.
@@ -15,8 +17,8 @@ pub enum Mode {
 }
 
 /// The context of one forward pass: the tape (with its memory pool and
-/// parallelism), the mode and the random stream. It is passed down explicitly;
-/// no layer keeps state in globals.
+/// parallelism), the mode, the random stream and the rows' tasks. It is passed
+/// down explicitly; no layer keeps state in globals.
 ///
 /// ```
 /// use specialformer_nn::{Ctx, Mode};
@@ -27,13 +29,14 @@ pub enum Mode {
 pub struct Ctx<E: Element = f32> {
     tape: Tape<E>,
     mode: Mode,
-    rng: RefCell<RngStream>,
+    rng: Rc<RefCell<RngStream>>,
+    tasks: Option<Rc<TaskRows>>,
 }
 
 impl<E: Element> Ctx<E> {
     /// A context for training: `rng` feeds dropout and other noise.
     pub fn train(tape: Tape<E>, rng: RngStream) -> Self {
-        Self { tape, mode: Mode::Train, rng: RefCell::new(rng) }
+        Self { tape, mode: Mode::Train, rng: Rc::new(RefCell::new(rng)), tasks: None }
     }
 
     /// A context for inference on a tape of its own that records nothing.
@@ -44,7 +47,19 @@ impl<E: Element> Ctx<E> {
     /// A context for evaluation on a given tape.
     pub fn eval_on(tape: Tape<E>) -> Self {
         let rng = Seed::new(0).stream("evaluation");
-        Self { tape, mode: Mode::Eval, rng: RefCell::new(rng) }
+        Self { tape, mode: Mode::Eval, rng: Rc::new(RefCell::new(rng)), tasks: None }
+    }
+
+    /// The same pass (tape, mode, random stream) for rows of these tasks.
+    #[must_use]
+    pub fn with_tasks(&self, tasks: Option<TaskRows>) -> Self {
+        let tasks = tasks.map(Rc::new);
+        Self { tape: self.tape.clone(), mode: self.mode, rng: Rc::clone(&self.rng), tasks }
+    }
+
+    /// The tasks of the batch's rows, if they are known.
+    pub fn tasks(&self) -> Option<&TaskRows> {
+        self.tasks.as_deref()
     }
 
     /// The tape.

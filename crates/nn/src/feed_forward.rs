@@ -85,6 +85,13 @@ impl<E: Element> FeedForward<E> {
         Ok(Self { activation, gate, up, down })
     }
 
+    /// The linear layers by name, for giving them other weights.
+    pub fn projections_mut(&mut self) -> Vec<(&'static str, &mut Linear<E>)> {
+        let mut all: Vec<_> = self.gate.iter_mut().map(|gate| ("gate", gate)).collect();
+        all.extend([("up", &mut self.up), ("down", &mut self.down)]);
+        all
+    }
+
     /// The layer's output.
     ///
     /// # Errors

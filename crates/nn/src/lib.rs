@@ -2,7 +2,7 @@
 //! Specialformer tensor core.
 //!
 //! Shape letters: B batch, T sequence length, C model width, H heads, D head
-//! width, V vocabulary.
+//! width, V vocabulary, R rank.
 //!
 //! ```
 //! use specialformer_nn::optim::{Adam, AdamConfig, GradientSet, Optimizer, UpdateArgs};
@@ -33,27 +33,35 @@
 //! # Ok::<(), specialformer_nn::NnError>(())
 //! ```
 
+mod adapter;
 mod ctx;
 mod embedding;
 mod error;
 mod feed_forward;
 pub mod init;
 mod linear;
+mod lora;
 mod lstm;
 mod module;
 mod norm;
 pub mod optim;
 mod schedule;
+mod task_linear;
+mod tasks;
 
+pub use adapter::{Adapter, AdapterBank, AdapterPlacement};
 pub use ctx::{Ctx, Mode};
 pub use embedding::Embedding;
 pub use error::{NnError, Result};
 pub use feed_forward::{Activation, FeedForward, FeedForwardKind, Mlp};
 pub use linear::{Linear, Weight, WeightOperator};
+pub use lora::{Lora, LoraBank};
 pub use lstm::{Lstm, LstmOutput, LstmState};
 pub use module::{Module, NamedParameters, ParameterVisitor};
 pub use norm::{Norm, NormKind};
 pub use schedule::Schedule;
+pub use task_linear::TaskLinear;
+pub use tasks::TaskRows;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -9,7 +9,7 @@ use specialformer_nn::Activation;
 use specialformer_train::{Batch, BoxError, Dataset, HeldOut, IGNORE};
 
 use crate::config::{
-    CisformerConfig, LstmConfig, MlpConfig, ModelConfig, Positions, TransformerConfig,
+    BaseConfig, CisformerConfig, LstmConfig, MlpConfig, ModelConfig, Positions, TransformerConfig,
 };
 use crate::error::{Error, Result};
 
@@ -222,38 +222,17 @@ pub struct StudyModel {
 /// The models of the study for a benchmark with these settings.
 pub fn study_models(data: &IarcConfig) -> Vec<StudyModel> {
     let expressive = AttentionKind::Expressive { epsilon: 1e-7 };
+    let base = |attention, width, heads, feed_forward| BaseConfig {
+        outputs: Some(data.digits),
+        attention,
+        ..BaseConfig::new(data.vocabulary(), width, 2, heads, feed_forward, data.window)
+    };
     let transformer = |positions, attention, width, heads, feed_forward| {
-        ModelConfig::Transformer(TransformerConfig {
-            vocabulary: data.vocabulary(),
-            outputs: Some(data.digits),
-            width,
-            layers: 2,
-            heads,
-            kv_heads: None,
-            feed_forward,
-            window: data.window,
-            positions,
-            attention,
-            activation: Activation::Gelu,
-            dropout: 0.0,
-            query_key_scale: 1.0,
-        })
+        let base = base(attention, width, heads, feed_forward);
+        ModelConfig::Transformer(TransformerConfig { base, kv_heads: None, positions })
     };
-    let cisformer = |attention| {
-        ModelConfig::Cisformer(CisformerConfig {
-            vocabulary: data.vocabulary(),
-            outputs: Some(data.digits),
-            width: 16,
-            layers: 2,
-            heads: 2,
-            feed_forward: 64,
-            window: data.window,
-            attention,
-            activation: Activation::Gelu,
-            dropout: 0.0,
-            query_key_scale: 1.0,
-        })
-    };
+    let cisformer =
+        |attention| ModelConfig::Cisformer(CisformerConfig { base: base(attention, 16, 2, 64) });
     let lstm = |embedding, hidden| {
         ModelConfig::Lstm(LstmConfig {
             vocabulary: data.vocabulary(),

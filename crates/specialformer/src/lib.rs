@@ -5,19 +5,9 @@
 //! use specialformer::prelude::*;
 //!
 //! let config = ModelConfig::Transformer(TransformerConfig {
-//!     vocabulary: 14,
-//!     outputs: Some(10),
-//!     width: 16,
-//!     layers: 2,
-//!     heads: 2,
+//!     base: BaseConfig { outputs: Some(10), ..BaseConfig::new(14, 16, 2, 2, 64, 16) },
 //!     kv_heads: None,
-//!     feed_forward: 64,
-//!     window: 16,
 //!     positions: Positions::Learned,
-//!     attention: AttentionKind::Softmax,
-//!     activation: Activation::Gelu,
-//!     dropout: 0.0,
-//!     query_key_scale: 1.0,
 //! });
 //! let model = Model::<f32>::new(&config, Seed::new(1))?;
 //! assert_eq!(NamedParameters::of(&model).count(), 7_242);
@@ -38,11 +28,14 @@ mod run;
 mod threads;
 
 pub use config::{
-    CisformerConfig, LstmConfig, MlpConfig, ModelConfig, Positions, TransformerConfig,
+    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, Head, LoraTarget, LstmConfig,
+    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
+    SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
 };
 pub use error::{Error, Result};
 pub use models::{
-    Block, LstmModel, MlpModel, Model, Outputs, PerPositionFeedForward, Tokens, Transformer,
+    Block, BlockInput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
+    Specialformer, Tokens, Transformer,
 };
 pub use run::{DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};
@@ -57,8 +50,9 @@ pub use specialformer_train as training;
 /// What most programs use.
 pub mod prelude {
     pub use crate::{
-        CisformerConfig, DataConfig, LstmConfig, MlpConfig, Model, ModelConfig, Outputs, Positions,
-        RunConfig, Tokens, TransformerConfig,
+        BaseConfig, CisformerConfig, DataConfig, Head, LstmConfig, MlpConfig, Model, ModelConfig,
+        Outputs, Positions, RunConfig, SpecialformerConfig, TaskConfig, Tokens, Topology,
+        TransformerConfig,
     };
     pub use specialformer_attention::AttentionKind;
     pub use specialformer_nn::{Activation, Ctx, Mode, Module, NamedParameters, Schedule};

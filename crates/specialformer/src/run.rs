@@ -153,6 +153,9 @@ impl RunConfig {
 
 impl specialformer_train::Model for Model {
     fn forward(&self, ctx: &Ctx, input: &Rows<'_>) -> Result<ModelOutput, BoxError> {
+        if let Self::Specialformer(model) = self {
+            return Ok(model.forward(ctx, input)?);
+        }
         let tokens = Tokens::new(input.tokens(), input.rows())?;
         let outputs = match input.positions() {
             1 => Outputs::Last,

@@ -1,14 +1,17 @@
-//! The transformer block: x + attention(norm(x)), then x + feed-forward(norm(x)).
+//! The transformer block: attention, cross-attention where another stack is
+//! read, and a feed-forward layer, each with a norm and a residual path.
 
 use specialformer_attention::{
-    MultiHeadAttention, PerPositionAttention, PerPositionLinear, Queries,
+    AttentionConfig, MultiHeadAttention, PerPositionAttention, PerPositionLinear, Position,
+    Queries, SelfAttention,
 };
 use specialformer_nn::{
     Activation, Ctx, FeedForward, FeedForwardKind, Module, Norm, ParameterVisitor,
 };
 use specialformer_tensor::{Element, RngStream, Var};
 
-use crate::config::StackConfig;
+use super::adapters::BlockAdapters;
+use crate::config::{BlockParts, NormPosition, StackConfig};
 use crate::error::{Error, Result};
 
 /// Feed-forward layers of each position's own.
@@ -20,6 +23,13 @@ pub struct PerPositionFeedForward<E: Element = f32> {
     activation: Activation,
     up: PerPositionLinear<E>,
     down: PerPositionLinear<E>,
+}
+
+impl<E: Element> PerPositionFeedForward<E> {
+    fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, first: usize) -> Result<Var<E>> {
+        let hidden = self.activation.apply(&self.up.forward(ctx, x, first)?)?;
+        Ok(self.down.forward(ctx, &hidden, first)?)
+    }
 }
 
 impl<E: Element> Module<E> for PerPositionFeedForward<E> {
@@ -41,19 +51,62 @@ enum FeedForwardLayer<E: Element> {
     PerPosition(PerPositionFeedForward<E>),
 }
 
-/// One pre-norm transformer block, with parameters shared by all positions or
-/// of each position's own.
+/// Attention to the output of another stack.
+#[derive(Debug, Clone)]
+struct CrossAttention<E: Element> {
+    norm: Norm<E>,
+    attention: MultiHeadAttention<E>,
+}
+
+/// What a block is told besides its input.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockInput<'a, E: Element = f32> {
+    /// Which positions are computed.
+    pub queries: Queries,
+    /// Row b has only its first `lengths[b]` positions \[B\].
+    pub lengths: Option<&'a [usize]>,
+    /// Added to the scores of self-attention.
+    pub bias: Option<&'a Var<E>>,
+    /// What cross-attention reads.
+    pub memory: Option<Memory<'a, E>>,
+}
+
+impl<E: Element> BlockInput<'_, E> {
+    /// Rows without padding, and nothing else to read.
+    pub const fn new(queries: Queries) -> Self {
+        Self { queries, lengths: None, bias: None, memory: None }
+    }
+}
+
+/// The output of another stack.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory<'a, E: Element = f32> {
+    /// [B, S, C].
+    pub states: &'a Var<E>,
+    /// Row b has only its first `lengths[b]` positions \[B\].
+    pub lengths: Option<&'a [usize]>,
+}
+
+/// One transformer block, with parameters shared by all positions or of each
+/// position's own.
 #[derive(Debug, Clone)]
 pub struct Block<E: Element = f32> {
+    norm_position: NormPosition,
     attention_norm: Norm<E>,
     attention: Attention<E>,
+    cross: Option<CrossAttention<E>>,
     feed_forward_norm: Norm<E>,
-    feed_forward: FeedForwardLayer<E>,
+    feed_forward: Option<FeedForwardLayer<E>>,
+    adapters: Option<BlockAdapters<E>>,
     dropout: f64,
 }
 
 impl<E: Element> Block<E> {
-    pub(crate) fn new(config: &StackConfig, rng: &mut RngStream) -> Result<Self> {
+    pub(crate) fn new(
+        config: &StackConfig,
+        parts: &BlockParts,
+        rng: &mut RngStream,
+    ) -> Result<Self> {
         let width = config.attention.width;
         let norm = || Norm::new(config.norm, width, config.norm_eps);
         let attention = config.attention.clone();
@@ -69,29 +122,93 @@ impl<E: Element> Block<E> {
                 up: linear(width, config.feed_forward, rng)?,
                 down: linear(config.feed_forward, width, rng)?,
             };
-            (Attention::PerPosition(attention), FeedForwardLayer::PerPosition(feed_forward))
+            (Attention::PerPosition(attention), Some(FeedForwardLayer::PerPosition(feed_forward)))
         } else {
             let hidden = config.feed_forward;
             let attention = MultiHeadAttention::new(attention, config.window, rng)?;
-            let layer = FeedForward::new(config.feed_forward_kind, width, hidden, true, rng)?;
-            (Attention::Shared(attention), FeedForwardLayer::Shared(layer))
+            let layer = |rng: &mut _| {
+                let bias = config.feed_forward_bias;
+                FeedForward::new(config.feed_forward_kind, width, hidden, bias, rng)
+            };
+            let layer = parts.dense.then(|| layer(rng)).transpose()?;
+            (Attention::Shared(attention), layer.map(FeedForwardLayer::Shared))
         };
-        Ok(Self {
+        let cross = match config.cross_attention {
+            true => Some(CrossAttention {
+                norm: norm()?,
+                attention: MultiHeadAttention::new(
+                    AttentionConfig {
+                        causal: false,
+                        position: Position::None,
+                        ..config.attention.clone()
+                    },
+                    config.window,
+                    rng,
+                )?,
+            }),
+            false => None,
+        };
+        let mut block = Self {
+            norm_position: config.norm_position,
             attention_norm: norm()?,
             attention,
+            cross,
             feed_forward_norm: norm()?,
             feed_forward,
+            adapters: None,
             dropout: config.dropout,
-        })
+        };
+        if let Some(adapter) = &parts.adapter {
+            block.adapt(adapter, config, rng)?;
+        }
+        Ok(block)
+    }
+
+    /// Gives the block adapters.
+    fn adapt(
+        &mut self,
+        adapter: &crate::config::AdapterConfig,
+        config: &StackConfig,
+        rng: &mut RngStream,
+    ) -> Result<()> {
+        self.adapters = BlockAdapters::new(adapter, config.tasks, config.attention.width, rng)?;
+        let mut projections = Vec::new();
+        if let Attention::Shared(attention) = &mut self.attention {
+            projections.extend(attention.projections_mut());
+        }
+        if let Some(cross) = &mut self.cross {
+            projections.extend(cross.attention.projections_mut());
+        }
+        if let Some(FeedForwardLayer::Shared(layer)) = &mut self.feed_forward {
+            projections.extend(layer.projections_mut());
+        }
+        super::adapters::add_lora(adapter, config.tasks, projections, rng)
     }
 
     /// The packed projections q|k|v [B, T, 3·C] that attention starts from.
     pub(crate) fn project_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
-        let x = self.attention_norm.forward(ctx, x)?;
+        let x = self.before(&self.attention_norm, ctx, x)?;
         Ok(match &self.attention {
             Attention::Shared(layer) => layer.project_qkv(ctx, &x)?,
             Attention::PerPosition(layer) => layer.project_qkv(ctx, &x)?,
         })
+    }
+
+    /// What a layer reads.
+    fn before(&self, norm: &Norm<E>, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
+        match self.norm_position {
+            NormPosition::Pre => Ok(norm.forward(ctx, x)?),
+            NormPosition::Post => Ok(x.clone()),
+        }
+    }
+
+    /// x plus what a layer made of it.
+    fn after(&self, norm: &Norm<E>, ctx: &Ctx<E>, x: &Var<E>, change: Var<E>) -> Result<Var<E>> {
+        let sum = x.add(&ctx.dropout(change, self.dropout)?)?;
+        match self.norm_position {
+            NormPosition::Pre => Ok(sum),
+            NormPosition::Post => Ok(norm.forward(ctx, &sum)?),
+        }
     }
 
     /// The block's output: all positions, or the last one only.
@@ -100,32 +217,85 @@ impl<E: Element> Block<E> {
     /// [B, T, C] → [B, T, C] or [B, 1, C].
     ///
     /// # Errors
-    /// If the shapes do not fit.
-    pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, queries: Queries) -> Result<Var<E>> {
-        let mixed = {
-            let _scope = ctx.scope("attention");
-            let x = self.attention_norm.forward(ctx, x)?;
-            match &self.attention {
-                Attention::Shared(layer) => layer.forward(ctx, &x, queries)?,
-                Attention::PerPosition(layer) => layer.forward(ctx, &x, queries)?,
-            }
-        };
-        let mixed = ctx.dropout(mixed, self.dropout)?;
+    /// If the shapes do not fit, or something is asked for that the block does
+    /// not have.
+    pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, input: &BlockInput<'_, E>) -> Result<Var<E>> {
         let last = x.shape()[1].saturating_sub(1);
-        let (x, first) = match queries {
-            Queries::All => (x.add(&mixed)?, 0),
-            Queries::Last => (x.slice(1, last..last + 1)?.add(&mixed)?, last),
+        let (residual, first) = match input.queries {
+            Queries::All => (x.clone(), 0),
+            Queries::Last => (x.slice(1, last..last + 1)?, last),
         };
+        let x = {
+            let change = {
+                let _scope = ctx.scope("attention");
+                self.attend(ctx, x, first, input)?
+            };
+            self.after(&self.attention_norm, ctx, &residual, change)?
+        };
+        let x = self.attend_memory(ctx, x, input)?;
         let _scope = ctx.scope("feed_forward");
-        let normed = self.feed_forward_norm.forward(ctx, &x)?;
+        let normed = self.before(&self.feed_forward_norm, ctx, &x)?;
         let change = match &self.feed_forward {
-            FeedForwardLayer::Shared(layer) => layer.forward(ctx, &normed)?,
-            FeedForwardLayer::PerPosition(layer) => {
-                let hidden = layer.activation.apply(&layer.up.forward(ctx, &normed, first)?)?;
-                layer.down.forward(ctx, &hidden, first)?
-            }
+            Some(FeedForwardLayer::Shared(layer)) => Some(layer.forward(ctx, &normed)?),
+            Some(FeedForwardLayer::PerPosition(layer)) => Some(layer.forward(ctx, &normed, first)?),
+            None => None,
         };
-        Ok(x.add(&ctx.dropout(change, self.dropout)?)?)
+        let change = change.expect("a block has a feed-forward layer or experts");
+        let change = match &self.adapters {
+            Some(adapters) => adapters.after_feed_forward(ctx, &normed, change)?,
+            None => change,
+        };
+        self.after(&self.feed_forward_norm, ctx, &x, change)
+    }
+
+    /// Self-attention, of positions from `first` on.
+    fn attend(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        first: usize,
+        input: &BlockInput<'_, E>,
+    ) -> Result<Var<E>> {
+        let x = self.before(&self.attention_norm, ctx, x)?;
+        let mixed = match &self.attention {
+            Attention::Shared(layer) => {
+                let args = SelfAttention {
+                    queries: input.queries,
+                    lengths: input.lengths,
+                    bias: input.bias,
+                };
+                layer.forward_with(ctx, &x, &args)?
+            }
+            Attention::PerPosition(layer) => layer.forward(ctx, &x, input.queries)?,
+        };
+        match &self.adapters {
+            Some(adapters) => {
+                let length = x.shape()[1];
+                let read = if first == 0 { x } else { x.slice(1, first..length)? };
+                adapters.after_attention(ctx, &read, mixed)
+            }
+            None => Ok(mixed),
+        }
+    }
+
+    fn attend_memory(&self, ctx: &Ctx<E>, x: Var<E>, input: &BlockInput<'_, E>) -> Result<Var<E>> {
+        match (&self.cross, input.memory) {
+            (None, None) => Ok(x),
+            (Some(cross), Some(memory)) => {
+                let _scope = ctx.scope("cross_attention");
+                let read = self.before(&cross.norm, ctx, &x)?;
+                let change =
+                    cross.attention.forward_cross(ctx, &read, memory.states, memory.lengths)?;
+                self.after(&cross.norm, ctx, &x, change)
+            }
+            (cross, _) => Err(Error::Input {
+                model: "block",
+                what: match cross {
+                    Some(_) => "cross-attention has no memory to read".into(),
+                    None => "there is a memory, but no cross-attention to read it".into(),
+                },
+            }),
+        }
     }
 }
 
@@ -136,10 +306,18 @@ impl<E: Element> Module<E> for Block<E> {
             Attention::Shared(layer) => visitor.module("attention", layer),
             Attention::PerPosition(layer) => visitor.module("attention", layer),
         }
+        if let Some(cross) = &self.cross {
+            visitor.module("cross_attention_norm", &cross.norm);
+            visitor.module("cross_attention", &cross.attention);
+        }
         visitor.module("feed_forward_norm", &self.feed_forward_norm);
         match &self.feed_forward {
-            FeedForwardLayer::Shared(layer) => visitor.module("feed_forward", layer),
-            FeedForwardLayer::PerPosition(layer) => visitor.module("feed_forward", layer),
+            Some(FeedForwardLayer::Shared(layer)) => visitor.module("feed_forward", layer),
+            Some(FeedForwardLayer::PerPosition(layer)) => visitor.module("feed_forward", layer),
+            None => {}
+        }
+        if let Some(adapters) = &self.adapters {
+            visitor.module("adapter", adapters);
         }
     }
 }

@@ -1,13 +1,17 @@
 //! Models assembled from a configuration.
 
+mod adapters;
 mod block;
 mod lstm;
 mod mlp;
+mod specialformer;
+mod stack;
 mod transformer;
 
-pub use block::{Block, PerPositionFeedForward};
+pub use block::{Block, BlockInput, Memory, PerPositionFeedForward};
 pub use lstm::LstmModel;
 pub use mlp::MlpModel;
+pub use specialformer::Specialformer;
 pub use transformer::Transformer;
 
 use specialformer_nn::{Ctx, Module, ParameterVisitor};
@@ -67,6 +71,8 @@ pub enum Outputs {
 pub enum Model<E: Element = f32> {
     /// Transformer or cisformer.
     Transformer(Transformer<E>),
+    /// A transformer that specialises by task.
+    Specialformer(Box<Specialformer<E>>),
     /// LSTM.
     Lstm(LstmModel<E>),
     /// Multi-layer perceptron.
@@ -82,8 +88,15 @@ impl<E: Element> Model<E> {
         config.validate()?;
         let rng = &mut seed.stream("init");
         Ok(match config {
-            ModelConfig::Transformer(c) => Self::Transformer(Transformer::new(c.stack(), rng)?),
-            ModelConfig::Cisformer(c) => Self::Transformer(Transformer::new(c.stack(), rng)?),
+            ModelConfig::Transformer(c) => {
+                Self::Transformer(Transformer::new(&c.base, c.stack(), rng)?)
+            }
+            ModelConfig::Cisformer(c) => {
+                Self::Transformer(Transformer::new(&c.base, c.stack(), rng)?)
+            }
+            ModelConfig::Specialformer(c) => {
+                Self::Specialformer(Box::new(Specialformer::new(c, rng)?))
+            }
             ModelConfig::Lstm(c) => Self::Lstm(LstmModel::new(c, rng)?),
             ModelConfig::Mlp(c) => Self::Mlp(MlpModel::new(c, rng)?),
         })
@@ -96,6 +109,7 @@ impl<E: Element> Model<E> {
     pub fn logits(&self, ctx: &Ctx<E>, tokens: Tokens<'_>, outputs: Outputs) -> Result<Var<E>> {
         match self {
             Self::Transformer(model) => model.logits(ctx, tokens, outputs),
+            Self::Specialformer(model) => model.logits(ctx, tokens, outputs),
             Self::Lstm(model) => model.logits(ctx, tokens, outputs),
             Self::Mlp(model) => model.logits(ctx, tokens, outputs),
         }
@@ -106,6 +120,7 @@ impl<E: Element> Module<E> for Model<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
         match self {
             Self::Transformer(model) => model.visit(visitor),
+            Self::Specialformer(model) => model.visit(visitor),
             Self::Lstm(model) => model.visit(visitor),
             Self::Mlp(model) => model.visit(visitor),
         }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use ndarray::{Array1, ArrayD, Axis, concatenate};
 use specialformer::attention::AttentionKind;
 use specialformer::nn::optim::{Adam, AdamConfig, GradientSet, Optimizer, UpdateArgs};
-use specialformer::nn::{Activation, Ctx, NamedParameters};
+use specialformer::nn::{Ctx, NamedParameters};
 use specialformer::tensor::{CrossEntropy, Parallelism, Seed, Tape};
 use specialformer::{
-    CisformerConfig, Model, ModelConfig, Outputs, Positions, Tokens, TransformerConfig,
+    BaseConfig, CisformerConfig, Model, ModelConfig, Outputs, Positions, Tokens, TransformerConfig,
 };
 use specialformer_testkit::GoldenCase;
 
@@ -19,40 +19,25 @@ use crate::shell::Result;
 
 pub(super) fn transformer(case: &GoldenCase, judge: &mut Judge<'_>) -> Result<()> {
     run(case, judge, |attention| {
-        Ok(ModelConfig::Transformer(TransformerConfig {
-            vocabulary: case.dim("vocabulary")?,
-            outputs: Some(case.dim("classes")?),
-            width: case.dim("width")?,
-            layers: case.dim("layers")?,
-            heads: case.dim("heads")?,
-            kv_heads: None,
-            feed_forward: case.dim("hidden")?,
-            window: case.dim("length")?,
-            positions: Positions::Learned,
-            attention,
-            activation: Activation::Gelu,
-            dropout: 0.0,
-            query_key_scale: 1.0,
-        }))
+        let base = base(case, attention)?;
+        let positions = Positions::Learned;
+        Ok(ModelConfig::Transformer(TransformerConfig { base, kv_heads: None, positions }))
     })
 }
 
 pub(super) fn cisformer(case: &GoldenCase, judge: &mut Judge<'_>) -> Result<()> {
     run(case, judge, |attention| {
-        Ok(ModelConfig::Cisformer(CisformerConfig {
-            vocabulary: case.dim("vocabulary")?,
-            outputs: Some(case.dim("classes")?),
-            width: case.dim("width")?,
-            layers: case.dim("layers")?,
-            heads: case.dim("heads")?,
-            feed_forward: case.dim("hidden")?,
-            window: case.dim("length")?,
-            attention,
-            activation: Activation::Gelu,
-            dropout: 0.0,
-            query_key_scale: 1.0,
-        }))
+        Ok(ModelConfig::Cisformer(CisformerConfig { base: base(case, attention)? }))
     })
+}
+
+fn base(case: &GoldenCase, attention: AttentionKind) -> Result<BaseConfig> {
+    let [vocabulary, width, layers] =
+        [case.dim("vocabulary")?, case.dim("width")?, case.dim("layers")?];
+    let [heads, hidden, length] = [case.dim("heads")?, case.dim("hidden")?, case.dim("length")?];
+    let outputs = Some(case.dim("classes")?);
+    let base = BaseConfig::new(vocabulary, width, layers, heads, hidden, length);
+    Ok(BaseConfig { outputs, attention, ..base })
 }
 
 /// Our name of one of the reference's weights, and which half of ours it is

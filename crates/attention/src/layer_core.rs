@@ -1,0 +1,142 @@
+//! What attention layers do between their projections.
+
+use specialformer_nn::{Ctx, Mode};
+use specialformer_tensor::{Element, Parameter, Var};
+
+use crate::alibi::alibi_slopes;
+use crate::config::{AttentionConfig, Position};
+use crate::error::Result;
+use crate::kernel::Dropout;
+use crate::op::{AttentionArgs, attention, attention_kv, attention_qkv};
+use crate::rope::{RopeTable, rope};
+
+/// Attention itself, with its positions.
+#[derive(Debug, Clone)]
+pub(crate) struct Core<E: Element> {
+    pub(crate) config: AttentionConfig,
+    pub(crate) slopes: Option<Vec<f64>>,
+    pub(crate) rope: Option<RopeTable<E>>,
+}
+
+impl<E: Element> Core<E> {
+    pub(crate) fn new(config: AttentionConfig, max_length: usize) -> Result<Self> {
+        let slopes = (config.position == Position::Alibi).then(|| alibi_slopes(config.heads));
+        let rope = match config.position {
+            Position::Rope { theta } => Some(RopeTable::new(config.head_width, theta, max_length)?),
+            _ => None,
+        };
+        Ok(Self { config, slopes, rope })
+    }
+
+    fn args<'a>(
+        &'a self,
+        ctx: &Ctx<E>,
+        query_offset: usize,
+        key_lengths: Option<&'a [usize]>,
+    ) -> Result<AttentionArgs<'a, E>> {
+        let config = &self.config;
+        let dropout = if config.dropout > 0.0 && ctx.mode() == Mode::Train {
+            Some(Dropout::new(config.dropout, ctx.with_rng(|rng| rng.next_u64()))?)
+        } else {
+            None
+        };
+        Ok(AttentionArgs {
+            kind: config.kind,
+            scale: config.scale,
+            causal: config.causal,
+            query_offset: query_offset.into(),
+            key_lengths,
+            alibi_slopes: self.slopes.as_deref(),
+            dropout,
+            ..AttentionArgs::default()
+        })
+    }
+
+    /// Attention from one packed projection [B, T, (H + 2·Hkv)·D].
+    pub(crate) fn all(
+        &self,
+        ctx: &Ctx<E>,
+        qkv: &Var<E>,
+        key_lengths: Option<&[usize]>,
+    ) -> Result<Var<E>> {
+        let AttentionConfig { heads, kv_heads, .. } = self.config;
+        let rotated = match &self.rope {
+            Some(table) => Some(rope(qkv, heads + 2 * kv_heads, heads + kv_heads, table, 0)?),
+            None => None,
+        };
+        let args = self.args(ctx, 0, key_lengths)?;
+        attention_qkv(rotated.as_ref().unwrap_or(qkv), heads, kv_heads, &args)
+    }
+
+    /// Attention of queries [B, Tq, H·D] at the end of the keys and values
+    /// [B, Tk, 2·Hkv·D].
+    pub(crate) fn some(
+        &self,
+        ctx: &Ctx<E>,
+        q: &Var<E>,
+        kv: &Var<E>,
+        key_lengths: Option<&[usize]>,
+    ) -> Result<Var<E>> {
+        let AttentionConfig { heads, kv_heads, .. } = self.config;
+        let offset = kv.shape()[1].saturating_sub(q.shape()[1]);
+        let args = self.args(ctx, offset, key_lengths)?;
+        match &self.rope {
+            Some(table) => {
+                let q = rope(q, heads, heads, table, offset)?;
+                let kv = rope(kv, 2 * kv_heads, kv_heads, table, 0)?;
+                attention_kv(&q, &kv, heads, kv_heads, &args)
+            }
+            None => attention_kv(q, kv, heads, kv_heads, &args),
+        }
+    }
+
+    /// Attention of memory [B, Tk, 2·Hkv·D] without a common order of queries
+    /// and keys.
+    pub(crate) fn cross(
+        &self,
+        ctx: &Ctx<E>,
+        q: &Var<E>,
+        kv: &Var<E>,
+        key_lengths: Option<&[usize]>,
+    ) -> Result<Var<E>> {
+        let AttentionConfig { heads, kv_heads, .. } = self.config;
+        attention_kv(q, kv, heads, kv_heads, &self.args(ctx, 0, key_lengths)?)
+    }
+
+    /// [`some`](Self::some) for queries, keys and values that are apart, with
+    /// an additive bias.
+    pub(crate) fn apart(
+        &self,
+        ctx: &Ctx<E>,
+        [q, k, v]: [&Var<E>; 3],
+        key_lengths: Option<&[usize]>,
+        bias: Option<&Var<E>>,
+    ) -> Result<Var<E>> {
+        let AttentionConfig { heads, kv_heads, head_width, .. } = self.config;
+        let offset = k.shape()[1].saturating_sub(q.shape()[1]);
+        let args = AttentionArgs { bias, ..self.args(ctx, offset, key_lengths)? };
+        let rotated = match &self.rope {
+            Some(table) => Some((
+                rope(q, heads, heads, table, offset)?,
+                rope(k, kv_heads, kv_heads, table, 0)?,
+            )),
+            None => None,
+        };
+        let (q, k) = rotated.as_ref().map_or((q, k), |(q, k)| (q, k));
+        let by_head = |x: &Var<E>, heads| {
+            let shape = x.shape();
+            x.reshape([shape[0], shape[1], heads, head_width])
+        };
+        let shape = q.shape();
+        let (q, k, v) = (by_head(q, heads)?, by_head(k, kv_heads)?, by_head(v, kv_heads)?);
+        Ok(attention(&q, &k, &v, &args)?.reshape(shape)?)
+    }
+}
+
+/// Scales the start values of query and key projections.
+pub(crate) fn scale_start<E: Element>(parameter: &Parameter<E>, factor: f64) {
+    if factor != 1.0 {
+        let factor = E::from_f64(factor);
+        parameter.update(|values| values.iter_mut().for_each(|v| *v *= factor));
+    }
+}
