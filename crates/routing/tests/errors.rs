@@ -24,10 +24,7 @@ fn impossible_sizes() {
         refused(RouterConfig::new(4, 5)),
         "router: top_k = 5: must be at most the number of experts, 4"
     );
-    assert_eq!(
-        refused(RouterConfig::new(0, 1)),
-        "router: experts = 0: there must be at least one"
-    );
+    assert_eq!(refused(RouterConfig::new(0, 1)), "router: experts = 0: there must be at least one");
     assert_eq!(
         refused(RouterConfig::new(4, 0)),
         "router: top_k = 0: each token needs at least one expert"
@@ -72,10 +69,7 @@ fn settings_that_a_gate_cannot_have() {
     assert_eq!(message, "router: groups.keep = 1: 1 groups hold 1 experts, fewer than top_k = 2");
     assert!(refused(RouterConfig { groups: groups(2, 3), ..base() }).contains("between 1 and"));
     let with = |gate, balance| RouterConfig { gate, balance, ..base() };
-    let message = refused(with(
-        GateKind::default(),
-        Balance { load: 0.1, ..Balance::default() },
-    ));
+    let message = refused(with(GateKind::default(), Balance { load: 0.1, ..Balance::default() }));
     assert!(message.starts_with("router: balance.load = 0.1: the load of gate `softmax-top-k`"));
     let z = Balance { z: 0.1, ..Balance::default() };
     let message = refused(with(GateKind::Hash { seed: 0 }, z));
@@ -133,10 +127,7 @@ fn inputs_that_do_not_fit() {
     };
     let router = new(base());
     let none = RouteInput::default();
-    assert_eq!(
-        forward(&router, Tensor::ones([2, 5]), &none),
-        "router: x [2, 5]: must be [T, 4]"
-    );
+    assert_eq!(forward(&router, Tensor::ones([2, 5]), &none), "router: x [2, 5]: must be [T, 4]");
     let live = RouteInput { live: Some(&[true]), ..none };
     let message = forward(&router, Tensor::ones([2, 4]), &live);
     assert_eq!(message, "router: live [1]: must have one entry for each of 2 tokens");
@@ -160,10 +151,7 @@ fn inputs_that_do_not_fit() {
     )
     .unwrap_err()
     .to_string();
-    assert_eq!(
-        message,
-        "softmax_top_k: top_k = 4: must be between 1 and the number of experts, 3"
-    );
+    assert_eq!(message, "softmax_top_k: top_k = 4: must be between 1 and the number of experts, 3");
     let empty = ndarray::Array2::<f32>::zeros((2, 0));
     let error = gate::soft(empty.view(), &SelectArgs::default()).unwrap_err().to_string();
     assert_eq!(error, "soft: logits [2, 0]: there must be at least one expert");
@@ -183,10 +171,7 @@ fn task_ids_out_of_range() {
     assert_eq!(error, "routing statistics: task = 7: there are 3 tasks");
     assert_eq!(statistics, LayerStatistics::new(4, 3));
     let error = LayerStatistics::new(5, 8).add(&trace).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "routing statistics: experts = 4: layer `blocks.0` was counted with 5"
-    );
+    assert_eq!(error, "routing statistics: experts = 4: layer `blocks.0` was counted with 5");
 }
 
 #[test]
