@@ -49,6 +49,26 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A data set cannot be used.
+    #[error("{place}: {reason}")]
+    Data {
+        /// The file or the task.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A line of a data file is wrong.
+    #[error("{path}: line {line}: {}{reason}", in_field(field.as_deref()))]
+    Record {
+        /// The file.
+        path: String,
+        /// The line, counted from 1.
+        line: u64,
+        /// The field of the line, if it is a field that is wrong.
+        field: Option<String>,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Weights do not fit the model.
     #[error("{path}: {error}")]
     Weights {
@@ -81,6 +101,10 @@ pub enum Error {
     /// The IARC settings are wrong.
     #[error(transparent)]
     Iarc(#[from] specialformer_iarc_data::IarcError),
+}
+
+fn in_field(field: Option<&str>) -> String {
+    field.map_or_else(String::new, |field| format!("field `{field}`: "))
 }
 
 impl Error {

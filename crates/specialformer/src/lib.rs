@@ -19,6 +19,7 @@
 //! ```
 
 mod config;
+pub mod data;
 mod error;
 pub mod iarc;
 pub mod inspect;
