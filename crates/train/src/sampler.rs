@@ -90,7 +90,8 @@ impl TaskSampler {
             return Err(TrainError::config("sampling.tasks", names.len(), reason));
         }
         let by_size = |exponent: f64| {
-            let weights = sizes.iter().map(|&n| if n == 0 { 0.0 } else { (n as f64).powf(exponent) });
+            let weights =
+                sizes.iter().map(|&n| if n == 0 { 0.0 } else { (n as f64).powf(exponent) });
             normalised(weights.collect()).ok_or_else(|| {
                 TrainError::config("sampling.sizes", format!("{sizes:?}"), "no task has examples")
             })
