@@ -39,6 +39,7 @@ mod example;
 mod layout;
 
 mod multitask;
+mod config;
 mod draws;
 mod records;
 mod shuffle;
@@ -49,6 +50,7 @@ mod text;
 mod vocabulary;
 mod words;
 
+pub use config::{DataConfig, DataShape, LoadedData};
 pub use example::{Example, ExampleTarget, Task, TaskKind, TaskSpec};
 pub use layout::{Answers, Format, Head, Layout, TaskHead};
 pub use records::{

@@ -208,4 +208,8 @@ impl Dataset for TaskDataset {
         self.lay_out(&tasks, &examples, &mut batch)?;
         Ok(Some(batch))
     }
+
+    fn task_names(&self) -> Vec<String> {
+        self.specs.iter().map(|spec| spec.name.clone()).collect()
+    }
 }
