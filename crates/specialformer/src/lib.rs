@@ -38,9 +38,7 @@ pub use models::{
     Block, BlockInput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
     Specialformer, Tokens, Transformer,
 };
-pub use run::{
-    ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, train,
-};
+pub use run::{ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;
