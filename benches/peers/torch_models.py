@@ -256,6 +256,11 @@ class SwiGlu(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
+# Of transformers' ways to run experts the one of least time here: a loop over
+# the experts that have tokens.
+EXPERTS = "eager"
+
+
 def olmoe_block(width, hidden, experts, picked):
     """The sparse block of OLMoE as `transformers` has it: softmax, top-k without
     renormalisation, SwiGLU experts."""
@@ -268,6 +273,7 @@ def olmoe_block(width, hidden, experts, picked):
         num_experts=experts,
         num_experts_per_tok=picked,
         norm_topk_prob=False,
+        experts_implementation=EXPERTS,
     )
     block = OlmoeSparseMoeBlock(config).float().train()
     # Some versions leave stacked weights uninitialised until a model is built.
