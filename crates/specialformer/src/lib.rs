@@ -35,7 +35,7 @@ pub use config::{
 pub use error::{Error, Result};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
-    Specialformer, Tokens, Transformer,
+    Specialformer, States, Tokens, Transformer,
 };
 pub use run::{DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};
