@@ -29,7 +29,9 @@ pub(crate) fn build(title: &str, runs: &[&Finished], seconds: f64) -> Result<Rep
     let Some(first) = runs.first() else {
         return Err(Failure::work("no run to report on"));
     };
-    let DataConfig::Iarc(data) = &first.config.data;
+    let DataConfig::Iarc(data) = &first.config.data else {
+        return Err(Failure::work("this report is of runs on the IARC benchmark only"));
+    };
     let benchmark = data.benchmark()?;
     let (windows, tokens) = sample_windows(&benchmark, data)?;
     let entries = runs.iter().map(|run| entry(run, runs.len() == 1, &benchmark, &windows, &tokens));

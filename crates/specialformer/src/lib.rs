@@ -32,12 +32,13 @@ pub use config::{
     MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
     SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
 };
+pub use data::DataConfig;
 pub use error::{Error, Result};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
     Specialformer, States, Tokens, Transformer,
 };
-pub use run::{DataConfig, ParameterCount, RunConfig, Start, TrainedRun, evaluate, load, train};
+pub use run::{ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;

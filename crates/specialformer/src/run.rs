@@ -13,8 +13,8 @@ use specialformer_train::{
 };
 
 use crate::config::ModelConfig;
+use crate::data::{DataConfig, LoadedData, save_specs};
 use crate::error::{Error, Result};
-use crate::iarc::{IarcConfig, IarcDataset, Scoring};
 use crate::models::{Model, Outputs, Tokens};
 
 /// What a configuration file holds.
@@ -53,14 +53,6 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// How to train.
     pub train: TrainConfig,
-}
-
-/// The `[data]` section.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum DataConfig {
-    /// The IARC task-switching benchmark.
-    Iarc(IarcConfig),
 }
 
 impl RunConfig {
@@ -106,40 +98,21 @@ impl RunConfig {
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.train.validate()?;
-        let DataConfig::Iarc(data) = &self.data;
-        data.benchmark()?;
-        let fail =
-            |field, value: usize, reason: String| Err(Error::config("model", field, value, reason));
-        if self.model.vocabulary() != data.vocabulary() {
-            let reason = format!("the data has {} tokens", data.vocabulary());
-            return fail("vocabulary", self.model.vocabulary(), reason);
+        match self.data.shape()? {
+            Some(shape) => self.data.check_model(&self.model, &shape),
+            // Only the files say: checked when they are read.
+            None => Ok(()),
         }
-        if self.model.outputs() < data.digits {
-            let reason = format!("the data has {} classes", data.digits);
-            return fail("outputs", self.model.outputs(), reason);
-        }
-        match (&self.model, self.model.window()) {
-            (ModelConfig::Mlp(_), Some(window)) if window != data.window => {
-                let reason =
-                    format!("data.window = {}, and an MLP sees whole windows", data.window);
-                return fail("window", window, reason);
-            }
-            (_, Some(window)) if window < data.window => {
-                let reason = format!("data.window = {} is longer", data.window);
-                return fail("window", window, reason);
-            }
-            _ => {}
-        }
-        if matches!(self.model, ModelConfig::Mlp(_)) && data.scoring == Scoring::All {
-            let reason = "an MLP sees whole windows and learns from the last position only";
-            return Err(Error::config("data", "scoring", "all", reason));
-        }
-        Ok(())
     }
 
-    fn dataset(&self) -> Result<IarcDataset> {
-        let DataConfig::Iarc(data) = &self.data;
-        IarcDataset::new(data, self.train.seed)
+    /// Makes or reads the run's data and checks that the model takes it.
+    ///
+    /// # Errors
+    /// As [`DataConfig::load`] and [`DataConfig::check_model`].
+    pub fn load_data(&self) -> Result<LoadedData> {
+        let data = self.data.load(self.train.seed)?;
+        self.data.check_model(&self.model, &data.shape)?;
+        Ok(data)
     }
 
     /// Builds the model with the start values of the run's seed.
@@ -230,6 +203,10 @@ pub struct TrainedRun {
 /// The metadata key under which weights carry their model's configuration.
 const MODEL_KEY: &str = "specialformer.model";
 
+/// The file of a run folder that says what the tasks are: their symbols and
+/// labels, as [`save_specs`] writes them.
+pub const TASKS_FILE: &str = "tasks.json";
+
 /// Trains what `config` describes in `folder`.
 ///
 /// # Errors
@@ -243,6 +220,7 @@ pub fn train<'a>(
     stop: impl Fn() -> bool + Send + 'a,
 ) -> Result<TrainedRun> {
     config.validate()?;
+    let data = config.load_data()?;
     let model = config.build_model()?;
     let folder = match start {
         Start::New => RunFolder::create(folder)?,
@@ -250,11 +228,14 @@ pub fn train<'a>(
     };
     if start == Start::New {
         folder.write_config(&config.to_toml()?)?;
+        if !data.tasks.is_empty() {
+            save_specs(&folder.path().join(TASKS_FILE), &data.tasks)?;
+        }
     }
     let description = serde_json::to_string(&config.model)
         .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
     let settings = (&config.model, &config.data);
-    let trainer = Trainer::new(&model, config.dataset()?, config.train.clone())?
+    let trainer = Trainer::new(&model, data.dataset, config.train.clone())?
         .observer(observer)
         .stop_when(stop)
         .model_metadata(MODEL_KEY, description);
@@ -303,5 +284,5 @@ pub fn evaluate(
     size: usize,
 ) -> Result<Option<EvaluationRecord>> {
     let train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
-    Ok(Trainer::new(model, config.dataset()?, train)?.evaluate(set)?)
+    Ok(Trainer::new(model, config.load_data()?.dataset, train)?.evaluate(set)?)
 }

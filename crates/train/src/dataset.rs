@@ -55,3 +55,29 @@ pub trait Dataset: Send {
         Vec::new()
     }
 }
+
+impl<D: Dataset + ?Sized> Dataset for Box<D> {
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<(), BoxError> {
+        (**self).next_batch(rows, batch)
+    }
+
+    fn cursor(&self) -> Vec<u64> {
+        (**self).cursor()
+    }
+
+    fn seek(&mut self, cursor: &[u64]) -> Result<(), BoxError> {
+        (**self).seek(cursor)
+    }
+
+    fn held_out(&self, set: HeldOut, size: usize) -> Result<Option<Batch>, BoxError> {
+        (**self).held_out(set, size)
+    }
+
+    fn label_names(&self) -> Vec<String> {
+        (**self).label_names()
+    }
+
+    fn task_names(&self) -> Vec<String> {
+        (**self).task_names()
+    }
+}

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use specialformer_train::Batch;
 
+use crate::config::Head;
 use crate::data::example::{Example, ExampleTarget, TaskKind, TaskSpec};
 use crate::data::vocabulary::{BOS, EOS, JointVocabulary, SEP};
 
@@ -46,20 +47,6 @@ pub enum Answers {
     Heads,
     /// By the language-model head: labels are tokens of the vocabulary.
     Tokens,
-}
-
-/// The head that answers a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Head {
-    /// Over the vocabulary, at each position.
-    LanguageModel,
-    /// Over the task's classes, once a row.
-    Classification,
-    /// Numbers, once a row.
-    Regression,
-    /// Over the task's labels, at each position.
-    Labelling,
 }
 
 /// A task of a data set, as a model has to answer it.
@@ -127,7 +114,9 @@ impl Format {
     /// Whether some task is answered at positions other than column 0, so
     /// that a batch needs targets at all of them.
     pub(crate) fn at_positions(&self, tasks: &[TaskSpec]) -> bool {
-        tasks.iter().any(|task| matches!(self.head(task.kind), Head::LanguageModel | Head::Labelling))
+        tasks
+            .iter()
+            .any(|task| matches!(self.head(task.kind), Head::LanguageModel | Head::Labelling))
     }
 
     /// The size of a row of `input` tokens and an answer of `output` tokens
@@ -280,4 +269,187 @@ fn copy(into: &mut [u32], items: impl Iterator<Item = u32>) -> usize {
         count += 1;
     }
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::vocabulary::Sharing;
+    use specialformer_train::IGNORE;
+
+    const KINDS: [TaskKind; 4] =
+        [TaskKind::Sequence, TaskKind::Labelling, TaskKind::Classification, TaskKind::Regression];
+
+    fn spec(kind: TaskKind) -> TaskSpec {
+        TaskSpec {
+            name: kind.name().into(),
+            kind,
+            symbols: ["a", "b", "c"].map(String::from).to_vec(),
+            labels: ["x", "y"].map(String::from).to_vec(),
+            min_input: 3,
+            max_input: 3,
+            max_output: 2,
+            within_input: true,
+        }
+    }
+
+    fn example(kind: TaskKind) -> Example {
+        let target = match kind {
+            TaskKind::Sequence => ExampleTarget::Sequence(vec![1, 2]),
+            TaskKind::Labelling => ExampleTarget::Labels(vec![1, 0, 1]),
+            TaskKind::Classification => ExampleTarget::Class(1),
+            TaskKind::Regression => ExampleTarget::Value(0.5),
+        };
+        Example { input: vec![2, 0, 1], target }
+    }
+
+    /// A row as names: its tokens, targets, and source.
+    fn row(format: Format, kind: TaskKind) -> (String, String, String) {
+        let specs = KINDS.map(spec);
+        let vocabulary = JointVocabulary::new(&specs, Sharing::Shared, true);
+        let size = specs.iter().map(|s| format.longest(s)).fold(Size::default(), Size::max);
+        let task = KINDS.iter().position(|k| *k == kind).unwrap();
+        let mut batch = Batch::new(2, size.tokens, size.tokens).unwrap();
+        format.write(&vocabulary, task, kind, &example(kind), 1, size.source, &mut batch);
+
+        let rows = batch.slice(1..2);
+        let names = |tokens: &[u32]| {
+            let names: Vec<_> = tokens.iter().map(|&t| vocabulary.name(t)).collect();
+            names.join(" ")
+        };
+        let length = rows.lengths().unwrap()[0] as usize;
+        assert_eq!(
+            Size { tokens: length, source: size.source.min(4) },
+            format.size_of(kind, &example(kind))
+        );
+        assert!(rows.tokens()[length..].iter().all(|&t| t == crate::data::PAD));
+        let as_tokens = format.head(kind) == Head::LanguageModel;
+        let target = |&t: &u32| match t {
+            IGNORE => "·".to_string(),
+            t if as_tokens => vocabulary.name(t).into(),
+            t => t.to_string(),
+        };
+        let targets: Vec<_> = rows.targets().iter().map(target).collect();
+        assert_eq!(rows.task_ids().unwrap(), [task as u32]);
+        assert_eq!(rows.values().map(|v| v[0]), (kind == TaskKind::Regression).then_some(0.5));
+        assert!(batch.slice(0..1).targets().iter().all(|&t| t == IGNORE));
+        let source = rows.source().map_or(String::new(), names);
+        (names(&rows.tokens()[..length]), targets[..length].join(" "), source)
+    }
+
+    fn check(format: Format, expected: [(TaskKind, &str, &str); 4], source: &str) {
+        for (kind, tokens, targets) in expected {
+            let found = row(format, kind);
+            let source = source.replace("S", &format!("<{}>", kind.name()));
+            let start = tokens.replace("S", &format!("<{}>", kind.name()));
+            assert_eq!(found, (start, targets.into(), source), "{format:?} {kind:?}");
+        }
+    }
+
+    use TaskKind::{Classification, Labelling, Regression, Sequence};
+
+    #[test]
+    fn decoder_rows_answer_after_the_input() {
+        let heads = Format { layout: Layout::Decoder, task_token: true, answers: Answers::Heads };
+        check(
+            heads,
+            [
+                (Sequence, "S c a b <sep> b c", "· · · · b c <eos>"),
+                (Labelling, "S c a b", "· 1 0 1"),
+                (Classification, "S c a b <sep>", "1 · · · ·"),
+                (Regression, "S c a b <sep>", "· · · · ·"),
+            ],
+            "",
+        );
+        check(
+            Format { answers: Answers::Tokens, ..heads },
+            [
+                (Sequence, "S c a b <sep> b c", "· · · · b c <eos>"),
+                (Labelling, "S c a b <sep> y x y", "· · · · y x y <eos>"),
+                (Classification, "S c a b <sep> y", "· · · · y <eos>"),
+                (Regression, "S c a b <sep>", "· · · · ·"),
+            ],
+            "",
+        );
+    }
+
+    #[test]
+    fn encoder_rows_answer_at_the_input() {
+        let heads = Format { layout: Layout::Encoder, task_token: true, answers: Answers::Heads };
+        check(
+            heads,
+            [
+                (Sequence, "S c a b", "· b c <eos>"),
+                (Labelling, "S c a b", "· 1 0 1"),
+                (Classification, "S c a b", "1 · · ·"),
+                (Regression, "S c a b", "· · · ·"),
+            ],
+            "",
+        );
+        check(
+            Format { answers: Answers::Tokens, ..heads },
+            [
+                (Sequence, "S c a b", "· b c <eos>"),
+                (Labelling, "S c a b", "· y x y"),
+                (Classification, "S c a b", "y · · ·"),
+                (Regression, "S c a b", "· · · ·"),
+            ],
+            "",
+        );
+    }
+
+    #[test]
+    fn encoder_decoder_rows_have_the_input_as_source() {
+        let heads =
+            Format { layout: Layout::EncoderDecoder, task_token: true, answers: Answers::Heads };
+        check(
+            heads,
+            [
+                (Sequence, "<bos> b c", "b c <eos>"),
+                (Labelling, "<bos> c a b", "· 1 0 1"),
+                (Classification, "<bos>", "1"),
+                (Regression, "<bos>", "·"),
+            ],
+            "S c a b",
+        );
+        check(
+            Format { answers: Answers::Tokens, ..heads },
+            [
+                (Sequence, "<bos> b c", "b c <eos>"),
+                (Labelling, "<bos> y x y", "y x y <eos>"),
+                (Classification, "<bos> y", "y <eos>"),
+                (Regression, "<bos>", "·"),
+            ],
+            "S c a b",
+        );
+    }
+
+    #[test]
+    fn rows_without_task_tokens_begin_with_bos() {
+        let format = Format { layout: Layout::Encoder, ..Format::default() };
+        assert_eq!(row(format, Sequence).0, "<bos> c a b");
+        let format = Format { layout: Layout::EncoderDecoder, ..Format::default() };
+        assert_eq!(row(format, Sequence).2, "<bos> c a b");
+    }
+
+    #[test]
+    fn heads_have_the_outputs_that_their_tasks_need() {
+        let specs = KINDS.map(spec);
+        let format = Format::default();
+        let vocabulary = JointVocabulary::new(&specs, Sharing::Own, false);
+        let heads: Vec<_> =
+            format.heads(&specs, &vocabulary).iter().map(|h| (h.head, h.outputs)).collect();
+        let all = vocabulary.size();
+        assert_eq!(
+            heads,
+            [
+                (Head::LanguageModel, all),
+                (Head::Labelling, 2),
+                (Head::Classification, 2),
+                (Head::Regression, 1)
+            ]
+        );
+        assert!(format.at_positions(&specs));
+        assert!(!format.at_positions(&specs[2..]));
+    }
 }

@@ -105,12 +105,16 @@ pub(crate) struct Mixed {
     seed: Seed,
     next: u64,
     /// The tasks of training batches, in turn.
-    pub(crate) tasks: Vec<u32>,
+    tasks: Vec<u32>,
 }
 
 impl Mixed {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed: Seed::new(seed), next: 0, tasks: vec![0, 1, 2] }
+        Self::of_tasks(seed, &[0, 1, 2])
+    }
+
+    pub(crate) fn of_tasks(seed: u64, tasks: &[u32]) -> Self {
+        Self { seed: Seed::new(seed), next: 0, tasks: tasks.to_vec() }
     }
 
     pub(crate) fn fill(&self, stream: &str, index: u64, rows: usize, batch: &mut Batch) {

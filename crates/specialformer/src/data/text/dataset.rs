@@ -203,4 +203,8 @@ impl Dataset for TextDataset {
         }
         Ok(Some(batch))
     }
+
+    fn task_names(&self) -> Vec<String> {
+        self.names.clone()
+    }
 }
