@@ -36,7 +36,7 @@ pub use data::DataConfig;
 pub use error::{Error, Result};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
-    Specialformer, Tokens, Transformer,
+    Specialformer, States, Tokens, Transformer,
 };
 pub use run::{ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};
