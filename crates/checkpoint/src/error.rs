@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::matching::Mismatch;
+use crate::storage::StorageType;
 
 /// Result with [`CheckpointError`].
 pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
@@ -29,6 +30,82 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        what: String,
+    },
+    /// The bytes are not a GGUF file that can be read.
+    #[error("{}: not a readable GGUF file: {what}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with the metadata key or tensor.
+        what: String,
+    },
+    /// A file of JSON does not hold what it should.
+    #[error("{}: {what}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An entry of a configuration is missing or has a value that cannot be.
+    #[error("{}: `{key}` {what}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The entry, with dots between levels.
+        key: String,
+        /// What is wrong with it, with its value.
+        what: String,
+    },
+    /// A model of a kind that is not supported.
+    #[error("{}: {found} is not supported; supported are {supported}", path.display())]
+    UnsupportedModel {
+        /// The file.
+        path: PathBuf,
+        /// What the file says it is.
+        found: String,
+        /// What could be read.
+        supported: String,
+    },
+    /// A tokenizer cannot be made, or refuses its input.
+    #[error("{}: tokenizer: {what}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
+    /// A chat template cannot be parsed or rendered.
+    #[error("{}: chat template: {what}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
+    /// Values cannot be stored in a form.
+    #[error("cannot encode as {kind}: {what}")]
+    Encode {
+        /// The form.
+        kind: StorageType,
+        /// Why not.
+        what: String,
+    },
+    /// A collection of tensors cannot be brought into another layout.
+    #[error("tensor `{tensor}`: {what}")]
+    Layout {
+        /// The tensor, by its name in the collection.
+        tensor: String,
+        /// Why not.
+        what: String,
+    },
+    /// A folder that is to be written has something else in it.
+    #[error("{}: {what}", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// What is in the way.
         what: String,
     },
     /// A later version of the format than this crate knows.

@@ -27,18 +27,34 @@
 //! ```
 
 mod atomic;
+mod bytes;
 mod decode;
 mod error;
+#[cfg(feature = "gguf")]
+mod gguf;
 mod header;
+mod hf;
 mod matching;
 mod reader;
+mod storage;
+mod tensor_set;
+#[cfg(feature = "tokenizer")]
+mod text;
 mod writer;
 
 pub use atomic::{atomic_write, remove_leftovers};
+pub use bytes::SharedBytes;
 pub use decode::Integer;
 pub use error::{CheckpointError, Result};
+#[cfg(feature = "gguf")]
+pub use gguf::{
+    GgufArray, GgufFile, GgufNames, GgufValue, GgufWriter, RotaryRows, ValueKind,
+    halves_to_pairs_order, pairs_to_halves_order, reorder_rows,
+};
 pub use matching::Mismatch;
 pub use reader::TensorFile;
+pub use storage::{RawTensor, StorageType, dequantize};
+pub use tensor_set::{Access, INDEX_FILE, TensorSet, WEIGHTS_FILE};
 pub use writer::TensorWriter;
 
 /// The version of the metadata layout that this crate writes. It reads this
