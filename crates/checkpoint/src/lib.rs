@@ -51,10 +51,17 @@ pub use gguf::{
     GgufArray, GgufFile, GgufNames, GgufValue, GgufWriter, RotaryRows, ValueKind,
     halves_to_pairs_order, pairs_to_halves_order, reorder_rows,
 };
+pub use hf::{
+    Activation, BertConfig, DecoderConfig, ExpertNaming, ExpertsConfig, HfConfig, LoraConfig,
+    LoraFolder, LoraPair, ModelFamily, ModelFolder, ModelFolderWriter, QueryKeyNorm, RopeConfig,
+    RopeScaling, T5Config, stack_experts, unstack_experts,
+};
 pub use matching::Mismatch;
 pub use reader::TensorFile;
 pub use storage::{RawTensor, StorageType, dequantize};
 pub use tensor_set::{Access, INDEX_FILE, TensorSet, WEIGHTS_FILE};
+#[cfg(feature = "tokenizer")]
+pub use text::{ChatMessage, ChatTemplate, TokenStream, Tokenizer};
 pub use writer::TensorWriter;
 
 /// The version of the metadata layout that this crate writes. It reads this

@@ -190,12 +190,13 @@ impl TensorFile {
     pub fn raw(&self, name: &str) -> Result<RawTensor> {
         let info = self.info(name)?;
         self.check_rank(name, info)?;
-        let kind = StorageType::of_dtype(info.dtype).ok_or_else(|| CheckpointError::ElementType {
-            path: self.path.clone(),
-            tensor: name.to_owned(),
-            found: info.dtype.to_string(),
-            wanted: "stored numbers",
-        })?;
+        let kind =
+            StorageType::of_dtype(info.dtype).ok_or_else(|| CheckpointError::ElementType {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                found: info.dtype.to_string(),
+                wanted: "stored numbers",
+            })?;
         let len = info.data_offsets.1 - info.data_offsets.0;
         let bytes = match &self.source {
             Source::Memory(bytes) => {

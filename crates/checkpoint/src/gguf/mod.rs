@@ -1,6 +1,6 @@
 //! GGUF files: one file with metadata, tokenizer and quantised tensors.
 
-//mod config;
+mod config;
 mod cursor;
 mod file;
 mod names;

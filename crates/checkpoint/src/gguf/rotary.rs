@@ -49,7 +49,8 @@ pub fn reorder_rows<E: Element>(
     let mut seen = vec![false; rows];
     let once = |&row: &usize| row < rows && !std::mem::replace(&mut seen[row], true);
     if order.len() != rows || !order.iter().all(once) {
-        let what = format!("shape {} has not the {} rows of the heads", tensor.shape(), order.len());
+        let what =
+            format!("shape {} has not the {} rows of the heads", tensor.shape(), order.len());
         return Err(CheckpointError::Layout { tensor: name.to_owned(), what });
     }
     let width = tensor.len().checked_div(rows).unwrap_or(0);

@@ -33,9 +33,9 @@ pub fn dequantize(kind: StorageType, bytes: &[u8], out: &mut [f32]) {
         StorageType::I16 => plain(bytes, out, |b| f32::from(i16::from_le_bytes(b))),
         StorageType::I32 => plain(bytes, out, |b| i32::from_le_bytes(b) as f32),
         StorageType::I64 => plain(bytes, out, |b| i64::from_le_bytes(b) as f32),
-        StorageType::BF16 => plain(bytes, out, |b: [u8; 2]| {
-            f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)
-        }),
+        StorageType::BF16 => {
+            plain(bytes, out, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+        }
         StorageType::F16 => halves(bytes, out),
         StorageType::Q4_0 => blocks(bytes, out, q4_0),
         StorageType::Q4_1 => blocks(bytes, out, q4_1),
