@@ -143,21 +143,48 @@ fn values_that_cannot_be_are_named() {
             "`rope_parameters.rope_theta` is \"big\", not a finite number above 0",
         ),
         (with(r#""head_dim": 7"#), "`head_dim` is 7; rotary positions need an even width"),
-        (with(r#""dtype": "int4""#), "`dtype` is \"int4\"; supported are float32, float16, bfloat16, float64"),
+        (
+            with(r#""dtype": "int4""#),
+            "`dtype` is \"int4\"; supported are float32, float16, bfloat16, float64",
+        ),
         (
             with(r#""dtype": "float32", "torch_dtype": "float16""#),
             "`dtype` is \"float32\" and `torch_dtype`, its other name, is \"float16\"",
         ),
-        (with(r#""hidden_act": "cubic""#), "`hidden_act` is \"cubic\"; supported are silu, gelu, gelu_new, gelu_pytorch_tanh, relu"),
-        (with(r#""eos_token_id": [1, -4]"#), "`eos_token_id` is [1,-4], not a token id or a list of them"),
+        (
+            with(r#""hidden_act": "cubic""#),
+            "`hidden_act` is \"cubic\"; supported are silu, gelu, gelu_new, gelu_pytorch_tanh, relu",
+        ),
+        (
+            with(r#""eos_token_id": [1, -4]"#),
+            "`eos_token_id` is [1,-4], not a token id or a list of them",
+        ),
         (with(r#""tie_word_embeddings": 1"#), "`tie_word_embeddings` is 1, not true or false"),
-        (replaced("\"num_key_value_heads\": 1", "\"num_key_value_heads\": 2"), "`num_key_value_heads` is 2, which does not divide the 3 query heads"),
-        (replaced("\"hidden_size\": 48", "\"hidden_size\": 50"), "`num_attention_heads` is 3, which does not divide the width 50"),
-        (replaced("\"hidden_size\": 48", "\"hidden_size\": -48"), "`hidden_size` is -48, not an integer from 1 to 16777216"),
-        (replaced("\"hidden_size\": 48", "\"hidden_size\": 18446744073709551615"), "`hidden_size` is 18446744073709551615, not an integer from 1 to 16777216"),
-        (replaced("\"hidden_size\": 48", "\"hidden_size\": 1e300"), "`hidden_size` is 1e+300, not an integer from 1 to 16777216"),
+        (
+            replaced("\"num_key_value_heads\": 1", "\"num_key_value_heads\": 2"),
+            "`num_key_value_heads` is 2, which does not divide the 3 query heads",
+        ),
+        (
+            replaced("\"hidden_size\": 48", "\"hidden_size\": 50"),
+            "`num_attention_heads` is 3, which does not divide the width 50",
+        ),
+        (
+            replaced("\"hidden_size\": 48", "\"hidden_size\": -48"),
+            "`hidden_size` is -48, not an integer from 1 to 16777216",
+        ),
+        (
+            replaced("\"hidden_size\": 48", "\"hidden_size\": 18446744073709551615"),
+            "`hidden_size` is 18446744073709551615, not an integer from 1 to 16777216",
+        ),
+        (
+            replaced("\"hidden_size\": 48", "\"hidden_size\": 1e300"),
+            "`hidden_size` is 1e+300, not an integer from 1 to 16777216",
+        ),
         (replaced("\"hidden_size\": 48, ", ""), "`hidden_size` is missing"),
-        (replaced("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000000"), "`num_hidden_layers` is 1000000, not an integer from 1 to 16384"),
+        (
+            replaced("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000000"),
+            "`num_hidden_layers` is 1000000, not an integer from 1 to 16384",
+        ),
     ] {
         assert_eq!(message, format!("m/config.json: {wanted}"));
     }
@@ -171,7 +198,10 @@ fn values_that_cannot_be_are_named() {
     assert!(message.contains("without `model_type` and `architectures`"), "{message}");
     // Python writes NaN and Infinity, which are not JSON.
     let message = with("\n  \"rms_norm_eps\": NaN");
-    assert!(message.contains("not valid JSON") && message.contains(r#"rms_norm_eps\": NaN"#), "{message}");
+    assert!(
+        message.contains("not valid JSON") && message.contains(r#"rms_norm_eps\": NaN"#),
+        "{message}"
+    );
     let message = with("\n \"rope_theta\": 1e999");
     assert!(message.contains("number out of range") && message.contains("rope_theta"), "{message}");
     assert!(error("[1]".into()).ends_with("is [1], not a JSON object"));
@@ -197,10 +227,7 @@ fn sharded(folder: &Path, map: &str) {
 #[test]
 fn shards_are_one_set() {
     let folder = tempfile::tempdir().unwrap();
-    sharded(
-        folder.path(),
-        r#"{"x": "a.safetensors", "y": "a.safetensors", "z": "b.safetensors"}"#,
-    );
+    sharded(folder.path(), r#"{"x": "a.safetensors", "y": "a.safetensors", "z": "b.safetensors"}"#);
     for access in [Access::Read, Access::Map] {
         let set = TensorSet::open(folder.path(), access).unwrap();
         assert_eq!(set.names().collect::<Vec<_>>(), ["x", "y", "z"]);
@@ -336,13 +363,16 @@ fn folders_come_back_whole_or_in_shards() {
                 "model.safetensors.index.json",
             ],
         ),
-        (1, vec![
-            "model-00001-of-00004.safetensors",
-            "model-00002-of-00004.safetensors",
-            "model-00003-of-00004.safetensors",
-            "model-00004-of-00004.safetensors",
-            "model.safetensors.index.json",
-        ]),
+        (
+            1,
+            vec![
+                "model-00001-of-00004.safetensors",
+                "model-00002-of-00004.safetensors",
+                "model-00003-of-00004.safetensors",
+                "model-00004-of-00004.safetensors",
+                "model.safetensors.index.json",
+            ],
+        ),
     ] {
         // Each replaces the one before as a whole.
         model(shard_bytes).save(&path).unwrap();
@@ -471,7 +501,9 @@ fn adapters_of_other_kinds_are_refused_by_name() {
         let wanted = format!("adapter_config.json: `{key}` is set, which is not supported");
         assert!(message.ends_with(&wanted), "{message}");
     }
-    assert!(error("peft_type", "IA3".into()).ends_with("`peft_type` is \"IA3\"; supported is LORA"));
+    assert!(
+        error("peft_type", "IA3".into()).ends_with("`peft_type` is \"IA3\"; supported is LORA")
+    );
     assert!(error("r", (-4).into()).contains("`r` is -4, not an integer from 1"));
     let message = error("r", 8.into());
     assert!(
@@ -489,7 +521,9 @@ fn adapters_of_other_kinds_are_refused_by_name() {
     writer.tensor("base_model.model.m.q_proj.lora_A.weight", &Tensor::<f32>::ones([4, 6])).unwrap();
     writer.save(folder.path().join("adapter_model.safetensors")).unwrap();
     let message = LoraFolder::open(folder.path()).unwrap_err().to_string();
-    assert!(message.contains("its other half `base_model.model.m.q_proj.lora_B.weight` is missing"));
+    assert!(
+        message.contains("its other half `base_model.model.m.q_proj.lora_B.weight` is missing")
+    );
     writer.tensor("base_model.model.m.lora_embedding_A", &Tensor::<f32>::ones([4, 6])).unwrap();
     writer.save(folder.path().join("adapter_model.safetensors")).unwrap();
     let message = LoraFolder::open(folder.path()).unwrap_err().to_string();

@@ -75,14 +75,18 @@ fn the_references_file_is_read() {
 fn wrong_questions_are_errors_that_name_the_key() {
     let file = GgufFile::map(data("tiny.gguf")).unwrap();
     let message = |error: CheckpointError| error.to_string();
-    assert!(message(file.unsigned("a.i8").unwrap_err()).ends_with(
-        "tiny.gguf: metadata `a.i8` is -128, not an integer from 0"
-    ));
-    assert!(message(file.string("a.numbers").unwrap_err()).ends_with(
-        "tiny.gguf: metadata `a.numbers` is 3 × I32 [3, -1, 2], not text"
-    ));
+    assert!(
+        message(file.unsigned("a.i8").unwrap_err())
+            .ends_with("tiny.gguf: metadata `a.i8` is -128, not an integer from 0")
+    );
+    assert!(
+        message(file.string("a.numbers").unwrap_err())
+            .ends_with("tiny.gguf: metadata `a.numbers` is 3 × I32 [3, -1, 2], not text")
+    );
     assert!(message(file.tensor("none").unwrap_err()).ends_with("tiny.gguf: no tensor `none`"));
-    assert!(message(file.config().unwrap_err()).ends_with("tiny.gguf: no tensor `token_embd.weight`"));
+    assert!(
+        message(file.config().unwrap_err()).ends_with("tiny.gguf: no tensor `token_embd.weight`")
+    );
 }
 
 fn any_value() -> impl Strategy<Value = GgufValue> {
@@ -208,7 +212,10 @@ fn configurations_come_from_metadata() {
     none.metadata("mamba.block_count", 1u32).unwrap();
     let file = GgufFile::from_bytes("a.gguf", none.to_bytes()).unwrap();
     let error = file.config().unwrap_err().to_string();
-    assert!(error.starts_with("a.gguf: the GGUF architecture `mamba` with 0 experts is not"), "{error}");
+    assert!(
+        error.starts_with("a.gguf: the GGUF architecture `mamba` with 0 experts is not"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use specialformer_checkpoint::{ChatMessage, ChatTemplate, TensorFile, Tokenizer};
 
 fn golden() -> PathBuf {
@@ -88,7 +88,7 @@ proptest! {
 fn a_character_of_several_tokens_comes_whole() {
     let tokenizer = tokenizer();
     let ids = tokenizer.encode("🦀!", false).unwrap();
-    assert!(ids.len() >= 5, "{ids:?}");
+    assert!(ids.len() >= 4, "{ids:?}");
     let mut stream = tokenizer.stream(true);
     let pieces: Vec<_> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
     assert_eq!(pieces.iter().filter(|piece| !piece.is_empty()).collect::<Vec<_>>(), ["🦀", "!"]);
@@ -129,8 +129,8 @@ fn damaged_tokenizers_are_errors() {
 #[derive(Deserialize)]
 struct ChatCase {
     template: String,
-    messages: Value,
-    more: Map<String, Value>,
+    /// JSON as text, for the order of its keys.
+    variables: String,
     text: Option<String>,
     error: Option<String>,
 }
@@ -150,10 +150,8 @@ fn conversations_are_those_of_the_reference() {
     for case in &cases.cases {
         let template = ChatTemplate::new("m", &cases.templates[&case.template]).unwrap();
         let template = template.with_tokens(Some("<s>".into()), Some("</s>".into()));
-        let mut variables = case.more.clone();
-        variables.insert("messages".into(), case.messages.clone());
-        let got = template.render_with(&variables);
-        let name = format!("{} {:?}", case.template, case.more.keys());
+        let got = template.render_json(&case.variables);
+        let name = format!("{} {}", case.template, case.variables);
         match (&case.text, &case.error) {
             (Some(text), _) => assert_eq!(&got.unwrap(), text, "{name}"),
             (None, Some(error)) => {
@@ -240,7 +238,13 @@ mod gguf {
             types[id] = GgufValue::I32(3);
         }
         let merges = value["model"]["merges"].as_array().unwrap().iter().map(|merge| {
-            merge.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect::<Vec<_>>().join(" ")
+            merge
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|t| t.as_str().unwrap())
+                .collect::<Vec<_>>()
+                .join(" ")
         });
         let mut writer = GgufWriter::new("llama");
         writer.metadata("tokenizer.ggml.model", "gpt2").unwrap();
@@ -315,10 +319,22 @@ mod gguf {
         };
         for (message, wanted) in [
             (error(&|_| ()), "metadata `tokenizer.ggml.model` is missing"),
-            (with("bert", vec![], vec![]), "tokenizer: `tokenizer.ggml.model` is `bert`; supported is gpt2"),
-            (with("gpt2", vec!["a", "b", "a"], vec![]), "metadata `tokenizer.ggml.tokens` has `a` twice, at 0 and 2"),
-            (with("gpt2", vec!["a"], vec!["aa"]), "metadata `tokenizer.ggml.merges` entry 0, `aa`, is not two tokens with a space between"),
-            (with("gpt2", vec!["a"], vec!["a a"]), "metadata `tokenizer.ggml.merges` entry 0, `a a`, is not of tokens, or makes none"),
+            (
+                with("bert", vec![], vec![]),
+                "tokenizer: `tokenizer.ggml.model` is `bert`; supported is gpt2",
+            ),
+            (
+                with("gpt2", vec!["a", "b", "a"], vec![]),
+                "metadata `tokenizer.ggml.tokens` has `a` twice, at 0 and 2",
+            ),
+            (
+                with("gpt2", vec!["a"], vec!["aa"]),
+                "metadata `tokenizer.ggml.merges` entry 0, `aa`, is not two tokens with a space between",
+            ),
+            (
+                with("gpt2", vec!["a"], vec!["a a"]),
+                "metadata `tokenizer.ggml.merges` entry 0, `a a`, is not of tokens, or makes none",
+            ),
         ] {
             assert_eq!(message, format!("m.gguf: {wanted}"));
         }

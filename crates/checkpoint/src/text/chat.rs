@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +158,22 @@ impl ChatTemplate {
     /// [`CheckpointError::ChatTemplate`].
     pub fn render_with(&self, variables: impl Serialize) -> Result<String> {
         self.render_value(Value::from(Serde(variables)))
+    }
+
+    /// As [`ChatTemplate::render_with`] for variables as a JSON object. Keys keep
+    /// their order, which shows where a template prints tools as JSON; a
+    /// `serde_json::Value` would have sorted them.
+    ///
+    /// # Errors
+    /// [`CheckpointError::ChatTemplate`], also if it is not a JSON object.
+    pub fn render_json(&self, variables: &str) -> Result<String> {
+        let failed = |what| CheckpointError::ChatTemplate { path: self.path.clone(), what };
+        let given: Value = serde_json::from_str(variables)
+            .map_err(|e| failed(format!("its variables are not JSON: {e}")))?;
+        if given.kind() != ValueKind::Map {
+            return Err(failed("its variables are not a JSON object".into()));
+        }
+        self.render_value(given)
     }
 
     fn render_value(&self, given: Value) -> Result<String> {
