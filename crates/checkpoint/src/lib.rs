@@ -1,9 +1,17 @@
-//! Safetensors checkpoints with atomic writes and strict name and shape checks.
+//! Tensors on disk: safetensors checkpoints with atomic writes and strict
+//! name and shape checks, published model folders, GGUF files.
 //!
 //! [`TensorWriter`] collects tensors under dotted names and saves them in one
 //! atomic step; [`TensorFile`] opens such a file, or one that any other tool
-//! wrote, and reads tensors from it one at a time. [`atomic_write`] does the
-//! same for files of any other kind.
+//! wrote, and reads tensors from it one at a time; [`TensorSet`] does so for a
+//! model in several files. [`RawTensor`] keeps a tensor as it is stored, at 16
+//! bits or quantised. [`ModelFolder`] and [`HfConfig`] read what others
+//! publish, [`ModelFolderWriter`] makes folders that others load, and
+//! [`LoraFolder`] does both for adapters. [`atomic_write`] writes files of any
+//! other kind.
+//!
+//! The feature `gguf` adds GGUF files, `tokenizer` adds tokenizers and chat
+//! templates.
 //!
 //! ```
 //! use specialformer_checkpoint::{TensorFile, TensorWriter};

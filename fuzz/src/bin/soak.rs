@@ -2,6 +2,7 @@
 //! counted, and resumable. Says how many executions a target has had in all.
 //!
 //! `cargo run --release --no-default-features --bin soak -- [SECONDS] [TARGET…]`
+//! `cargo run --release --no-default-features --bin soak -- corpus`
 //!
 //! Execution n of a target always gets the same input, so that a finding is
 //! its number. Counts are kept in `findings/soak.txt`. An input that makes a
@@ -132,6 +133,9 @@ fn mutate(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.peek().is_some_and(|word| word == "corpus") {
+        return write_corpus();
+    }
     let seconds = arguments.peek().and_then(|word| word.parse().ok());
     if seconds.is_some() {
         arguments.next();
@@ -162,8 +166,21 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Writes the seeds where `cargo fuzz` looks for them.
+fn write_corpus() -> ExitCode {
+    for target in &TARGETS {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
+        std::fs::create_dir_all(&folder).expect("a folder for the corpus");
+        for (number, seed) in (target.seeds)().into_iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{number}")), seed).expect("a seed is kept");
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 fn soak(target: &Target, done: &mut u64, time: Duration, folder: &Path) -> Result<(), String> {
     let mut seeds = (target.seeds)();
+    // Findings of `cargo fuzz` that were kept, beside the seeds.
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(corpus).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
