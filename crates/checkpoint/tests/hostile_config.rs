@@ -65,7 +65,8 @@ fn every_truncation_is_an_error() {
 fn numbers_beyond_all_bounds_never_panic() {
     let numbers: Vec<(usize, usize)> = {
         let bytes = CONFIG.as_bytes();
-        let starts = (1..bytes.len()).filter(|&i| bytes[i].is_ascii_digit() && bytes[i - 1] == b' ');
+        let starts =
+            (1..bytes.len()).filter(|&i| bytes[i].is_ascii_digit() && bytes[i - 1] == b' ');
         let end = |start: usize| start + CONFIG[start..].find([',', '}']).unwrap();
         starts.map(|start| (start, end(start))).collect()
     };

@@ -1,8 +1,8 @@
 //! Runs the targets on a stable compiler with a mutator of its own: seeded,
 //! counted, and resumable. Says how many executions a target has had in all.
 //!
-//! `cargo run --release --no-default-features --bin soak -- [SECONDS] [TARGET…]`
-//! `cargo run --release --no-default-features --bin soak -- corpus`
+//! `cargo run --no-default-features --bin soak -- [SECONDS] [TARGET…]`
+//! `cargo run --no-default-features --bin soak -- corpus`
 //!
 //! Execution n of a target always gets the same input, so that a finding is
 //! its number. Counts are kept in `findings/soak.txt`. An input that makes a

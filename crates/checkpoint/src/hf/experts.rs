@@ -31,6 +31,9 @@ const EXPERTS: &str = ".experts.";
 
 type Tensors<E> = BTreeMap<String, Tensor<E>>;
 
+/// One kind of matrix of a module: name and tensor by expert.
+type Group<E> = BTreeMap<usize, (String, Tensor<E>)>;
+
 /// Stacks the experts of every layer: `P.experts.gate` and `.up` `[E, F, C]`,
 /// `P.experts.down` `[E, C, F]`. All three namings are understood, stacked ones
 /// and all other tensors stay.
@@ -41,8 +44,7 @@ type Tensors<E> = BTreeMap<String, Tensor<E>>;
 /// two namings.
 pub fn stack_experts<E: Element>(tensors: Tensors<E>) -> Result<Tensors<E>> {
     let mut out = Tensors::new();
-    let mut groups: BTreeMap<(String, &'static str), BTreeMap<usize, (String, Tensor<E>)>> =
-        BTreeMap::new();
+    let mut groups: BTreeMap<(String, &'static str), Group<E>> = BTreeMap::new();
     for (name, tensor) in tensors {
         match parse(&name) {
             Some((module, Part::Expert(number, matrix))) => {
@@ -194,10 +196,7 @@ fn axes<E: Element>(name: &str, tensor: &Tensor<E>) -> Result<[usize; 3]> {
         .map_err(|_| layout(name, format!("shape {shape}, not three axes")))
 }
 
-fn stack<E: Element>(
-    name: &str,
-    experts: BTreeMap<usize, (String, Tensor<E>)>,
-) -> Result<Tensor<E>> {
+fn stack<E: Element>(name: &str, experts: Group<E>) -> Result<Tensor<E>> {
     let count = experts.len();
     let mut values = Vec::new();
     let mut shape: Option<Shape> = None;

@@ -1,7 +1,5 @@
 //! Tokenizers and chat templates from the metadata of GGUF files.
 
-use std::collections::HashMap;
-
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -91,13 +89,14 @@ impl Tokenizer {
             unsupported(format!("`{key}` is `{name}`; supported are {PRE_NAMES}"))
         })?;
         let tokens = strings(file, TOKENS)?;
-        let (vocabulary, merges) = (vocabulary(file, &tokens)?, merges(file, &tokens)?);
+        let vocabulary = vocabulary(file, &tokens)?;
+        let merges = merges(file, &vocabulary)?;
         let ignore_merges = matches!(pre.cut, Cut::Expression { ignore_merges: true, .. });
         let added = added_tokens(file, &tokens)?;
         let around = around(file, &tokens)?;
         let inner = guarded(|| {
             let model = BPE::builder()
-                .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
+                .vocab_and_merges(vocabulary, merges)
                 .ignore_merges(ignore_merges)
                 .build()?;
             let mut inner = Inner::new(model);
@@ -138,8 +137,8 @@ fn strings<'a>(file: &'a GgufFile, key: &str) -> Result<Vec<&'a str>> {
     Ok(texts.collect())
 }
 
-fn vocabulary(file: &GgufFile, tokens: &[&str]) -> Result<HashMap<String, u32>> {
-    let mut vocabulary = HashMap::new();
+fn vocabulary(file: &GgufFile, tokens: &[&str]) -> Result<Vocab> {
+    let mut vocabulary = Vocab::default();
     for (id, token) in tokens.iter().enumerate() {
         let id = u32::try_from(id).expect("a file of a billion tokens was refused before");
         if let Some(other) = vocabulary.insert((*token).to_owned(), id) {
@@ -150,8 +149,7 @@ fn vocabulary(file: &GgufFile, tokens: &[&str]) -> Result<HashMap<String, u32>> 
     Ok(vocabulary)
 }
 
-fn merges(file: &GgufFile, tokens: &[&str]) -> Result<Vec<(String, String)>> {
-    let known: std::collections::HashSet<&str> = tokens.iter().copied().collect();
+fn merges(file: &GgufFile, vocabulary: &Vocab) -> Result<Vec<(String, String)>> {
     let wrong = |number: usize, merge: &str, what: &str| {
         let merge: String = merge.chars().take(60).collect();
         file.metadata_error(MERGES, format!("entry {number}, `{}`, {what}", merge.escape_debug()))
@@ -163,7 +161,7 @@ fn merges(file: &GgufFile, tokens: &[&str]) -> Result<Vec<(String, String)>> {
         };
         let merged = [left, right].concat();
         for token in [left, right, &merged] {
-            if !known.contains(token) {
+            if !vocabulary.contains_key(token) {
                 return Err(wrong(number, merge, "is not of tokens, or makes none"));
             }
         }

@@ -11,12 +11,12 @@ thread_local! {
 }
 
 /// Forgets what was seen.
-pub fn reset() {
+pub(crate) fn reset() {
     LARGEST.set(0);
 }
 
 /// The largest allocation of this thread since [`reset`].
-pub fn largest() -> usize {
+pub(crate) fn largest() -> usize {
     LARGEST.get()
 }
 
