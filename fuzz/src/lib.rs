@@ -153,20 +153,30 @@ fn config_seeds() -> Vec<Vec<u8>> {
         format!(r#"{{"model_type": "{kind}", {decoder}{more}}}"#).into_bytes()
     };
     vec![
-        family("llama", r#", "rope_theta": 500000.0, "torch_dtype": "bfloat16", "rope_scaling":
+        family(
+            "llama",
+            r#", "rope_theta": 500000.0, "torch_dtype": "bfloat16", "rope_scaling":
             {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64}"#),
-        family("qwen3", r#", "use_sliding_window": true, "sliding_window": 4, "layer_types":
-            ["full_attention", "sliding_attention"]"#),
+            "original_max_position_embeddings": 64}"#,
+        ),
+        family(
+            "qwen3",
+            r#", "use_sliding_window": true, "sliding_window": 4, "layer_types":
+            ["full_attention", "sliding_attention"]"#,
+        ),
         family("mixtral", r#", "num_local_experts": 4, "num_experts_per_tok": 2"#),
         family("olmoe", r#", "num_experts": 8, "num_experts_per_tok": 2, "clip_qkv": 5.0"#),
-        family("qwen3_moe", r#", "num_experts": 6, "num_experts_per_tok": 2,
+        family(
+            "qwen3_moe",
+            r#", "num_experts": 6, "num_experts_per_tok": 2,
             "moe_intermediate_size": 24, "mlp_only_layers": [1], "rope_parameters":
-            {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0}"#),
+            {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0}"#,
+        ),
         family("bert", r#", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1"#),
         br#"{"model_type": "t5", "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 64,
             "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu",
-            "pad_token_id": 0, "num_decoder_layers": null}"#.to_vec(),
+            "pad_token_id": 0, "num_decoder_layers": null}"#
+            .to_vec(),
     ]
 }
 

@@ -138,6 +138,17 @@ fn lengths_near_the_limits_name_what_they_are_of() {
 }
 
 #[test]
+fn names_with_control_characters_stay_in_one_line() {
+    let mut bytes = sample();
+    let at = position(&bytes, "tokenizer.ggml.pre");
+    bytes[at] = b'\n';
+    bytes[at + 18..at + 22].copy_from_slice(&99u32.to_le_bytes());
+    let message = exercise(&bytes).unwrap_err();
+    let wanted = r"metadata `\nokenizer.ggml.pre`: there is no value type 99";
+    assert!(message.ends_with(wanted), "{message}");
+}
+
+#[test]
 fn overlapping_tensors_are_errors() {
     let mut bytes = sample();
     let start = position(&bytes, "output_norm.weight") + "output_norm.weight".len() + 4 + 8 + 4;

@@ -4,6 +4,8 @@
 //! `cargo run --no-default-features --bin soak -- [SECONDS] [TARGET…]`
 //! `cargo run --no-default-features --bin soak -- corpus`
 //!
+//! `soak replay TARGET FILE` runs one input and shows where it panics.
+//!
 //! Execution n of a target always gets the same input, so that a finding is
 //! its number. Counts are kept in `findings/soak.txt`. An input that makes a
 //! target panic, or allocate more than its length justifies, is written to
@@ -79,8 +81,22 @@ const WORDS: [u64; 12] = [
 ];
 
 const TEXTS: [&str; 16] = [
-    "-1", "1e999", "NaN", "null", "true", "[]", "{}", "\"", "18446744073709551615", "0.5", "[[",
-    "\\u0000", "\u{fffd}", "../", "F16", "0",
+    "-1",
+    "1e999",
+    "NaN",
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "\"",
+    "18446744073709551615",
+    "0.5",
+    "[[",
+    "\\u0000",
+    "\u{fffd}",
+    "../",
+    "F16",
+    "0",
 ];
 
 fn mutate(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
@@ -124,7 +140,9 @@ fn mutate(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
                 bytes.extend_from_slice(&other[from..]);
             }
             // A small change of a number.
-            _ if len > 0 => bytes[at] = bytes[at].wrapping_add(random.below(5) as u8).wrapping_sub(2),
+            _ if len > 0 => {
+                bytes[at] = bytes[at].wrapping_add(random.below(5) as u8).wrapping_sub(2)
+            }
             _ => {}
         }
     }
@@ -135,6 +153,13 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.peek().is_some_and(|word| word == "corpus") {
         return write_corpus();
+    }
+    if arguments.next_if(|word| word == "replay").is_some() {
+        let name = arguments.next().unwrap_or_default();
+        let path = arguments.next().unwrap_or_default();
+        let target = TARGETS.iter().find(|target| target.name == name).expect("a target's name");
+        (target.run)(&std::fs::read(path).expect("a file"));
+        return ExitCode::SUCCESS;
     }
     let seconds = arguments.peek().and_then(|word| word.parse().ok());
     if seconds.is_some() {
@@ -182,8 +207,12 @@ fn soak(target: &Target, done: &mut u64, time: Duration, folder: &Path) -> Resul
     let mut seeds = (target.seeds)();
     // Findings of `cargo fuzz` that were kept, beside the seeds.
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(corpus).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(corpus)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     files.sort();
     seeds.extend(files.iter().filter_map(|path| std::fs::read(path).ok()));
     // Seeds themselves first: what any file needs is allocated once.
