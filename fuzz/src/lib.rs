@@ -14,12 +14,15 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "safetensors", run: safetensors, seeds: safetensors_seeds },
     Target { name: "gguf", run: gguf, seeds: gguf_seeds },
     Target { name: "config", run: config, seeds: config_seeds },
     Target { name: "index", run: index, seeds: index_seeds },
     Target { name: "gguf_tokenizer", run: gguf_tokenizer, seeds: gguf_tokenizer_seeds },
+    // Only for `soak`: panics of the library behind it become errors, where
+    // `cargo fuzz` takes every panic for a finding.
+    Target { name: "tokenizer", run: tokenizer, seeds: tokenizer_seeds },
 ];
 
 const FILE: &str = "hostile";
@@ -102,6 +105,40 @@ pub fn gguf_tokenizer(bytes: &[u8]) {
     }
     text.push_str(&stream.finish().unwrap());
     assert_eq!(text, whole);
+}
+
+pub fn tokenizer(bytes: &[u8]) {
+    let Some(tokenizer) = check_err(Tokenizer::from_json(FILE, bytes)) else { return };
+    if let Some(ids) = check_err(tokenizer.encode("ab 12<s>", true)) {
+        check_err(tokenizer.decode(&ids, false));
+    }
+}
+
+fn tokenizer_seeds() -> Vec<Vec<u8>> {
+    let bytes = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [{"id": 0,
+        "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized":
+        false, "special": true}], "normalizer": {"type": "NFC"}, "pre_tokenizer": {"type":
+        "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, {"type":
+        "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>",
+        "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens":
+        {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}, "decoder": {"type": "ByteLevel",
+        "add_prefix_space": true, "trim_offsets": true, "use_regex": true}, "model": {"type":
+        "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges":
+        false, "vocab": {"<s>": 0, "a": 1, "b": 2, "ab": 3, "1": 4}, "merges": [["a", "b"]]}}"#;
+    let words = r###"{"version": "1.0", "added_tokens": [], "normalizer": {"type":
+        "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+        "lowercase": true}, "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": null,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true}, "model": {"type":
+        "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100, "vocab": {"[UNK]": 0, "a": 1, "##b": 2}}}"###;
+    let pieces = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer":
+        {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": true},
+        "post_processor": null, "decoder": {"type": "Metaspace", "replacement": "_",
+        "prepend_scheme": "always", "split": true}, "model": {"type": "Unigram", "unk_id": 0,
+        "vocab": [["<unk>", 0.0], ["a", -1.5], ["_", -2.0]], "byte_fallback": false}}"#;
+    [bytes, words, pieces].map(|json| json.as_bytes().to_vec()).into()
 }
 
 fn safetensors_seeds() -> Vec<Vec<u8>> {

@@ -219,27 +219,40 @@ fn soak(target: &Target, done: &mut u64, time: Duration, folder: &Path) -> Resul
     seeds.iter().for_each(|seed| (target.run)(seed));
     let start = Instant::now();
     while start.elapsed() < time {
-        for _ in 0..64 {
-            let bytes = mutate(&seeds, &mut Random(done.wrapping_mul(0x2545_f491_4f6c_dd1d)));
-            LARGEST.store(0, Relaxed);
-            let ran = std::panic::catch_unwind(|| (target.run)(&bytes));
-            let largest = LARGEST.load(Relaxed);
-            let found = match ran {
-                Err(_) => "a panic".to_owned(),
-                Ok(()) if largest > allowed(bytes.len()) => {
-                    format!("{largest} bytes allocated for a file of {}", bytes.len())
-                }
-                Ok(()) => {
-                    *done += 1;
-                    continue;
-                }
-            };
+        // A library may cache per thread for as long as the thread lives, which
+        // is not what is looked for here: a new thread every so often.
+        let from = *done;
+        let batch = || run_batch(target, &seeds, from);
+        let (ran, found) = std::thread::scope(|scope| scope.spawn(batch).join())
+            .expect("panics of a target are caught");
+        *done += ran;
+        if let Some((what, bytes)) = found {
             let path = folder.join(format!("{}-{done}", target.name));
             std::fs::write(&path, &bytes).map_err(|e| e.to_string())?;
-            return Err(format!("{found}, input in {}", path.display()));
+            return Err(format!("{what}, input in {}", path.display()));
         }
     }
     Ok(())
+}
+
+/// Executions from a number on; how many went well, and the input that ended
+/// them with what it did.
+fn run_batch(target: &Target, seeds: &[Vec<u8>], from: u64) -> (u64, Option<(String, Vec<u8>)>) {
+    const BATCH: u64 = 2048;
+    for ran in 0..BATCH {
+        let bytes = mutate(seeds, &mut Random((from + ran).wrapping_mul(0x2545_f491_4f6c_dd1d)));
+        LARGEST.store(0, Relaxed);
+        let outcome = std::panic::catch_unwind(|| (target.run)(&bytes));
+        let largest = LARGEST.load(Relaxed);
+        if outcome.is_err() {
+            return (ran, Some(("a panic".to_owned(), bytes)));
+        }
+        if largest > allowed(bytes.len()) {
+            let what = format!("{largest} bytes allocated for a file of {}", bytes.len());
+            return (ran, Some((what, bytes)));
+        }
+    }
+    (BATCH, None)
 }
 
 fn read_counts(folder: &Path) -> BTreeMap<String, u64> {
