@@ -256,9 +256,10 @@ class SwiGlu(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-# Of transformers' ways to run experts the one of least time here: a loop over
-# the experts that have tokens.
-EXPERTS = "eager"
+# The fastest of transformers' ways to run experts on a CPU: in one run on one
+# thread its loop over experts ("eager") took 1.6 times as long, and "batched_mm"
+# asks for 32 GB, a copy of the weights for each token.
+EXPERTS = "grouped_mm"
 
 
 def olmoe_block(width, hidden, experts, picked):

@@ -248,8 +248,7 @@ impl FeedForwardAlone {
 
     fn new(layer: SparseOrDense) -> Self {
         let mut rng = Seed::new(1).stream("tokens");
-        let mut random =
-            || Tensor::from_fn([Self::TOKENS, Self::WIDTH], || rng.normal() as f32);
+        let mut random = || Tensor::from_fn([Self::TOKENS, Self::WIDTH], || rng.normal() as f32);
         Self {
             config: TapeConfig { parallelism: Parallelism::Rayon, ..TapeConfig::default() },
             layer,

@@ -108,7 +108,7 @@ fn gradients_of_the_layer_equal_central_differences() {
         let names: Vec<String> = parameters.iter().map(|(name, _)| name.to_string()).collect();
         let mut inputs = vec![random_array(9, &[2, 3, 4], -1.0, 1.0)];
         inputs.extend(parameters.iter().map(|(_, p)| p.value().view().to_owned()));
-        let report = GradientCheck::new(&format!("layer, {gate:?}")).max_elements(150).try_run(
+        let report = GradientCheck::new(format!("layer, {gate:?}")).max_elements(150).try_run(
             &inputs,
             |inputs| {
                 for (name, value) in names.iter().zip(&inputs[1..]) {
