@@ -14,7 +14,7 @@ pub(super) const ROWS: usize = 512;
 /// second cache holds; more where an expert has few rows, so that those are
 /// packed less often.
 pub(super) fn columns(segments: &Segments) -> usize {
-    if segments.rows() <= 192 * segments.len() { 1024 } else { 256 }
+    if segments.rows() <= 192 * segments.len() { 1024 } else { 512 }
 }
 
 /// Rows of one expert.

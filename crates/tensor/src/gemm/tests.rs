@@ -292,10 +292,9 @@ fn few_rows_against_stored_transposed_weights() {
                 let view = c.view_mut();
                 gemm_bias(alpha, a.view(), b.t(), E::ZERO, bias, view, Parallelism::Serial);
                 assert_eq!(c.numbers(), numbers, "written outside, or NaN");
-                let mut expected = naive(alpha.to_f64(), &a.view(), &b.t());
-                if let Some(bias) = bias {
-                    expected += &bias.mapv(E::to_f64);
-                }
+                let bias = bias.map(|bias| bias.to_owned());
+                let expected = naive(0.5, a.view(), b.t(), 0.0, bias.as_ref(), c.view());
+                let bias = bias.as_ref().map(|bias| bias.view());
                 assert_close(c.view(), &expected, k, &format!("{m} x {k} x {n}"));
                 pool.install(|| {
                     let view = many.view_mut();
