@@ -81,10 +81,8 @@ fn gradients() {
         let layer = layer(config, false);
         let lengths = [5, 3];
         check("norms", &layer, |ctx, x| {
-            let args = SelfAttention {
-                lengths: Some(&lengths),
-                ..SelfAttention::new(Queries::All)
-            };
+            let args =
+                SelfAttention { lengths: Some(&lengths), ..SelfAttention::new(Queries::All) };
             let y = layer.attention.forward_with(ctx, &x[0], &args).unwrap();
             Var::concat(&[&y, &x[1]], 1).unwrap()
         });

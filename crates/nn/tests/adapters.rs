@@ -23,7 +23,11 @@ fn shake(module: &impl Module<f64>) {
     }
 }
 
-fn check(name: &str, module: &impl Module<f64>, forward: impl Fn(&Ctx<f64>, &Var<f64>) -> Var<f64>) {
+fn check(
+    name: &str,
+    module: &impl Module<f64>,
+    forward: impl Fn(&Ctx<f64>, &Var<f64>) -> Var<f64>,
+) {
     shake(module);
     let parameters = NamedParameters::of(module);
     let mut all = vec![random_array(1, &[4, 2, 6], -1.0, 1.0)];
@@ -127,9 +131,8 @@ fn all_start_as_the_identity() {
 #[test]
 fn settings_outside_their_range_are_named() {
     let dense = Linear::<f32>::new(6, 4, false, &mut rng()).unwrap();
-    let fail = |rank, alpha| {
-        Lora::new(dense.weight(), rank, alpha, &mut rng()).unwrap_err().to_string()
-    };
+    let fail =
+        |rank, alpha| Lora::new(dense.weight(), rank, alpha, &mut rng()).unwrap_err().to_string();
     assert_eq!(fail(5, 1.0), "Lora: rank = 5: must be in 1..=4 for a weight [4, 6]");
     assert_eq!(fail(0, 1.0), "Lora: rank = 0: must be in 1..=4 for a weight [4, 6]");
     assert_eq!(fail(2, 0.0), "Lora: alpha = 0: must be finite and not 0");

@@ -28,15 +28,15 @@ mod run;
 mod threads;
 
 pub use config::{
-    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget, LstmConfig,
-    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
+    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget,
+    LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
     SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
 pub use models::{
-    Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
-    Specialformer, States, Tokens, Transformer,
+    Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
+    PerPositionFeedForward, Specialformer, States, Tokens, Transformer,
 };
 pub use run::{ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, train};
 pub use threads::{ThreadsError, set_threads, threads};

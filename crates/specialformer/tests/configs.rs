@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use specialformer::prelude::Schedule;
 use specialformer::{RunConfig, Start};
 
 fn files() -> Vec<PathBuf> {
@@ -32,6 +33,7 @@ fn multitask_runs_train_and_are_loaded_again() {
         }
         config.train.steps = 2;
         config.train.batch_size = 26;
+        config.train.schedule = Schedule::Constant { warmup: 0 };
         (config.train.eval_size, config.train.test_size) = (13, Some(13));
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("run");

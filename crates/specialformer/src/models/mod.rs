@@ -70,7 +70,7 @@ pub enum Outputs {
 #[derive(Debug, Clone)]
 pub enum Model<E: Element = f32> {
     /// Transformer or cisformer.
-    Transformer(Transformer<E>),
+    Transformer(Box<Transformer<E>>),
     /// A transformer that specialises by task.
     Specialformer(Box<Specialformer<E>>),
     /// LSTM.
@@ -89,10 +89,10 @@ impl<E: Element> Model<E> {
         let rng = &mut seed.stream("init");
         Ok(match config {
             ModelConfig::Transformer(c) => {
-                Self::Transformer(Transformer::new(&c.base, c.stack(), rng)?)
+                Self::Transformer(Box::new(Transformer::new(&c.base, c.stack(), rng)?))
             }
             ModelConfig::Cisformer(c) => {
-                Self::Transformer(Transformer::new(&c.base, c.stack(), rng)?)
+                Self::Transformer(Box::new(Transformer::new(&c.base, c.stack(), rng)?))
             }
             ModelConfig::Specialformer(c) => {
                 Self::Specialformer(Box::new(Specialformer::new(c, rng)?))
