@@ -17,7 +17,9 @@ use crate::job::{self, Finished, RunResult};
 use crate::{run_report, table};
 
 /// Steps of 256 windows, unless said otherwise.
-const STEPS: u64 = 10_000;
+const STEPS: u64 = 16_000;
+/// The same for every model of the study.
+const STUDY_STEPS: u64 = 10_000;
 /// Windows of a step.
 const BATCH: usize = 256;
 /// The models of the quick job.
@@ -36,7 +38,7 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
     let data = IarcConfig::default();
     let models = chosen_models(args, &data)?;
     let seeds = args.seeds.unwrap_or(if args.full { 3 } else { 1 });
-    let steps = args.steps.unwrap_or(STEPS);
+    let steps = args.steps.unwrap_or(if args.full { STUDY_STEPS } else { STEPS });
     for (name, value) in
         [("--steps", steps), ("--seeds", seeds), ("--test-size", args.test_size as u64)]
     {
