@@ -24,6 +24,7 @@ mod error;
 pub mod iarc;
 pub mod inspect;
 mod models;
+mod predict;
 mod run;
 mod threads;
 
@@ -38,8 +39,9 @@ pub use models::{
     Block, BlockInput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
     Specialformer, Tokens, Transformer,
 };
+pub use predict::{Prediction, Predictor};
 pub use run::{
-    ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, train,
+    ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train,
 };
 pub use threads::{ThreadsError, set_threads, threads};
 

@@ -1,7 +1,7 @@
 //! Runs: a model, data and training settings from one TOML file, in one
 //! folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
@@ -47,6 +47,10 @@ use crate::models::{Model, Outputs, Tokens};
 pub struct RunConfig {
     /// The run's name.
     pub name: String,
+    /// A run folder whose weights this run starts from, in place of random
+    /// ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
     /// The model.
     pub model: ModelConfig,
     /// The data.
@@ -130,11 +134,21 @@ impl specialformer_train::Model for Model {
             return Ok(model.forward(ctx, input)?);
         }
         let tokens = Tokens::new(input.tokens(), input.rows())?;
-        let outputs = match input.positions() {
-            1 => Outputs::Last,
-            _ => Outputs::All,
+        let (rows, length) = (tokens.batch(), tokens.length());
+        let padded = input.lengths().filter(|all| all.iter().any(|&n| (n as usize) < length));
+        let logits = match (input.positions(), padded) {
+            (1, None) => self.logits(ctx, tokens, Outputs::Last)?,
+            (1, Some(lengths)) => {
+                // The last token of each row, not of the padding after it.
+                let all = self.logits(ctx, tokens, Outputs::All)?;
+                let places = lengths.iter().enumerate();
+                let last: Vec<usize> = places.map(|(i, &n)| i * length + n as usize - 1).collect();
+                let classes = all.shape().last_size();
+                all.reshape([rows * length, classes])?.embedding(&last, [rows, 1])?
+            }
+            _ => self.logits(ctx, tokens, Outputs::All)?,
         };
-        Ok(ModelOutput::new(self.logits(ctx, tokens, outputs)?))
+        Ok(ModelOutput::new(logits))
     }
 }
 
@@ -215,6 +229,9 @@ pub fn train<'a>(
     config.validate()?;
     let data = config.load_data()?;
     let model = config.build_model()?;
+    if let (Start::New, Some(from)) = (start, &config.init_from) {
+        load_weights(from, &model)?;
+    }
     let folder = match start {
         Start::New => RunFolder::create(folder)?,
         Start::Resume => RunFolder::open(folder)?,
@@ -257,13 +274,22 @@ pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
     }
     let config = RunConfig::load(config_path)?;
     let model = config.build_model()?;
+    load_weights(folder, &model)?;
+    Ok((config, model))
+}
+
+/// Gives a model the newest weights of a run.
+///
+/// # Errors
+/// If the folder holds no weights, or they do not fit the model (naming every
+/// tensor that does not).
+pub fn load_weights(folder: &Path, model: &Model) -> Result<()> {
     let path = RunFolder::weights(folder)?;
-    let parameters = NamedParameters::of(&model);
+    let parameters = NamedParameters::of(model);
     let file = TensorFile::open(&path)?;
     let weights = file.load::<f32, _>(parameters.iter().map(|(name, p)| (name, p.shape())))?;
     let in_file = |error| Error::Weights { path: path.display().to_string(), error };
-    parameters.load(weights).map_err(in_file)?;
-    Ok((config, model))
+    parameters.load(weights).map_err(in_file)
 }
 
 /// Scores a model on held-out data.
