@@ -4,7 +4,9 @@
 use ndarray::{Array2, ArrayView2, Axis, concatenate};
 use specialformer_nn::Ctx;
 use specialformer_routing::gate::{self, SelectArgs};
-use specialformer_routing::{Balance, GateKind, LoadBalance, RouteInput, Router, RouterConfig, balance};
+use specialformer_routing::{
+    Balance, GateKind, LoadBalance, RouteInput, Router, RouterConfig, balance,
+};
 use specialformer_tensor::{Seed, Tape, Tensor};
 use specialformer_testkit::{GoldenCase, assert_close};
 
@@ -19,9 +21,8 @@ struct Golden {
 fn golden(name: &str, prefix: &'static str, normalize: bool) -> Golden {
     let case = GoldenCase::committed(name).unwrap();
     let published = case.config().unwrap();
-    let size = |names: &[&str]| {
-        names.iter().find_map(|name| published[*name].as_u64()).unwrap() as usize
-    };
+    let size =
+        |names: &[&str]| names.iter().find_map(|name| published[*name].as_u64()).unwrap() as usize;
     let config = RouterConfig {
         gate: GateKind::SoftmaxTopK { normalize },
         balance: Balance {

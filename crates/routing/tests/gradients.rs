@@ -133,8 +133,7 @@ fn sigmoid_in_groups() {
 #[test]
 fn noisy_top_k_with_its_smooth_load() {
     let balance = Balance { load: 0.1, ..all_losses() };
-    let config =
-        RouterConfig { gate: GateKind::NoisyTopK, balance, ..RouterConfig::new(5, 2) };
+    let config = RouterConfig { gate: GateKind::NoisyTopK, balance, ..RouterConfig::new(5, 2) };
     let live = [true, true, false, true, true, true, true, true];
     check(config.clone(), 8, &RouteInput { live: Some(&live), ..RouteInput::default() });
     // All experts: none has a rival.

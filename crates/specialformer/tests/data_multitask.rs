@@ -202,7 +202,7 @@ fn bad_settings_are_named() {
             "data.limits = sort: not among data.tasks: iarc-increment, iarc-addition",
         ),
         (
-            with(&|c| drop(c.limits.insert("sort".into(), 0))),
+            with(&|c| c.limits.extend([("sort".into(), 0)])),
             "data.limits = 0: the limit of sort must be positive",
         ),
     ] {
@@ -225,6 +225,10 @@ fn speed() {
             start.elapsed().as_secs_f64()
         });
         let best = best.fold(f64::INFINITY, f64::min);
-        println!("{name}: {:.0} examples/s of all tasks in rows of {}", 1024.0 / best, batch.length());
+        println!(
+            "{name}: {:.0} examples/s of all tasks in rows of {}",
+            1024.0 / best,
+            batch.length()
+        );
     }
 }

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use specialformer_train::Dataset;
 
-use crate::config::ModelConfig;
+use crate::config::{Head, ModelConfig, SpecialformerConfig, TaskConfig, Topology};
 use crate::data::example::TaskSpec;
-use crate::data::layout::{Head, Layout, TaskHead};
+use crate::data::layout::{Layout, TaskHead};
 use crate::data::multitask::MultitaskConfig;
 use crate::data::records::RecordsConfig;
 use crate::data::text::TextConfig;
@@ -112,7 +112,11 @@ impl DataConfig {
             Self::Records(data) => of_tasks(data.dataset(seed)?),
             Self::Text(data) => {
                 let dataset = data.dataset(seed)?;
-                LoadedData { dataset: Box::new(dataset), shape: text_shape(data), tasks: Vec::new() }
+                LoadedData {
+                    dataset: Box::new(dataset),
+                    shape: text_shape(data),
+                    tasks: Vec::new(),
+                }
             }
         })
     }
@@ -163,8 +167,7 @@ impl DataConfig {
                     return fail("window", mlp.window, reason);
                 }
                 if data.scoring == Scoring::All {
-                    let reason =
-                        "an MLP sees whole windows and learns from the last position only";
+                    let reason = "an MLP sees whole windows and learns from the last position only";
                     return Err(Error::config("data", "scoring", "all", reason));
                 }
             }
@@ -172,9 +175,62 @@ impl DataConfig {
                 let reason = "sees whole windows of one length: it is for data.kind = iarc";
                 return Err(Error::config("model", "kind", model.kind(), reason));
             }
+            (ModelConfig::Specialformer(model), _) => return specialformer(model, shape),
             _ => {}
         }
         one_head(model, shape)
+    }
+}
+
+/// A Specialformer answers task i of the data with its own task i.
+fn specialformer(model: &SpecialformerConfig, shape: &DataShape) -> Result<()> {
+    let fail = |field, value: &dyn std::fmt::Display, reason: String| {
+        Err(Error::config("model", field, value, reason))
+    };
+    let (topology, layout) = match model.topology {
+        Topology::Decoder => ("decoder", Layout::Decoder),
+        Topology::Encoder => ("encoder", Layout::Encoder),
+        Topology::EncoderDecoder => ("encoder-decoder", Layout::EncoderDecoder),
+    };
+    if layout != shape.layout {
+        return fail("topology", &topology, "data.layout must be the same".into());
+    }
+    let source_window = model.source_window.unwrap_or(model.base.window);
+    if source_window < shape.source_window {
+        let reason = format!("the longest source of the data has {} tokens", shape.source_window);
+        return fail("source_window", &source_window, reason);
+    }
+    let single = TaskConfig::new("", Head::LanguageModel);
+    for (i, wanted) in shape.heads.iter().enumerate() {
+        let task = match model.tasks.get(i) {
+            Some(task) if task.name == wanted.name => task,
+            _ if model.tasks.is_empty() => &single,
+            other => {
+                let found = other.map_or("none", |task| task.name.as_str());
+                let reason = format!("task {i} of the data is {}", wanted.name);
+                return fail("tasks.name", &found, reason);
+            }
+        };
+        if task.head != wanted.head {
+            let reason = format!("task {} of the data needs {}", wanted.name, name(wanted.head));
+            return fail("tasks.head", &name(task.head), reason);
+        }
+        let outputs = task.outputs(model.base.outputs());
+        if outputs < wanted.outputs {
+            let reason = format!("task {} of the data needs {}", wanted.name, wanted.outputs);
+            return fail("tasks.outputs", &outputs, reason);
+        }
+    }
+    Ok(())
+}
+
+/// The head's name as it stands in a file.
+fn name(head: Head) -> &'static str {
+    match head {
+        Head::LanguageModel => "language-model",
+        Head::Classification => "classification",
+        Head::Regression => "regression",
+        Head::Labelling => "labelling",
     }
 }
 

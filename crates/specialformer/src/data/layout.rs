@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use specialformer_train::Batch;
 
+use crate::config::Head;
 use crate::data::example::{Example, ExampleTarget, TaskKind, TaskSpec};
 use crate::data::vocabulary::{BOS, EOS, JointVocabulary, SEP};
 
@@ -46,20 +47,6 @@ pub enum Answers {
     Heads,
     /// By the language-model head: labels are tokens of the vocabulary.
     Tokens,
-}
-
-/// The head that answers a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Head {
-    /// Over the vocabulary, at each position.
-    LanguageModel,
-    /// Over the task's classes, once a row.
-    Classification,
-    /// Numbers, once a row.
-    Regression,
-    /// Over the task's labels, at each position.
-    Labelling,
 }
 
 /// A task of a data set, as a model has to answer it.
@@ -127,7 +114,9 @@ impl Format {
     /// Whether some task is answered at positions other than column 0, so
     /// that a batch needs targets at all of them.
     pub(crate) fn at_positions(&self, tasks: &[TaskSpec]) -> bool {
-        tasks.iter().any(|task| matches!(self.head(task.kind), Head::LanguageModel | Head::Labelling))
+        tasks
+            .iter()
+            .any(|task| matches!(self.head(task.kind), Head::LanguageModel | Head::Labelling))
     }
 
     /// The size of a row of `input` tokens and an answer of `output` tokens
@@ -288,12 +277,8 @@ mod tests {
     use crate::data::vocabulary::Sharing;
     use specialformer_train::IGNORE;
 
-    const KINDS: [TaskKind; 4] = [
-        TaskKind::Sequence,
-        TaskKind::Labelling,
-        TaskKind::Classification,
-        TaskKind::Regression,
-    ];
+    const KINDS: [TaskKind; 4] =
+        [TaskKind::Sequence, TaskKind::Labelling, TaskKind::Classification, TaskKind::Regression];
 
     fn spec(kind: TaskKind) -> TaskSpec {
         TaskSpec {
@@ -333,7 +318,10 @@ mod tests {
             names.join(" ")
         };
         let length = rows.lengths().unwrap()[0] as usize;
-        assert_eq!(Size { tokens: length, source: size.source.min(4) }, format.size_of(kind, &example(kind)));
+        assert_eq!(
+            Size { tokens: length, source: size.source.min(4) },
+            format.size_of(kind, &example(kind))
+        );
         assert!(rows.tokens()[length..].iter().all(|&t| t == crate::data::PAD));
         let as_tokens = format.head(kind) == Head::LanguageModel;
         let target = |&t: &u32| match t {

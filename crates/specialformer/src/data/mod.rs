@@ -38,9 +38,9 @@
 mod example;
 mod layout;
 
-mod multitask;
 mod config;
 mod draws;
+mod multitask;
 mod records;
 mod shuffle;
 mod sources;
@@ -53,12 +53,10 @@ mod words;
 pub use config::{DataConfig, DataShape, LoadedData};
 pub use example::{Example, ExampleTarget, Task, TaskKind, TaskSpec};
 pub(crate) use layout::Size;
-pub use layout::{Answers, Format, Head, Layout, TaskHead};
-pub use records::{
-    RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, save_specs,
-};
-pub use task_dataset::TaskDataset;
+pub use layout::{Answers, Format, Layout, TaskHead};
 pub use multitask::MultitaskConfig;
+pub use records::{RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, save_specs};
+pub use task_dataset::TaskDataset;
 pub use tasks::{Domain, TASK_NAMES, task};
 pub use text::{
     ByteTokenizer, Documents, TextConfig, TextDataset, TextTask, Tokenizer, TokenizerKind,

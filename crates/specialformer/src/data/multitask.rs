@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::example::TaskSpec;
 use crate::data::layout::{Answers, Format, Layout, Size, TaskHead};
-use crate::data::task_dataset::TaskDataset;
 use crate::data::sources::{ExampleSource, Generated};
+use crate::data::task_dataset::TaskDataset;
 use crate::data::tasks::{Domain, TASK_NAMES, task};
 use crate::data::vocabulary::{JointVocabulary, Sharing};
 use crate::error::{Error, Result};

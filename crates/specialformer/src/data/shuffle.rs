@@ -71,7 +71,8 @@ mod tests {
     #[test]
     fn passes_differ() {
         let mut shuffle = Shuffle::new(1, 1, 100);
-        let pass = |s: &mut Shuffle, p: u64| (0..100).map(|i| s.item(p * 100 + i)).collect::<Vec<_>>();
+        let pass =
+            |s: &mut Shuffle, p: u64| (0..100).map(|i| s.item(p * 100 + i)).collect::<Vec<_>>();
         let (first, second) = (pass(&mut shuffle, 0), pass(&mut shuffle, 1));
         assert_ne!(first, second);
         assert_eq!(pass(&mut shuffle, 0), first);

@@ -57,15 +57,7 @@ impl TaskDataset {
             .collect();
         let draws = Draws::new(seed, &counts)?;
         let longest = specs.iter().map(|spec| format.longest(spec)).fold(longest, Size::max);
-        Ok(Self {
-            sources,
-            specs,
-            vocabulary,
-            format,
-            longest,
-            draws,
-            examples: Vec::new(),
-        })
+        Ok(Self { sources, specs, vocabulary, format, longest, draws, examples: Vec::new() })
     }
 
     /// What each task is, in the order of task ids.
@@ -114,7 +106,12 @@ impl TaskDataset {
     }
 
     /// Lays the prepared rows out.
-    fn lay_out(&self, tasks: &[usize], examples: &[Example], batch: &mut Batch) -> Result<(), BoxError> {
+    fn lay_out(
+        &self,
+        tasks: &[usize],
+        examples: &[Example],
+        batch: &mut Batch,
+    ) -> Result<(), BoxError> {
         let mut size = Size::default();
         for (&task, example) in tasks.iter().zip(examples) {
             size = size.max(self.format.size_of(self.specs[task].kind, example));
@@ -155,11 +152,11 @@ fn check_tasks(specs: &[TaskSpec], format: Format) -> Result<()> {
         if specs[..i].iter().any(|other| other.name == spec.name) {
             return fail("named twice");
         }
-        if format.layout == Layout::Encoder
-            && spec.kind == TaskKind::Sequence
-            && !spec.within_input
+        if format.layout == Layout::Encoder && spec.kind == TaskKind::Sequence && !spec.within_input
         {
-            return fail("its answers may be longer than their inputs, which an encoder cannot give");
+            return fail(
+                "its answers may be longer than their inputs, which an encoder cannot give",
+            );
         }
     }
     Ok(())

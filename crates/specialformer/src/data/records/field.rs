@@ -32,7 +32,11 @@ fn short(text: &str) -> String {
 impl Field<'_> {
     /// Appends the tokens of a text or of a list of integers; the largest of
     /// them.
-    pub(crate) fn tokens(self, kind: TokenKind, into: &mut Vec<u32>) -> Result<Option<u32>, String> {
+    pub(crate) fn tokens(
+        self,
+        kind: TokenKind,
+        into: &mut Vec<u32>,
+    ) -> Result<Option<u32>, String> {
         let start = into.len();
         match (kind, self) {
             (TokenKind::Bytes, Self::Json(Value::String(text))) => {
@@ -44,7 +48,12 @@ impl Field<'_> {
                 for item in items {
                     match item.as_u64().and_then(|n| u32::try_from(n).ok()) {
                         Some(token) => into.push(token),
-                        None => return wanted("tokens that are integers below 2^32", Field::Json(item)),
+                        None => {
+                            return wanted(
+                                "tokens that are integers below 2^32",
+                                Field::Json(item),
+                            );
+                        }
                     }
                 }
             }
@@ -53,7 +62,10 @@ impl Field<'_> {
                     match item.parse() {
                         Ok(token) => into.push(token),
                         Err(_) => {
-                            return wanted("tokens that are integers below 2^32", Field::Text(item));
+                            return wanted(
+                                "tokens that are integers below 2^32",
+                                Field::Text(item),
+                            );
                         }
                     }
                 }
@@ -78,7 +90,9 @@ impl Field<'_> {
             Self::Text(text) => Ok(text.split_whitespace().map(String::from).collect()),
             Self::Json(Value::Array(items)) => items
                 .iter()
-                .map(|item| json_label(item).map_or_else(|| wanted("a label", Field::Json(item)), Ok))
+                .map(|item| {
+                    json_label(item).map_or_else(|| wanted("a label", Field::Json(item)), Ok)
+                })
                 .collect(),
             Self::Json(_) => wanted("a list of labels", self),
         }

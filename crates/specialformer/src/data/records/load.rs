@@ -224,7 +224,13 @@ impl Reader<'_> {
 
     /// Applies the bound on lengths to the tokens from `start`, which are the
     /// last; false if the record is to be left out.
-    fn fits(&mut self, record: &Record<'_>, field: &str, start: usize, count: &mut usize) -> Result<bool> {
+    fn fits(
+        &mut self,
+        record: &Record<'_>,
+        field: &str,
+        start: usize,
+        count: &mut usize,
+    ) -> Result<bool> {
         let Some(most) = self.task.max_input.filter(|&most| most < *count) else { return Ok(true) };
         match self.task.too_long {
             TooLong::Error => {
@@ -270,7 +276,8 @@ impl Reader<'_> {
             (Some(spec), _) => spec.symbols.clone(),
             (None, TokenKind::Bytes) => (0..=255).map(byte_name).collect(),
             (None, TokenKind::Integers) => {
-                let count = self.symbols.unwrap_or_else(|| self.largest.map_or(0, |l| l as usize + 1));
+                let count =
+                    self.symbols.unwrap_or_else(|| self.largest.map_or(0, |l| l as usize + 1));
                 (0..count).map(|token| token.to_string()).collect()
             }
         };

@@ -249,8 +249,9 @@ impl RecordsConfig {
 
     fn known_spec<'a>(&self, specs: &'a [TaskSpec], task: &RecordTask) -> Result<&'a TaskSpec> {
         let place = || self.specs.as_deref().unwrap_or(Path::new("")).display().to_string();
-        let spec = specs.iter().find(|spec| spec.name == task.name).ok_or_else(|| {
-            Error::Data { place: place(), reason: format!("has no task {}", task.name) }
+        let spec = specs.iter().find(|spec| spec.name == task.name).ok_or_else(|| Error::Data {
+            place: place(),
+            reason: format!("has no task {}", task.name),
         })?;
         if spec.kind != task.kind {
             let reason = format!(

@@ -33,7 +33,11 @@ pub(crate) struct Corpus {
 }
 
 impl Corpus {
-    pub(crate) fn read(config: &TextConfig, task: &TextTask, tokenizer: &dyn Tokenizer) -> Result<Self> {
+    pub(crate) fn read(
+        config: &TextConfig,
+        task: &TextTask,
+        tokenizer: &dyn Tokenizer,
+    ) -> Result<Self> {
         let memory = config.memory_mib.saturating_mul(1 << 20);
         // The splits hold 14, 1 and 1 of 16 parts of the text.
         let store = |parts| TokenStore::new(tokenizer.vocabulary(), memory / 16 * parts);
@@ -49,7 +53,8 @@ impl Corpus {
                 tokens.clear();
                 let split = split_of(&bytes);
                 let store = &mut corpus.stores[split as usize];
-                let in_order = open == Some(split) || store.last().is_none_or(|t| t == tokenizer.eos());
+                let in_order =
+                    open == Some(split) || store.last().is_none_or(|t| t == tokenizer.eos());
                 if !in_order {
                     tokens.push(tokenizer.eos());
                 }
@@ -92,7 +97,8 @@ fn files(task: &TextTask) -> Result<Vec<PathBuf>> {
 fn walk(folder: &Path, extensions: &[String], files: &mut Vec<PathBuf>) -> Result<()> {
     let io = |source| Error::Io { path: folder.display().to_string(), source };
     let entries = std::fs::read_dir(folder).map_err(io)?;
-    let mut paths = entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(io)?;
+    let mut paths =
+        entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(io)?;
     // The order of a folder's entries is the file system's.
     paths.sort();
     for path in paths {

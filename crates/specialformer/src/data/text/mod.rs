@@ -64,7 +64,7 @@ pub struct TextConfig {
 }
 
 fn piece_bytes() -> usize {
-    4096
+    1024
 }
 
 fn memory_mib() -> usize {
@@ -116,7 +116,12 @@ impl TextConfig {
             return Err(Error::config("data", "window", self.window, reason));
         }
         if self.piece_bytes < 64 {
-            return Err(Error::config("data", "piece_bytes", self.piece_bytes, "must be at least 64"));
+            return Err(Error::config(
+                "data",
+                "piece_bytes",
+                self.piece_bytes,
+                "must be at least 64",
+            ));
         }
         if self.memory_mib == 0 {
             return Err(Error::config("data", "memory_mib", 0, "must be positive"));

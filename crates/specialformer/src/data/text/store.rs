@@ -65,7 +65,12 @@ impl TokenStore {
 
     /// Reads `tokens.len()` tokens from `start`, all of which must be there;
     /// `bytes` is scratch.
-    pub(crate) fn read(&self, start: u64, tokens: &mut [u32], bytes: &mut Vec<u8>) -> io::Result<()> {
+    pub(crate) fn read(
+        &self,
+        start: u64,
+        tokens: &mut [u32],
+        bytes: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let from = start * self.width as u64;
         let len = tokens.len() * self.width;
         let in_file = (self.file_bytes.saturating_sub(from) as usize).min(len);
