@@ -5,8 +5,9 @@
 
 use std::time::Instant;
 
-use specialformer_moe::{DispatchPlan, ExpertVars, moe_experts};
+use specialformer_moe::{ExpertVars, moe_experts};
 use specialformer_nn::{Activation, Ctx, FeedForward, FeedForwardKind};
+use specialformer_routing::{Choices, DispatchPlan};
 use specialformer_tensor::{Parallelism, Pool, RngStream, Seed, Tape, TapeConfig, Tensor};
 
 const TOKENS: usize = 4096;
@@ -21,14 +22,13 @@ fn random(shape: &[usize], rng: &mut RngStream) -> Tensor {
 
 /// Distinct experts for each token, drawn evenly.
 fn plan(experts: usize, rng: &mut RngStream) -> DispatchPlan {
-    let choices: Vec<Vec<Option<u32>>> = (0..TOKENS)
-        .map(|_| {
-            let first = rng.below(experts);
-            let second = (first + 1 + rng.below(experts - 1)) % experts;
-            vec![Some(first as u32), Some(second as u32)]
-        })
-        .collect();
-    DispatchPlan::from_choices(experts, &choices)
+    let offsets = (0..=TOKENS).map(|t| (t * PICKED) as u32).collect();
+    let chosen = (0..TOKENS).flat_map(|_| {
+        let first = rng.below(experts);
+        [first as u32, ((first + 1 + rng.below(experts - 1)) % experts) as u32]
+    });
+    let choices = Choices::new(experts, offsets, chosen.collect()).expect("they are in range");
+    DispatchPlan::new(choices, None).expect("they are few")
 }
 
 struct Layer {

@@ -8,7 +8,7 @@ use specialformer_tensor::{
 };
 
 use crate::kernel::{self, BankValues, Gradients, Hidden, Wanted};
-use crate::plan::DispatchPlan;
+use specialformer_routing::DispatchPlan;
 
 /// Name of the operation in errors.
 const OP: &str = "moe_experts";
@@ -146,7 +146,7 @@ struct Experts<E: Element> {
 }
 
 impl<E: Element> VariadicOp<E> for Experts<E> {
-    const NAME: &'static str = OP;
+    const NAME: &'static str = "moe_experts";
 
     fn backward(
         &self,

@@ -85,6 +85,29 @@ impl<E: Element> FeedForward<E> {
         Ok(Self { activation, gate, up, down })
     }
 
+    /// Which layer this is.
+    pub fn kind(&self) -> FeedForwardKind {
+        match self.gate {
+            Some(_) => FeedForwardKind::Gated(self.activation),
+            None => FeedForwardKind::Plain(self.activation),
+        }
+    }
+
+    /// The map that the activation is applied to in gated kinds.
+    pub fn gate(&self) -> Option<&Linear<E>> {
+        self.gate.as_ref()
+    }
+
+    /// The map into the hidden width.
+    pub fn up(&self) -> &Linear<E> {
+        &self.up
+    }
+
+    /// The map out of the hidden width.
+    pub fn down(&self) -> &Linear<E> {
+        &self.down
+    }
+
     /// The linear layers by name, for giving them other weights.
     pub fn projections_mut(&mut self) -> Vec<(&'static str, &mut Linear<E>)> {
         let mut all: Vec<_> = self.gate.iter_mut().map(|gate| ("gate", gate)).collect();

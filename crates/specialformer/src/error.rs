@@ -86,6 +86,12 @@ pub enum Error {
     /// An attention layer failed.
     #[error(transparent)]
     Attention(#[from] AttentionError),
+    /// A mixture-of-experts layer failed.
+    #[error(transparent)]
+    Moe(#[from] specialformer_moe::MoeError),
+    /// Routing failed.
+    #[error(transparent)]
+    Routing(#[from] specialformer_routing::RoutingError),
     /// A checkpoint file is wrong.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -29,14 +29,14 @@ mod run;
 mod threads;
 
 pub use config::{
-    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, Head, LoraTarget, LstmConfig,
+    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget, LstmConfig,
     MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
     SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
 pub use models::{
-    Block, BlockInput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
+    Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
     Specialformer, Tokens, Transformer,
 };
 pub use predict::{Prediction, Predictor};
@@ -48,7 +48,9 @@ pub use threads::{ThreadsError, set_threads, threads};
 pub use specialformer_attention as attention;
 pub use specialformer_checkpoint as checkpoint;
 pub use specialformer_iarc_data as iarc_data;
+pub use specialformer_moe as moe;
 pub use specialformer_nn as nn;
+pub use specialformer_routing as routing;
 pub use specialformer_tensor as tensor;
 pub use specialformer_train as training;
 

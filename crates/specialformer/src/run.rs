@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
 use specialformer_nn::{Ctx, Module, NamedParameters};
-use specialformer_tensor::Seed;
+use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
     BoxError, EvaluationRecord, HeldOut, ModelOutput, Observer, Rows, RunFolder, Summary,
     TrainConfig, Trainer,
@@ -128,8 +128,8 @@ impl RunConfig {
     }
 }
 
-impl specialformer_train::Model for Model {
-    fn forward(&self, ctx: &Ctx, input: &Rows<'_>) -> Result<ModelOutput, BoxError> {
+impl<E: Element> specialformer_train::Model<E> for Model<E> {
+    fn forward(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<ModelOutput<E>, BoxError> {
         if let Self::Specialformer(model) = self {
             return Ok(model.forward(ctx, input)?);
         }
@@ -149,6 +149,13 @@ impl specialformer_train::Model for Model {
             _ => self.logits(ctx, tokens, Outputs::All)?,
         };
         Ok(ModelOutput::new(logits))
+    }
+
+    fn after_step(&self, counters: &[f64]) -> Result<(), BoxError> {
+        match self {
+            Self::Specialformer(model) => Ok(model.update_balance(counters)?),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::activation::Pullback;
 use super::forward::Hidden;
 use super::units::{self, COLUMNS};
 use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack, stack_mut};
-use crate::plan::DispatchPlan;
+use specialformer_routing::DispatchPlan;
 
 /// Which gradients to compute.
 #[derive(Debug, Clone, Copy)]

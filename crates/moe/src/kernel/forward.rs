@@ -6,7 +6,7 @@ use specialformer_tensor::{Element, Parallelism, Pool, Tensor};
 
 use super::units::{self, COLUMNS};
 use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack};
-use crate::plan::DispatchPlan;
+use specialformer_routing::DispatchPlan;
 
 /// What the forward pass leaves for the backward pass.
 #[derive(Debug)]

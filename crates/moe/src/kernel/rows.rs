@@ -2,7 +2,7 @@
 
 use specialformer_tensor::{Element, Parallelism};
 
-use crate::plan::DispatchPlan;
+use specialformer_routing::DispatchPlan;
 
 /// Elements of a unit of parallel work.
 const CHUNK: usize = 1 << 14;
@@ -46,7 +46,7 @@ pub(super) fn combine<E: Element>(
             out.fill(E::ZERO);
             for choice in plan.choices_of(i * tokens + j) {
                 let slot = plan.slot_of()[choice];
-                if slot == u32::MAX {
+                if slot == DispatchPlan::DROPPED {
                     continue;
                 }
                 let weight = weights.map_or(E::ONE, |weights| weights[choice]);

@@ -2,6 +2,9 @@
 
 use std::fmt::Display;
 
+use specialformer_moe::{MoeConfig, MoeError};
+use specialformer_routing::RoutingError;
+
 use super::base::check_kv_heads;
 use super::heads::validate_tasks;
 use super::positive;
@@ -93,6 +96,18 @@ impl SpecialformerConfig {
             }
             _ => {}
         }
+        match (&self.moe, self.specialisation.has_experts()) {
+            (None, true) => return fail("specialisation", name, "needs a [model.moe] section"),
+            (Some(_), false) => {
+                let reason = format!("specialisation = \"{name}\" has no experts");
+                return fail("moe", "given", reason);
+            }
+            (Some(experts), true) => {
+                self.check_layers("moe.layers", experts.layers.as_deref())?;
+                self.validate_experts(&experts.moe)?;
+            }
+            (None, false) => {}
+        }
         if self.specialisation.has_adapters() && self.tasks.is_empty() {
             return fail("tasks", "[]", "adapters are of tasks, and there is none");
         }
@@ -101,6 +116,20 @@ impl SpecialformerConfig {
             self.validate_adapter(adapter)?;
         }
         Ok(())
+    }
+
+    fn validate_experts(&self, moe: &MoeConfig) -> Result<()> {
+        moe.validate().map_err(|error| match error {
+            MoeError::Config { field, value, reason } => {
+                Error::Config { section: "model.moe", field, value, reason }
+            }
+            MoeError::Routing(error) => in_router(error),
+            error => error.into(),
+        })?;
+        match self.topology {
+            Topology::Encoder => Ok(()),
+            _ => moe.router.validate_causal().map_err(in_router),
+        }
     }
 
     /// Refuses layers that no stack has.
@@ -145,5 +174,20 @@ impl SpecialformerConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// A router's complaint about its configuration, as one about the model's.
+fn in_router(error: RoutingError) -> Error {
+    const SECTION: &str = "model.moe.router";
+    match error {
+        RoutingError::Config { field, value, reason } => {
+            Error::Config { section: SECTION, field, value, reason }
+        }
+        RoutingError::SeesFuture { gate, .. } => {
+            let reason = "a causal model must not choose by later tokens";
+            Error::config(SECTION, "gate", gate, reason)
+        }
+        error => error.into(),
     }
 }

@@ -11,7 +11,7 @@ mod transformer;
 pub use base::BaseConfig;
 pub use heads::{Head, TaskConfig};
 pub use specialformer::{
-    AdapterConfig, AdapterSite, LoraTarget, PolicyConfig, Pooling, Sharing, SpecialformerConfig,
+    AdapterConfig, AdapterSite, ExpertsConfig, LoraTarget, PolicyConfig, Pooling, Sharing, SpecialformerConfig,
     Specialisation, TaskInput, Topology,
 };
 pub use stack::NormPosition;

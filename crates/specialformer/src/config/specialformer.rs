@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use specialformer_attention::{AttentionConfig, QueryKeyNorm, RelativeBuckets};
+use specialformer_moe::MoeConfig;
 use specialformer_nn::{Activation, AdapterPlacement, FeedForwardKind, NormKind};
 
 use super::base::{BaseConfig, gelu};
@@ -93,10 +94,6 @@ impl LoraTarget {
             Self::Down => "down",
         }
     }
-
-    pub(crate) fn is_feed_forward(self) -> bool {
-        matches!(self, Self::Gate | Self::Up | Self::Down)
-    }
 }
 
 /// Adapters of each task's own.
@@ -151,6 +148,29 @@ impl AdapterConfig {
             Self::Bottleneck { layers, .. } | Self::Lora { layers, .. } => layers.as_deref(),
         }
     }
+}
+
+/// Experts, and which blocks have them.
+///
+/// ```
+/// use specialformer::ExpertsConfig;
+/// let config: ExpertsConfig = toml::from_str(r#"
+///     hidden = 64
+///     router = { experts = 8, top_k = 2, balance = { load_balance = 0.01 } }
+///     layers = [1, 3]
+/// "#)?;
+/// assert_eq!(config.moe.router.experts, 8);
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertsConfig {
+    /// The layer.
+    #[serde(flatten)]
+    pub moe: MoeConfig,
+    /// The blocks that have it; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
 }
 
 /// How a row's task enters with its tokens.
@@ -289,6 +309,9 @@ pub struct SpecialformerConfig {
     /// What makes blocks special to a task.
     #[serde(default)]
     pub specialisation: Specialisation,
+    /// Experts, where blocks have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moe: Option<ExpertsConfig>,
     /// Adapters, where blocks have them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterConfig>,
@@ -339,6 +362,7 @@ impl SpecialformerConfig {
             own_heads: false,
             task_input: TaskInput::default(),
             specialisation: Specialisation::None,
+            moe: None,
             adapter: None,
             policy: PolicyConfig::default(),
         }
@@ -366,7 +390,11 @@ impl SpecialformerConfig {
         let here = |layers: Option<&[usize]>| layers.is_none_or(|all| all.contains(&layer));
         let adapter = self.adapter.as_ref().filter(|_| self.specialisation.has_adapters());
         let adapter = adapter.filter(|adapter| here(adapter.layers())).cloned();
-        BlockParts { dense: true, adapter }
+        let experts = self.moe.as_ref().filter(|_| self.specialisation.has_experts());
+        let experts = experts.filter(|experts| here(experts.layers.as_deref()));
+        let experts = experts.map(|experts| experts.moe.clone());
+        let dense = experts.is_none() || self.specialisation == Specialisation::Hybrid;
+        BlockParts { dense, experts, adapter }
     }
 
     fn stack(&self, layers: usize, window: usize, causal: bool, cross: bool) -> StackConfig {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use specialformer_attention::{AttentionConfig, RelativeBuckets};
+use specialformer_moe::MoeConfig;
 use specialformer_nn::{FeedForwardKind, NormKind};
 
 use super::specialformer::AdapterConfig;
@@ -22,13 +23,15 @@ pub enum NormPosition {
 pub(crate) struct BlockParts {
     /// A dense feed-forward layer.
     pub dense: bool,
+    /// Experts, whose output is added to the dense layer's if there is one.
+    pub experts: Option<MoeConfig>,
     /// Adapters of each task's own.
     pub adapter: Option<AdapterConfig>,
 }
 
 impl Default for BlockParts {
     fn default() -> Self {
-        Self { dense: true, adapter: None }
+        Self { dense: true, experts: None, adapter: None }
     }
 }
 

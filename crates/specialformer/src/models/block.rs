@@ -5,9 +5,11 @@ use specialformer_attention::{
     AttentionConfig, MultiHeadAttention, PerPositionAttention, PerPositionLinear, Position,
     Queries, SelfAttention,
 };
+use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{
     Activation, Ctx, FeedForward, FeedForwardKind, Module, Norm, ParameterVisitor,
 };
+use specialformer_routing::{RouteInput, Routing};
 use specialformer_tensor::{Element, RngStream, Var};
 
 use super::adapters::BlockAdapters;
@@ -69,13 +71,25 @@ pub struct BlockInput<'a, E: Element = f32> {
     pub bias: Option<&'a Var<E>>,
     /// What cross-attention reads.
     pub memory: Option<Memory<'a, E>>,
+    /// What routers are told of all positions.
+    pub route: RouteInput<'a>,
 }
 
 impl<E: Element> BlockInput<'_, E> {
     /// Rows without padding, and nothing else to read.
     pub const fn new(queries: Queries) -> Self {
-        Self { queries, lengths: None, bias: None, memory: None }
+        let route = RouteInput { live: None, tokens: None, allowed: None, causal: false };
+        Self { queries, lengths: None, bias: None, memory: None, route }
     }
+}
+
+/// What a block returns.
+#[derive(Debug)]
+pub struct BlockOutput<E: Element = f32> {
+    /// [B, T, C], or [B, 1, C] of the last position.
+    pub output: Var<E>,
+    /// What its router decided, if it has experts.
+    pub routing: Option<Routing<E>>,
 }
 
 /// The output of another stack.
@@ -97,6 +111,7 @@ pub struct Block<E: Element = f32> {
     cross: Option<CrossAttention<E>>,
     feed_forward_norm: Norm<E>,
     feed_forward: Option<FeedForwardLayer<E>>,
+    moe: Option<MoeFeedForward<E>>,
     adapters: Option<BlockAdapters<E>>,
     dropout: f64,
 }
@@ -155,6 +170,11 @@ impl<E: Element> Block<E> {
             cross,
             feed_forward_norm: norm()?,
             feed_forward,
+            moe: parts
+                .experts
+                .as_ref()
+                .map(|moe| MoeFeedForward::new(moe.clone(), width, rng))
+                .transpose()?,
             adapters: None,
             dropout: config.dropout,
         };
@@ -217,9 +237,14 @@ impl<E: Element> Block<E> {
     /// [B, T, C] → [B, T, C] or [B, 1, C].
     ///
     /// # Errors
-    /// If the shapes do not fit, or something is asked for that the block does
+    /// If the shapes do not fit, the router cannot route, or something is asked for that the block does
     /// not have.
-    pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, input: &BlockInput<'_, E>) -> Result<Var<E>> {
+    pub fn forward(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        input: &BlockInput<'_, E>,
+    ) -> Result<BlockOutput<E>> {
         let last = x.shape()[1].saturating_sub(1);
         let (residual, first) = match input.queries {
             Queries::All => (x.clone(), 0),
@@ -240,12 +265,31 @@ impl<E: Element> Block<E> {
             Some(FeedForwardLayer::PerPosition(layer)) => Some(layer.forward(ctx, &normed, first)?),
             None => None,
         };
-        let change = change.expect("a block has a feed-forward layer or experts");
+        let (change, routing) = match &self.moe {
+            Some(moe) => {
+                let moe = {
+                    let _scope = ctx.scope("moe");
+                    moe.forward(ctx, &normed, &input.route)?
+                };
+                let change = match change {
+                    Some(change) => change.add(&moe.output)?,
+                    None => moe.output,
+                };
+                (change, Some(moe.routing))
+            }
+            None => (change.expect("a block has a feed-forward layer or experts"), None),
+        };
         let change = match &self.adapters {
             Some(adapters) => adapters.after_feed_forward(ctx, &normed, change)?,
             None => change,
         };
-        self.after(&self.feed_forward_norm, ctx, &x, change)
+        let output = self.after(&self.feed_forward_norm, ctx, &x, change)?;
+        Ok(BlockOutput { output, routing })
+    }
+
+    /// The block's experts, if it has any.
+    pub fn moe(&self) -> Option<&MoeFeedForward<E>> {
+        self.moe.as_ref()
     }
 
     /// Self-attention, of positions from `first` on.
@@ -315,6 +359,9 @@ impl<E: Element> Module<E> for Block<E> {
             Some(FeedForwardLayer::Shared(layer)) => visitor.module("feed_forward", layer),
             Some(FeedForwardLayer::PerPosition(layer)) => visitor.module("feed_forward", layer),
             None => {}
+        }
+        if let Some(moe) = &self.moe {
+            visitor.module("moe", moe);
         }
         if let Some(adapters) = &self.adapters {
             visitor.module("adapter", adapters);

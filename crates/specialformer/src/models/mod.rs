@@ -8,7 +8,7 @@ mod specialformer;
 mod stack;
 mod transformer;
 
-pub use block::{Block, BlockInput, Memory, PerPositionFeedForward};
+pub use block::{Block, BlockInput, BlockOutput, Memory, PerPositionFeedForward};
 pub use lstm::LstmModel;
 pub use mlp::MlpModel;
 pub use specialformer::Specialformer;

@@ -1,10 +1,12 @@
 //! A stack of blocks with its positions and its last norm.
 
 use specialformer_attention::{AttentionConfig, Position, Queries, RelativeBias, alibi_slopes};
+use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Module, Norm, ParameterVisitor, init};
+use specialformer_routing::{RouteInput, Routing};
 use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
-use super::block::{Block, BlockInput, Memory};
+use super::block::{Block, BlockInput, BlockOutput, Memory};
 use crate::config::{NormPosition, StackConfig};
 use crate::error::{Error, Result};
 
@@ -33,11 +35,22 @@ pub(crate) struct StackInput<'a, E: Element> {
     pub lengths: Option<&'a [usize]>,
     /// What cross-attention reads.
     pub memory: Option<Memory<'a, E>>,
+    /// Token ids of all positions, for routers that go by them.
+    pub tokens: Option<&'a [u32]>,
+}
+
+/// What a stack returns.
+#[derive(Debug)]
+pub(crate) struct StackOutput<E: Element> {
+    /// Before the last norm.
+    pub output: Var<E>,
+    /// What routers decided, by block.
+    pub routings: Vec<(usize, Routing<E>)>,
 }
 
 impl<E: Element> StackInput<'_, E> {
     pub(crate) const fn new(queries: Queries) -> Self {
-        Self { queries, lengths: None, memory: None }
+        Self { queries, lengths: None, memory: None, tokens: None }
     }
 }
 
@@ -118,25 +131,64 @@ impl<E: Element> Stack<E> {
         ctx: &Ctx<E>,
         mut x: Var<E>,
         input: &StackInput<'_, E>,
-    ) -> Result<Var<E>> {
-        let length = x.shape()[1];
+    ) -> Result<StackOutput<E>> {
+        let (rows, length) = (x.shape()[0], x.shape()[1]);
         let relative = self.relative.as_ref();
         let bias = relative.map(|bias| bias.forward(ctx, length, length)).transpose()?;
         let last_bias = match (&bias, input.queries) {
             (Some(bias), Queries::Last) => Some(bias.slice(2, length.saturating_sub(1)..length)?),
             _ => None,
         };
+        let live: Option<Vec<bool>> = input.lengths.map(|lengths| {
+            lengths.iter().flat_map(|&n| (0..length).map(move |t| t < n)).collect()
+        });
+        let route = RouteInput {
+            live: live.as_deref(),
+            tokens: input.tokens,
+            causal: self.config.attention.causal,
+            ..RouteInput::default()
+        };
+        // The last position's, where that alone is left.
+        let at_last = (0..rows).map(|row| (row + 1) * length - 1);
+        let last_tokens: Option<Vec<u32>> =
+            input.tokens.map(|tokens| at_last.clone().map(|at| tokens[at]).collect());
+        let last_live: Option<Vec<bool>> =
+            live.as_ref().map(|live| at_last.map(|at| live[at]).collect());
+        let mut routings = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
             let _scope = ctx.indexed_scope("blocks", i);
-            let last_block = i + 1 == self.blocks.len();
-            let (queries, bias) = match input.queries {
-                Queries::Last if last_block => (Queries::Last, last_bias.as_ref()),
-                _ => (Queries::All, bias.as_ref()),
+            let all = BlockInput {
+                queries: Queries::All,
+                lengths: input.lengths,
+                bias: bias.as_ref(),
+                memory: input.memory,
+                route,
             };
-            let (lengths, memory) = (input.lengths, input.memory);
-            x = block.forward(ctx, &x, &BlockInput { queries, lengths, bias, memory })?;
+            let last_block = i + 1 == self.blocks.len();
+            let block_input = match input.queries {
+                Queries::Last if last_block => BlockInput {
+                    queries: Queries::Last,
+                    bias: last_bias.as_ref(),
+                    route: RouteInput {
+                        tokens: last_tokens.as_deref(),
+                        live: last_live.as_deref(),
+                        ..route
+                    },
+                    ..all
+                },
+                _ => all,
+            };
+            let BlockOutput { output, routing } = block.forward(ctx, &x, &block_input)?;
+            x = output;
+            routings.extend(routing.map(|routing| (i, routing)));
         }
-        Ok(x)
+        Ok(StackOutput { output: x, routings })
+    }
+
+    /// The blocks' experts, with the blocks that have them.
+    pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, &MoeFeedForward<E>)> {
+        let all = self.blocks.iter().enumerate();
+        all.filter_map(|(i, block)| block.moe().map(|moe| (i, moe)))
     }
 
     /// The last norm, where there is one.
@@ -156,7 +208,7 @@ impl<E: Element> Stack<E> {
         for block in &self.blocks {
             projections.push(block.project_qkv(ctx, &x)?);
             let input = BlockInput { bias: bias.as_ref(), ..BlockInput::new(Queries::All) };
-            x = block.forward(ctx, &x, &input)?;
+            x = block.forward(ctx, &x, &input)?.output;
         }
         Ok(projections)
     }

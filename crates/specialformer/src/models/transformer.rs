@@ -59,7 +59,7 @@ impl<E: Element> Transformer<E> {
             Outputs::All => Queries::All,
             Outputs::Last => Queries::Last,
         };
-        let x = self.stack.forward(ctx, x, &StackInput::new(queries))?;
+        let x = self.stack.forward(ctx, x, &StackInput::new(queries))?.output;
         let _scope = ctx.scope("head");
         Ok(self.head.forward(ctx, &self.stack.finish(ctx, &x)?)?)
     }

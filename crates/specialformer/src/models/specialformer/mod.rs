@@ -4,15 +4,21 @@ mod arrange;
 mod heads;
 mod input;
 mod policy;
+mod routing;
+
+use std::borrow::Cow;
 
 use specialformer_attention::Queries;
+use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Embedding, Module, NamedParameters, ParameterVisitor, TaskRows};
+use specialformer_routing::{Keep, RoutingTrace};
 use specialformer_tensor::{Element, RngStream, Var};
 use specialformer_train::{Batch, BoxError, IGNORE, ModelOutput, Rows};
 
 use self::arrange::{Arranged, Sequences};
 use self::heads::{Heads, mean_over_tokens};
 use self::input::TaskVectors;
+use self::routing::LayerRouting;
 use super::block::Memory;
 use super::stack::{Stack, StackInput};
 use super::transformer::EMBEDDING_STD;
@@ -48,6 +54,19 @@ struct Pass<'a, E: Element> {
     ctx: Ctx<E>,
     /// The last norm's output [B, T, C].
     hidden: Var<E>,
+    /// What routers decided, in the order of the blocks.
+    routings: Vec<LayerRouting<E>>,
+}
+
+/// A stack of the model, and what is read with it.
+struct Reading<'a, E: Element> {
+    stack: &'a Stack<E>,
+    /// Its name before those of its blocks, with the dot.
+    name: &'static str,
+    sequences: &'a Sequences<'a>,
+    /// Tokens that stand before a row's own.
+    prefix: usize,
+    memory: Option<Memory<'a, E>>,
 }
 
 impl<E: Element> Specialformer<E> {
@@ -70,65 +89,89 @@ impl<E: Element> Specialformer<E> {
         &self.config
     }
 
-    /// Tokens, tasks and positions as vectors [B, T', C]; with `prefix` the
-    /// task's token stands first.
-    fn embed(
-        &self,
-        ctx: &Ctx<E>,
-        stack: &Stack<E>,
-        sequences: &Sequences<'_>,
-        tasks: &[usize],
-        prefix: usize,
-    ) -> Result<Var<E>> {
+    /// Tokens, tasks and positions as vectors [B, prefix + T, C].
+    fn embed(&self, ctx: &Ctx<E>, reading: &Reading<'_, E>, tasks: &[usize]) -> Result<Var<E>> {
+        let Reading { stack, sequences, prefix, .. } = reading;
         stack.check_length("specialformer", sequences.length + prefix)?;
         let _scope = ctx.scope("embedding");
         let shape = [tasks.len(), sequences.length];
         let x = self.embedding.forward(ctx, &sequences.tokens, shape)?;
         let x = self.task.add(ctx, x, tasks)?;
-        let x = if prefix > 0 { self.task.prepend(ctx, x, tasks)? } else { x };
+        let x = if *prefix > 0 { self.task.prepend(ctx, x, tasks)? } else { x };
         let offsets = self.task.offsets(tasks, self.config.tasks.len());
         let x = stack.add_positions(ctx, x, offsets.as_deref())?;
         Ok(ctx.dropout(x, self.config.base.dropout)?)
     }
 
-    /// The normed output of a stack, without the task's token.
+    /// Token ids of all positions; a task's own token has an id behind those
+    /// of the vocabulary.
+    fn ids<'a>(&self, reading: &Reading<'a, E>, tasks: &[usize]) -> Cow<'a, [u32]> {
+        let Sequences { tokens, length, .. } = reading.sequences;
+        if reading.prefix == 0 {
+            return Cow::Borrowed(tokens);
+        }
+        let first = self.config.base.vocabulary as u32;
+        let rows = tokens.chunks_exact(*length).zip(tasks);
+        rows.flat_map(|(row, &task)| [first + task as u32].into_iter().chain(row.iter().copied()))
+            .collect()
+    }
+
+    /// The normed output of a stack without the task's token, and its
+    /// routings.
     fn read(
         &self,
         ctx: &Ctx<E>,
-        stack: &Stack<E>,
-        sequences: &Sequences<'_>,
+        reading: &Reading<'_, E>,
         tasks: &[usize],
-        prefix: usize,
-        memory: Option<Memory<'_, E>>,
+        routings: &mut Vec<LayerRouting<E>>,
     ) -> Result<Var<E>> {
-        let x = self.embed(ctx, stack, sequences, tasks, prefix)?;
+        let Reading { stack, sequences, prefix, memory, .. } = *reading;
+        let x = self.embed(ctx, reading, tasks)?;
         let lengths: Option<Vec<usize>> =
             sequences.lengths.as_ref().map(|all| all.iter().map(|n| n + prefix).collect());
-        let lengths = lengths.as_deref();
-        let input = StackInput { queries: Queries::All, lengths, memory };
-        let x = stack.finish(ctx, &stack.forward(ctx, x, &input)?)?;
+        let ids = self.ids(reading, tasks);
+        let input = StackInput {
+            queries: Queries::All,
+            lengths: lengths.as_deref(),
+            memory,
+            tokens: Some(&ids),
+        };
+        let output = stack.forward(ctx, x, &input)?;
+        routings.extend(output.routings.into_iter().map(|(block, routing)| LayerRouting {
+            name: format!("{}blocks.{block}", reading.name),
+            lengths: lengths.clone(),
+            routing,
+        }));
+        let x = stack.finish(ctx, &output.output)?;
         match prefix {
             0 => Ok(x),
             _ => Ok(x.slice(1, prefix..prefix + sequences.length)?),
         }
     }
 
-    fn run<'a>(&self, ctx: &Ctx<E>, input: &Rows<'a>) -> Result<Pass<'a, E>> {
-        let arranged = Arranged::new(input, self.config.tasks.len(), false)?;
+    fn run<'a>(&self, ctx: &Ctx<E>, input: &Rows<'a>, keep_order: bool) -> Result<Pass<'a, E>> {
+        let arranged = Arranged::new(input, self.config.tasks.len(), keep_order)?;
         let ctx = ctx.with_tasks(arranged.tasks.clone());
         let tasks = arranged.task_indices();
+        let mut routings = Vec::new();
         // The task's token stands before what is read first.
         let prefix = self.task.prefix();
+        let (stack, sequences) = (&self.main, &arranged.main);
+        let main = Reading { stack, name: "", sequences, prefix, memory: None };
         let hidden = match (&self.encoder, &arranged.source) {
-            (None, None) => self.read(&ctx, &self.main, &arranged.main, &tasks, prefix, None)?,
-            (Some(encoder), Some(source)) => {
+            (None, None) => self.read(&ctx, &main, &tasks, &mut routings)?,
+            (Some(stack), Some(sequences)) => {
                 let states = {
                     let _scope = ctx.scope("encoder");
-                    self.read(&ctx, encoder, source, &tasks, prefix, None)?
+                    let name = "encoder.";
+                    let source = Reading { stack, name, sequences, prefix, memory: None };
+                    self.read(&ctx, &source, &tasks, &mut routings)?
                 };
-                let memory = Memory { states: &states, lengths: source.lengths.as_deref() };
+                let lengths: Option<Vec<usize>> = sequences.lengths.clone();
+                let memory = Memory { states: &states, lengths: lengths.as_deref() };
                 let _scope = ctx.scope("decoder");
-                self.read(&ctx, &self.main, &arranged.main, &tasks, 0, Some(memory))?
+                let main = Reading { name: "decoder.", prefix: 0, memory: Some(memory), ..main };
+                self.read(&ctx, &main, &tasks, &mut routings)?
             }
             (encoder, _) => {
                 let what = match encoder {
@@ -138,7 +181,57 @@ impl<E: Element> Specialformer<E> {
                 return Err(Error::Input { model: "specialformer", what: what.into() });
             }
         };
-        Ok(Pass { arranged, ctx, hidden })
+        Ok(Pass { arranged, ctx, hidden, routings })
+    }
+
+    /// True if rows must stay where they are: an expert over its capacity
+    /// keeps the first tokens that come, which must not be one task's.
+    fn keeps_order(&self) -> bool {
+        let capacity = self.config.moe.as_ref().and_then(|experts| experts.moe.router.capacity);
+        capacity.is_some_and(|capacity| capacity.keep == Keep::FirstCome)
+    }
+
+    /// Where the tokens of rows go: which experts they choose, by block, in
+    /// the order of the rows.
+    ///
+    /// # Errors
+    /// As [`Specialformer::forward`].
+    pub fn trace(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<RoutingTrace> {
+        let pass = self.run(ctx, input, true)?;
+        let tasks = pass.arranged.tasks.as_ref().map(TaskRows::ids);
+        routing::trace(&pass.routings, tasks, input.rows())
+    }
+
+    /// The experts of all blocks, with the blocks' names, in the order in
+    /// which [`ModelOutput::counters`] holds their loads.
+    pub fn experts(&self) -> Vec<(String, &MoeFeedForward<E>)> {
+        let of = |name: &'static str, stack| {
+            Stack::experts(stack).map(move |(block, moe)| (format!("{name}blocks.{block}"), moe))
+        };
+        match &self.encoder {
+            Some(encoder) => of("encoder.", encoder).chain(of("decoder.", &self.main)).collect(),
+            None => of("", &self.main).collect(),
+        }
+    }
+
+    /// Moves the biases that balance experts by a step's loads.
+    ///
+    /// # Errors
+    /// If there are not as many loads as experts.
+    pub fn update_balance(&self, loads: &[f64]) -> Result<()> {
+        let experts = self.experts();
+        let total: usize = experts.iter().map(|(_, moe)| moe.config().router.experts).sum();
+        if loads.len() != total {
+            let what = format!("{} loads for {total} experts", loads.len());
+            return Err(Error::Input { model: "specialformer", what });
+        }
+        let mut rest = loads;
+        for (_, moe) in experts {
+            let (own, others) = rest.split_at(moe.config().router.experts);
+            moe.router().update_balance(own)?;
+            rest = others;
+        }
+        Ok(())
     }
 
     /// Logits of the language-model head that tasks share, for rows of no
@@ -158,7 +251,7 @@ impl<E: Element> Specialformer<E> {
         if !self.config.tasks.is_empty() {
             batch.task_ids_mut().fill(TaskRows::NONE);
         }
-        let pass = self.run(ctx, &batch.all())?;
+        let pass = self.run(ctx, &batch.all(), false)?;
         let mut answers = self.heads.answers(&pass.ctx, &pass.hidden, &pass.arranged)?;
         Ok(answers.remove(0).output)
     }
@@ -169,14 +262,21 @@ impl<E: Element> Specialformer<E> {
     /// If the rows do not fit the model: a token, task or length out of range,
     /// a source that is missing or not wanted, a row that no head answers.
     pub fn forward(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<ModelOutput<E>> {
-        let Pass { arranged, ctx, hidden } = self.run(ctx, input)?;
+        let Pass { arranged, ctx, hidden, routings } = self.run(ctx, input, self.keeps_order())?;
         let answers = {
             let _scope = ctx.scope("head");
             self.heads.answers(&ctx, &hidden, &arranged)?
         };
         let pooled = mean_over_tokens(&ctx, &hidden, arranged.main.lengths.as_deref())?;
         let pooled = arranged.restore(pooled.reshape([arranged.rows, self.config.base.width])?)?;
-        Ok(ModelOutput::with_answers(answers).with_representation("hidden", pooled))
+        let mut output = ModelOutput::with_answers(answers).with_representation("hidden", pooled);
+        if let Some(router) = routing::representation(&ctx, &routings, arranged.rows)? {
+            output = output.with_representation("router", arranged.restore(router)?);
+        }
+        match &self.config.moe {
+            Some(experts) => routing::report(output, &routings, &experts.moe.router.balance),
+            None => Ok(output),
+        }
     }
 }
 
@@ -198,5 +298,9 @@ impl<E: Element> Module<E> for Specialformer<E> {
 impl<E: Element> specialformer_train::Model<E> for Specialformer<E> {
     fn forward(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<ModelOutput<E>, BoxError> {
         Ok(Self::forward(self, ctx, input)?)
+    }
+
+    fn after_step(&self, counters: &[f64]) -> Result<(), BoxError> {
+        Ok(self.update_balance(counters)?)
     }
 }

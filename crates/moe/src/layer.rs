@@ -1,0 +1,153 @@
+//! [`MoeFeedForward`]: router, experts and shared expert.
+
+use specialformer_nn::{Ctx, FeedForward, Linear, Module, ParameterVisitor};
+use specialformer_routing::{RouteInput, Router, Routing};
+use specialformer_tensor::{Element, RngStream, Var};
+
+use crate::bank::ExpertBank;
+use crate::config::MoeConfig;
+use crate::error::{MoeError, Result};
+use crate::op::moe_experts;
+
+/// A feed-forward layer whose tokens go through a few of many experts:
+///
+/// y = Σ_k w_k·expert_k(x) [+ shared(x), or sigmoid(x·v)·shared(x)]
+///
+/// with the experts k and the weights w from the router.
+///
+/// # Shapes
+/// [..., C] → [..., C]; all positions are tokens.
+#[derive(Debug, Clone)]
+pub struct MoeFeedForward<E: Element = f32> {
+    pub(crate) config: MoeConfig,
+    pub(crate) router: Router<E>,
+    pub(crate) experts: ExpertBank<E>,
+    pub(crate) shared: Option<FeedForward<E>>,
+    pub(crate) shared_gate: Option<Linear<E>>,
+}
+
+/// What a [`MoeFeedForward`] returns.
+#[derive(Debug, Clone)]
+pub struct MoeOutput<E: Element = f32> {
+    /// [..., C].
+    pub output: Var<E>,
+    /// What the router decided, with its balance losses. Tokens are the
+    /// positions in row-major order.
+    pub routing: Routing<E>,
+}
+
+impl<E: Element> MoeFeedForward<E> {
+    /// A layer with random start values.
+    ///
+    /// # Errors
+    /// [`MoeError::Config`] or the router's or a layer's if the configuration
+    /// or the width does not fit.
+    pub fn new(config: MoeConfig, width: usize, rng: &mut RngStream) -> Result<Self> {
+        config.validate()?;
+        let MoeConfig { kind, hidden, bias, .. } = config;
+        let experts = ExpertBank::new(kind, config.router.experts, width, hidden, bias, rng)?;
+        Self::with_experts(config, experts, rng)
+    }
+
+    /// A layer of given experts; the router, and the shared expert if there is
+    /// one, get random start values.
+    ///
+    /// # Errors
+    /// [`MoeError::Argument`] if the experts are not those of the
+    /// configuration.
+    pub fn with_experts(
+        config: MoeConfig,
+        experts: ExpertBank<E>,
+        rng: &mut RngStream,
+    ) -> Result<Self> {
+        config.validate()?;
+        let width = experts.width();
+        let described = (config.router.experts, config.hidden, config.kind, config.bias);
+        let given =
+            (experts.experts(), experts.hidden(), experts.kind(), experts.up().bias().is_some());
+        if described != given {
+            let what = format!(
+                "the configuration describes (experts, hidden, kind, bias) {described:?}, the \
+                 experts are {given:?}"
+            );
+            return Err(MoeError::argument("MoeFeedForward", what));
+        }
+        let router = Router::new(config.router.clone(), width, rng)?;
+        let shared = (config.shared > 0)
+            .then(|| FeedForward::new(config.kind, width, config.shared, config.bias, rng))
+            .transpose()?;
+        let shared_gate =
+            config.shared_gate.then(|| Linear::new(width, 1, false, rng)).transpose()?;
+        Ok(Self { config, router, experts, shared, shared_gate })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &MoeConfig {
+        &self.config
+    }
+
+    /// The router.
+    pub fn router(&self) -> &Router<E> {
+        &self.router
+    }
+
+    /// The experts.
+    pub fn experts(&self) -> &ExpertBank<E> {
+        &self.experts
+    }
+
+    /// The expert that every token goes through.
+    pub fn shared(&self) -> Option<&FeedForward<E>> {
+        self.shared.as_ref()
+    }
+
+    /// The layer's output and what the router decided. A token that is not
+    /// live goes through the shared expert alone.
+    ///
+    /// # Errors
+    /// If the width differs, or the router cannot route.
+    pub fn forward(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        input: &RouteInput<'_>,
+    ) -> Result<MoeOutput<E>> {
+        let shape = x.shape();
+        let width = self.experts.width();
+        if shape.rank() == 0 || shape.last_size() != width {
+            let what = format!("x must be [..., {width}], got {shape}");
+            return Err(MoeError::argument("MoeFeedForward", what));
+        }
+        let rows = x.reshape([shape.elements() / width, width])?;
+        let routing = {
+            let _scope = ctx.scope("router");
+            self.router.forward(ctx, &rows, input)?
+        };
+        let mut output = {
+            let _scope = ctx.scope("experts");
+            moe_experts(&rows, &routing.weights, &self.experts.on_tape(ctx), &routing.plan)?
+        };
+        if let Some(shared) = &self.shared {
+            let _scope = ctx.scope("shared");
+            let mut y = shared.forward(ctx, &rows)?;
+            if let Some(gate) = &self.shared_gate {
+                y = y.mul(&gate.forward(ctx, &rows)?.sigmoid()?)?;
+            }
+            output = output.add(&y)?;
+        }
+        Ok(MoeOutput { output: output.reshape(shape)?, routing })
+    }
+}
+
+impl<E: Element> Module<E> for MoeFeedForward<E> {
+    fn visit(&self, visitor: &mut ParameterVisitor<E>) {
+        visitor.module("router", &self.router);
+        visitor.module("experts", &self.experts);
+        if let Some(shared) = &self.shared {
+            visitor.module("shared", shared);
+        }
+        if let Some(gate) = &self.shared_gate {
+            visitor.module("shared_gate", gate);
+        }
+    }
+}
