@@ -18,13 +18,16 @@
 //! # Ok::<(), specialformer::Error>(())
 //! ```
 
+mod calibration;
 mod config;
 pub mod data;
 mod error;
 pub mod iarc;
 pub mod inspect;
 mod models;
+mod parameter_count;
 mod predict;
+mod routing_report;
 mod run;
 mod threads;
 
@@ -34,14 +37,17 @@ pub use config::{
     SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
 };
 pub use data::DataConfig;
+pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use error::{Error, Result};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
     Specialformer, Tokens, Transformer,
 };
+pub use parameter_count::ParameterCount;
 pub use predict::{Prediction, Predictor};
+pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};
 pub use run::{
-    ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train,
+    RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train,
 };
 pub use threads::{ThreadsError, set_threads, threads};
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
-use specialformer_nn::{Ctx, Module, NamedParameters};
+use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
-    BoxError, EvaluationRecord, HeldOut, ModelOutput, Observer, Rows, RunFolder, Summary,
+    Batch, BoxError, EvaluationRecord, HeldOut, ModelOutput, Observer, Rows, RunFolder, Summary,
     TrainConfig, Trainer,
 };
 
@@ -119,6 +119,28 @@ impl RunConfig {
         Ok(data)
     }
 
+    /// The run on the held-out variants of its tasks, with `examples` of each
+    /// to adapt to.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the data has no such variants.
+    pub fn shifted(&self, examples: u64) -> Result<Self> {
+        match &self.data {
+            DataConfig::Multitask(data) => {
+                Ok(Self { data: DataConfig::Multitask(data.shifted(examples)), ..self.clone() })
+            }
+            other => {
+                let kind = match other {
+                    DataConfig::Iarc(_) => "iarc",
+                    DataConfig::Text(_) => "text",
+                    _ => "records",
+                };
+                let reason = "only multitask data has a held-out domain";
+                Err(Error::config("data", "kind", kind, reason))
+            }
+        }
+    }
+
     /// Builds the model with the start values of the run's seed.
     ///
     /// # Errors
@@ -156,43 +178,6 @@ impl<E: Element> specialformer_train::Model<E> for Model<E> {
             Self::Specialformer(model) => Ok(model.update_balance(counters)?),
             _ => Ok(()),
         }
-    }
-}
-
-/// Number of scalars in a model's parameters, by part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ParameterCount {
-    /// All of them.
-    pub total: usize,
-    /// Parts of the model with their numbers, in order.
-    pub parts: Vec<(String, usize)>,
-}
-
-impl ParameterCount {
-    /// Counts a model's parameters; the blocks are one part each.
-    pub fn of(model: &impl Module) -> Self {
-        let parameters = NamedParameters::of(model);
-        let mut parts: Vec<(String, usize)> = Vec::new();
-        for (name, parameter) in parameters.iter() {
-            let mut path = name.split('.');
-            let mut part = path.next().unwrap_or_default().to_string();
-            if let Some(index) = path.next().filter(|p| p.parse::<usize>().is_ok()) {
-                part = format!("{part}.{index}");
-            }
-            let count = parameter.shape().elements();
-            match parts.last_mut() {
-                Some((last, sum)) if *last == part => *sum += count,
-                _ => parts.push((part, count)),
-            }
-        }
-        Self { total: parameters.count(), parts }
-    }
-
-    /// The layout in one line: `embedding 224 + blocks.0 51,456 + …`.
-    pub fn layout(&self) -> String {
-        let parts: Vec<_> =
-            self.parts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        parts.join(" + ")
     }
 }
 
@@ -311,4 +296,37 @@ pub fn evaluate(
 ) -> Result<Option<EvaluationRecord>> {
     let train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
     Ok(Trainer::new(model, config.load_data()?.dataset, train)?.evaluate(set)?)
+}
+
+/// Rows of held-out data, for looking at what a model does with them.
+pub(crate) struct HeldOutRows {
+    batch: Batch,
+    /// The tasks' names.
+    pub(crate) tasks: Vec<String>,
+}
+
+impl HeldOutRows {
+    /// Rows of one pass.
+    const ROWS: usize = 128;
+
+    pub(crate) fn of(config: &RunConfig, set: HeldOut, size: usize) -> Result<Option<Self>> {
+        let data = config.load_data()?.dataset;
+        let batch = data.held_out(set, size).map_err(|error| Error::Data {
+            place: config.name.clone(),
+            reason: error.to_string(),
+        })?;
+        Ok(batch.map(|batch| Self { batch, tasks: data.task_names() }))
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.batch.rows()
+    }
+
+    /// Shows the rows, some at a time.
+    pub(crate) fn each(&self, mut see: impl FnMut(&Rows<'_>) -> Result<()>) -> Result<()> {
+        for first in (0..self.rows()).step_by(Self::ROWS) {
+            see(&self.batch.slice(first..self.rows().min(first + Self::ROWS)))?;
+        }
+        Ok(())
+    }
 }
