@@ -64,6 +64,8 @@ impl<E: Element> Answer<E> {
 #[derive(Debug)]
 pub(crate) struct TaskAnswer<'a, E: Element> {
     pub(crate) task: Option<u32>,
+    /// Which rows of the shard; `None` is all.
+    pub(crate) rows: Option<Vec<u32>>,
     /// Logits [n, P', V] or values [n, D'].
     pub(crate) output: Var<E>,
     pub(crate) targets: Targets<'a, E>,
@@ -222,7 +224,9 @@ fn part<'a, E: Element>(
             picked.reshape([count, shape.elements() / answered / width, width])?
         }
     };
-    Ok(TaskAnswer { task, output, targets })
+    let all = count == rows.rows() && (0..count).all(|i| row_at(i) == i);
+    let rows = (!all).then(|| (0..count).map(|i| row_at(i) as u32).collect());
+    Ok(TaskAnswer { task, rows, output, targets })
 }
 
 fn check_classes(targets: &[u32], classes: usize, row: impl Fn(usize) -> usize) -> Result<()> {

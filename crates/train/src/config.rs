@@ -6,6 +6,7 @@ use specialformer_nn::{NamedParameters, Schedule};
 use specialformer_tensor::Element;
 
 use crate::error::{Result, TrainError};
+use crate::multi_task::MultiTaskConfig;
 
 /// Above this many bytes of gradients a run without a set number of shards
 /// uses one, because each shard holds a full gradient.
@@ -85,6 +86,11 @@ pub struct TrainConfig {
     /// the machine, so such a run is not reproducible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_budget_seconds: Option<f64>,
+    /// What is minimised on data with several tasks: see
+    /// [`MultiTask`](crate::MultiTask). By default the mean loss of all
+    /// targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multi_task: Option<MultiTaskConfig>,
 }
 
 fn constant() -> Schedule {
@@ -123,6 +129,7 @@ impl TrainConfig {
             checkpoint_every: 0,
             target_accuracy: None,
             time_budget_seconds: None,
+            multi_task: None,
         }
     }
 
@@ -176,6 +183,9 @@ impl TrainConfig {
                 let reason = "needs eval_every, the steps between evaluations";
                 return Err(TrainError::config("target_accuracy", target, reason));
             }
+        }
+        if let Some(config) = &self.multi_task {
+            config.validate()?;
         }
         self.validate_schedule()
     }

@@ -5,7 +5,10 @@
 //! knows neither architectures nor data. A step's batch is cut into a
 //! configured number of shards that run on different threads and add up in
 //! order, so the result is the same bit for bit on any number of threads. What
-//! a step minimises is an [`Objective`].
+//! a step minimises is an [`Objective`]: [`CrossEntropy`] by default, or
+//! [`MultiTask`], which weighs the tasks of a batch, projects gradients that
+//! conflict, and adds terms between tasks. A [`TaskSampler`] says which task
+//! each row of a batch is of.
 //!
 //! Shape letters: B rows of a batch, T tokens of a row, P targets of a row, V
 //! classes, D values of a row, S tokens of a row of an encoder's input, C model
@@ -76,9 +79,12 @@ mod error;
 mod feed;
 mod metrics;
 mod model;
+mod multi_task;
 mod objective;
 mod observer;
+mod pattern;
 mod run_folder;
+mod sampler;
 mod score;
 mod shards;
 mod state;
@@ -94,9 +100,15 @@ pub use metrics::{
     AccuracyRecord, Evaluation, EvaluationRecord, Record, TaskRecord, TrainRecord, ValueRecord,
 };
 pub use model::{LossTerm, Model, ModelOutput, Representation};
-pub use objective::{CrossEntropy, Objective, Shard, ShardLoss};
+pub use multi_task::{
+    AlignmentConfig, Average, ContrastiveConfig, Distance, DistillationConfig, HiddenMatchConfig,
+    MultiTask, MultiTaskConfig, PcGradConfig, Projection, SharingConfig, TaskWeights,
+};
+pub use objective::{CrossEntropy, GradientPlan, Objective, Pass, Shard, ShardLoss};
 pub use observer::{Observer, StepReport};
+pub use pattern::NamePattern;
 pub use run_folder::RunFolder;
+pub use sampler::{Ramp, Sampling, Stage, TaskSampler};
 pub use score::{Score, Tally};
 pub use state::Best;
 pub use task_score::{TaskScore, ValueScore};

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use specialformer_nn::{Ctx, Mode, Module};
+use specialformer_nn::{Ctx, Mode, Module, ParameterVisitor};
 use specialformer_tensor::{Element, Var};
 
 use crate::answer::{self, AnswerKind};
 use crate::batch::{Rows, Scored};
 use crate::error::{BoxError, Result, TrainError};
 use crate::model::Model;
+use crate::pattern::NamePattern;
 use crate::score::Tally;
 
 /// One shard of a step's batch, with what it must know of the whole.
@@ -27,6 +28,36 @@ pub struct Shard<'a> {
     pub step_scored: usize,
     /// What of each task is in the whole step; empty without task ids.
     pub step_tasks: Arc<[Scored]>,
+    /// Which terms of the loss are wanted.
+    pub pass: Pass,
+}
+
+/// Which terms of its loss an [`Objective`] gives for a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pass {
+    /// All.
+    #[default]
+    Whole,
+    /// Those that belong to one task; all rows are of that task.
+    Task,
+    /// Those that do not.
+    Coupled,
+}
+
+/// How the gradient of a step is made.
+#[derive(Debug, Clone, Default)]
+pub struct GradientPlan {
+    /// Make the gradient of each task on its own and project those that
+    /// conflict (PCGrad); then a shard holds the rows of one task and is
+    /// asked for [`Pass::Task`].
+    pub project: bool,
+    /// Besides, add the gradient of [`Pass::Coupled`].
+    pub coupled: bool,
+    /// Parameters that are not projected.
+    pub exclude: Vec<NamePattern>,
+    /// Without projection: steps between measurements of how the tasks'
+    /// gradients conflict; 0 makes none.
+    pub measure_every: u64,
 }
 
 impl<'a> Shard<'a> {
@@ -41,17 +72,19 @@ impl<'a> Shard<'a> {
             step_rows: rows.rows(),
             step_scored: rows.scored(),
             step_tasks: rows.scored_by_task()?.into(),
+            pass: Pass::Whole,
         })
     }
 
     /// Some of the rows of this one, as shard `index`.
-    pub(crate) fn part<'b>(&self, rows: Rows<'b>, index: usize) -> Shard<'b> {
+    pub(crate) fn part<'b>(&self, rows: Rows<'b>, index: usize, pass: Pass) -> Shard<'b> {
         Shard {
             rows,
             index,
             step_rows: self.step_rows,
             step_scored: self.step_scored,
             step_tasks: Arc::clone(&self.step_tasks),
+            pass,
         }
     }
 
@@ -103,6 +136,24 @@ pub trait Objective<M: ?Sized, E: Element = f32>: Send + Sync {
     /// # Errors
     /// Whatever the model may fail with.
     fn loss(&self, ctx: &Ctx<E>, model: &M, shard: &Shard<'_>) -> Result<ShardLoss<E>, BoxError>;
+
+    /// Shows parameters of the objective's own, which are trained with the
+    /// model's, and saved and resumed in a file of their own.
+    fn visit(&self, visitor: &mut ParameterVisitor<E>) {
+        let _ = visitor;
+    }
+
+    /// True if a term goes over all rows of a step, which must then be one
+    /// shard.
+    fn couples_step(&self) -> bool {
+        false
+    }
+
+    /// How the gradient of a step is made: by default as that of the sum of
+    /// all shards' losses.
+    fn gradient_plan(&self) -> GradientPlan {
+        GradientPlan::default()
+    }
 
     /// Called after each optimiser step with the counters of its shards added
     /// up in order; see [`Model::after_step`].

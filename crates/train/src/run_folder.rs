@@ -9,6 +9,8 @@ use crate::error::{Result, TrainError};
 
 const LOCK: &str = ".lock";
 const PREFIX: &str = "step-";
+/// The file of an objective's own parameters.
+pub(crate) const OBJECTIVE: &str = "objective.safetensors";
 
 /// A run's folder, locked for this process.
 ///
@@ -18,6 +20,7 @@ const PREFIX: &str = "step-";
 /// | `metrics.jsonl` | one [`Record`](crate::Record) a line |
 /// | `checkpoints/step-N/` | model, optimiser and state after N steps |
 /// | `model.safetensors`, `optimizer.safetensors` | the same at the end |
+/// | `objective.safetensors`, also in checkpoints | trained parameters of the objective, if it has any |
 ///
 /// A checkpoint is written into a hidden folder that is renamed once all its
 /// files are on the disk. So at every moment, also after a crash, the newest
@@ -90,6 +93,11 @@ impl RunFolder {
     /// Where the final state of the optimiser is.
     pub fn optimizer_path(&self) -> PathBuf {
         self.path.join("optimizer.safetensors")
+    }
+
+    /// Where the final parameters of the objective are, if it has any.
+    pub fn objective_path(&self) -> PathBuf {
+        self.path.join(OBJECTIVE)
     }
 
     /// Writes `config.toml`.

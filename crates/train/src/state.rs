@@ -14,6 +14,7 @@ use specialformer_tensor::Element;
 
 use crate::error::{Result, TrainError};
 use crate::metrics::{EvaluationRecord, Interval, Record};
+use crate::run_folder::OBJECTIVE;
 use crate::trainer::Outcome;
 
 const VERSION: u32 = 1;
@@ -166,14 +167,22 @@ pub(crate) fn save_optimizer<E: Element>(path: &Path, state: &OptimizerState<E>)
     Ok(writer.save(path)?)
 }
 
-/// Reads weights and optimiser state; changes both or neither.
+/// Reads weights, the objective's parameters and optimiser state; changes all
+/// or none.
 pub(crate) fn load_tensors<E: Element>(
     folder: &Path,
     parameters: &NamedParameters<E>,
+    own: &NamedParameters<E>,
     optimizer: &mut dyn Optimizer<E>,
 ) -> Result<()> {
     let model = TensorFile::open(folder.join("model.safetensors"))?;
     let weights = model.load::<E, _>(parameters.iter().map(|(n, p)| (n, p.shape())))?;
+    let objective = if own.is_empty() {
+        None
+    } else {
+        let file = TensorFile::open(folder.join(OBJECTIVE))?;
+        Some(file.load::<E, _>(own.iter().map(|(n, p)| (n, p.shape())))?)
+    };
 
     let path = folder.join("optimizer.safetensors");
     let file = TensorFile::open(&path)?;
@@ -197,6 +206,9 @@ pub(crate) fn load_tensors<E: Element>(
     state.tensors = file.load::<E, _>(shapes)?;
     optimizer.load_state(state)?;
     parameters.load(weights)?;
+    if let Some(objective) = objective {
+        own.load(objective)?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,9 @@ use common::heads::{Heads, Mixed};
 use common::{hash, untimed_metrics};
 use specialformer_nn::NamedParameters;
 use specialformer_nn::optim::SgdConfig;
-use specialformer_train::{HeldOut, OptimizerConfig, RunFolder, TrainConfig, Trainer};
+use specialformer_train::{
+    Batch, BoxError, Dataset, HeldOut, OptimizerConfig, RunFolder, TrainConfig, Trainer,
+};
 
 fn config() -> TrainConfig {
     TrainConfig { shards: Some(2), accumulation: 2, ..TrainConfig::new(20, 24, 0.02) }
@@ -33,7 +35,8 @@ fn every_kind_of_task_is_learnt_and_reported() {
     assert_eq!((classes("sum").count, classes("copy").count), (100, 300));
     let mean = test.tasks["mean"].values.unwrap();
     assert!(mean.r_squared.unwrap() > 0.9, "{test:?}");
-    assert_eq!((mean.values, test.tasks["mean"].loss), (100, mean.mean_squared_error));
+    assert_eq!(mean.values, 100);
+    assert!((test.tasks["mean"].loss - mean.mean_squared_error).abs() < 1e-6);
     assert_eq!(test.overall.count, 400);
     // The loss is the mean over all targets.
     let sum = |task: &str, count: f64| test.tasks[task].loss * count;
@@ -103,56 +106,55 @@ fn a_step_without_some_task_leaves_its_parameters_alone() {
     let model = Heads::<f32>::new(8, 1);
     let parameters = NamedParameters::of(&model);
     let before = parameters.tensors();
-    let data = Mixed { tasks: vec![0, 2], ..Mixed::new(2) };
+    let data = Mixed::of_tasks(2, &[0, 2]);
     Trainer::new(&model, data, config()).unwrap().step().unwrap();
     for (name, tensor) in parameters.tensors() {
         let same = tensor.as_slice() == before[&name].as_slice();
-        assert_eq!(same, name.starts_with("heads.copy") || name == "router.bias", "{name}");
+        assert_eq!(same, name.starts_with("heads.copy"), "{name}");
     }
 }
 
 #[test]
 fn tasks_that_do_not_exist_are_errors() {
     let model = Heads::<f32>::new(8, 1);
-    let data = Mixed { tasks: vec![0, 3], ..Mixed::new(2) };
+    let data = Mixed::of_tasks(2, &[0, 3]);
     let error = Trainer::new(&model, data, config()).unwrap().step().unwrap_err();
     assert_eq!(error.to_string(), "batch: task id 3: the data names only 3 tasks");
+}
+
+/// The regression task alone.
+struct Means(Mixed);
+
+impl Dataset for Means {
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<(), BoxError> {
+        self.0.next_batch(rows, batch)
+    }
+
+    fn cursor(&self) -> Vec<u64> {
+        self.0.cursor()
+    }
+
+    fn seek(&mut self, cursor: &[u64]) -> Result<(), BoxError> {
+        self.0.seek(cursor)
+    }
+
+    fn held_out(&self, set: HeldOut, size: usize) -> Result<Option<Batch>, BoxError> {
+        let all = self.0.held_out(set, 3 * size)?.unwrap();
+        let rows: Vec<usize> = (0..size).map(|i| 3 * i + 2).collect();
+        let mut batch = Batch::default();
+        all.select(&rows, &mut batch);
+        Ok(Some(batch))
+    }
+
+    fn task_names(&self) -> Vec<String> {
+        self.0.task_names()
+    }
 }
 
 #[test]
 fn regression_alone_is_evaluated_and_the_best_has_the_least_loss() {
     let model = Heads::<f32>::new(8, 1);
-    struct Means(Mixed);
-    impl specialformer_train::Dataset for Means {
-        fn next_batch(
-            &mut self,
-            rows: usize,
-            batch: &mut specialformer_train::Batch,
-        ) -> Result<(), specialformer_train::BoxError> {
-            self.0.next_batch(rows, batch)
-        }
-        fn cursor(&self) -> Vec<u64> {
-            self.0.cursor()
-        }
-        fn seek(&mut self, cursor: &[u64]) -> Result<(), specialformer_train::BoxError> {
-            self.0.seek(cursor)
-        }
-        fn held_out(
-            &self,
-            set: HeldOut,
-            size: usize,
-        ) -> Result<Option<specialformer_train::Batch>, specialformer_train::BoxError> {
-            let all = self.0.held_out(set, 3 * size)?.unwrap();
-            let rows: Vec<usize> = (0..size).map(|i| 3 * i + 2).collect();
-            let mut batch = specialformer_train::Batch::default();
-            all.select(&rows, &mut batch);
-            Ok(Some(batch))
-        }
-        fn task_names(&self) -> Vec<String> {
-            self.0.task_names()
-        }
-    }
-    let data = Means(Mixed { tasks: vec![2], ..Mixed::new(2) });
+    let data = Means(Mixed::of_tasks(2, &[2]));
     let config = TrainConfig { eval_every: 10, eval_size: 50, ..config() };
     let summary = Trainer::new(&model, data, config).unwrap().run().unwrap();
     let validation = summary.validation.unwrap().evaluation;

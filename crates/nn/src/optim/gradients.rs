@@ -66,6 +66,38 @@ impl<E: Element> GradientSet<E> {
         Ok(Self { entries })
     }
 
+    /// One tensor for each trainable parameter, in their order.
+    ///
+    /// # Errors
+    /// [`NnError::MissingGradient`] for one that is `None`.
+    pub fn from_tensors(
+        parameters: &NamedParameters<E>,
+        tensors: Vec<Option<Tensor<E>>>,
+    ) -> Result<Self> {
+        let pairs = parameters.trainable().zip(tensors);
+        let entries = pairs.map(|((name, parameter), tensor)| match tensor {
+            Some(tensor) => Ok((parameter.clone(), tensor)),
+            None => {
+                let shape = parameter.shape();
+                Err(NnError::MissingGradient { name: name.to_string(), shape })
+            }
+        });
+        Ok(Self { entries: entries.collect::<Result<_>>()? })
+    }
+
+    /// [`GradientSet::from_tensors`], with zeros for `None`.
+    pub fn from_tensors_or_zero(
+        parameters: &NamedParameters<E>,
+        tensors: Vec<Option<Tensor<E>>>,
+    ) -> Self {
+        let pairs = parameters.trainable().zip(tensors);
+        let entries = pairs.map(|((_, parameter), tensor)| {
+            let zeros = || Tensor::zeros(parameter.shape());
+            (parameter.clone(), tensor.unwrap_or_else(zeros))
+        });
+        Self { entries: entries.collect() }
+    }
+
     /// Parameters with their gradients.
     pub fn iter(&self) -> impl Iterator<Item = (&Parameter<E>, &Tensor<E>)> {
         self.entries.iter().map(|(parameter, gradient)| (parameter, gradient))

@@ -11,20 +11,21 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use specialformer_nn::optim::Optimizer;
-use specialformer_nn::{Module, NamedParameters};
-use specialformer_tensor::Element;
+use specialformer_nn::{Module, NamedParameters, ParameterVisitor};
+use specialformer_tensor::{Element, Seed};
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::dataset::{Dataset, HeldOut};
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::feed::Feed;
 use crate::metrics::{EvaluationRecord, Record};
 use crate::model::Model;
+use crate::multi_task::MultiTask;
 use crate::objective::{CrossEntropy, Objective};
 use crate::observer::{Observer, StepReport};
 use crate::run_folder::RunFolder;
-use crate::shards::Shards;
+use crate::shards::{OWN, Shards};
 use crate::state::{Best, MetricsFile, State, save_model, save_optimizer};
 
 /// Why a run ended.
@@ -74,7 +75,12 @@ pub struct Trainer<'a, M: ?Sized, E: Element = f32> {
     task_names: Vec<String>,
     objective: Box<dyn Objective<M, E> + 'a>,
     config: TrainConfig,
+    /// The model's.
     parameters: NamedParameters<E>,
+    /// The objective's own.
+    own: NamedParameters<E>,
+    /// Both, as the optimiser sees them.
+    all: NamedParameters<E>,
     optimizer: Box<dyn Optimizer<E>>,
     shards: Shards<E>,
     /// Rows of a shard, also in evaluation.
@@ -85,6 +91,37 @@ pub struct Trainer<'a, M: ?Sized, E: Element = f32> {
     validation: Option<Batch>,
     state: State,
     run: Option<Run>,
+}
+
+/// The parameters of an objective.
+struct Own<'o, 'a, M: ?Sized, E: Element>(&'o (dyn Objective<M, E> + 'a));
+
+impl<M: ?Sized, E: Element> Module<E> for Own<'_, '_, M, E> {
+    fn visit(&self, visitor: &mut ParameterVisitor<E>) {
+        self.0.visit(visitor);
+    }
+}
+
+/// The parameters of a model, then those of an objective.
+struct Both<'o, 'a, M: ?Sized, E: Element>(&'o M, &'o (dyn Objective<M, E> + 'a));
+
+impl<M: Module<E> + ?Sized, E: Element> Module<E> for Both<'_, '_, M, E> {
+    fn visit(&self, visitor: &mut ParameterVisitor<E>) {
+        self.0.visit(visitor);
+        visitor.module(OWN.trim_end_matches('.'), &Own(self.1));
+    }
+}
+
+/// The number of shards where a term goes over the whole step.
+fn one_shard(config: &TrainConfig) -> Result<usize> {
+    let parts = [("shards", config.shards.unwrap_or(1)), ("accumulation", config.accumulation)];
+    match parts.into_iter().find(|(_, count)| *count != 1) {
+        None => Ok(1),
+        Some((field, count)) => {
+            let reason = "must be 1: a global term goes over the whole step at once";
+            Err(TrainError::config(field, count, reason))
+        }
+    }
 }
 
 /// The open files of a run.
@@ -99,12 +136,25 @@ where
     M: Model<E> + ?Sized,
     E: Element,
 {
-    /// A trainer that minimises [`CrossEntropy`].
+    /// A trainer that minimises [`CrossEntropy`], or what
+    /// [`TrainConfig::multi_task`] says. (An objective with a teacher is made
+    /// with [`MultiTask::with_teacher`] and handed to
+    /// [`Trainer::with_objective`].)
     ///
     /// # Errors
     /// [`TrainError::Config`](crate::TrainError::Config) if a setting is outside its range.
     pub fn new(model: &'a M, dataset: impl Dataset + 'a, config: TrainConfig) -> Result<Self> {
-        Self::with_objective(model, dataset, config, CrossEntropy::default())
+        let Some(multi_task) = &config.multi_task else {
+            return Self::with_objective(model, dataset, config, CrossEntropy::default());
+        };
+        if multi_task.distillation.is_some() {
+            let reason = "no teacher was given; see MultiTask::with_teacher";
+            return Err(TrainError::config("multi_task.distillation", "set", reason));
+        }
+        let parameters = NamedParameters::of(model);
+        let (names, seed) = (dataset.task_names(), Seed::new(config.seed));
+        let objective = MultiTask::new(multi_task.clone(), names, &parameters, seed)?;
+        Self::with_objective(model, dataset, config, objective)
     }
 }
 
@@ -124,18 +174,26 @@ where
         objective: impl Objective<M, E> + 'a,
     ) -> Result<Self> {
         config.validate()?;
+        let objective: Box<dyn Objective<M, E> + 'a> = Box::new(objective);
         let parameters = NamedParameters::of(model);
-        let optimizer = config.optimizer.build(&parameters)?;
-        let trainable = parameters.trainable();
-        let elements: usize = trainable.map(|(_, p)| p.shape().elements()).sum();
-        let shards = config.shards_for(elements * size_of::<E>());
+        let own = NamedParameters::of(&Own(objective.as_ref()));
+        let all = NamedParameters::of(&Both(model, objective.as_ref()));
+        let optimizer = config.optimizer.build(&all)?;
+        let elements: usize = all.trainable().map(|(_, p)| p.shape().elements()).sum();
+        let shards = if objective.couples_step() {
+            one_shard(&config)?
+        } else {
+            config.shards_for(elements * size_of::<E>())
+        };
         let state = State::new(dataset.cursor(), Value::Null);
         Ok(Self {
             model,
             task_names: dataset.task_names(),
             feed: Feed::new(dataset, config.batch_size),
-            objective: Box::new(objective),
+            objective,
             parameters,
+            own,
+            all,
             optimizer,
             shards: Shards::new(shards, config.accumulation),
             shard_rows: config.batch_size.div_ceil(shards * config.accumulation),
@@ -170,6 +228,11 @@ where
     pub fn model_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.push((key.into(), value.into()));
         self
+    }
+
+    /// The objective's own parameters.
+    pub fn objective_parameters(&self) -> &NamedParameters<E> {
+        &self.own
     }
 
     /// The model's parameters.
@@ -263,6 +326,9 @@ where
             let (model, optimizer) = (run.folder.model_path(), run.folder.optimizer_path());
             save_model(&model, &self.parameters, self.state.step, &self.metadata)?;
             save_optimizer(&optimizer, &self.optimizer.state())?;
+            if !self.own.is_empty() {
+                save_model(&run.folder.objective_path(), &self.own, self.state.step, &[])?;
+            }
             run.metrics.sync()?;
         }
         let outcome = self.state.finished.unwrap_or(Outcome::Completed);

@@ -10,7 +10,7 @@ use specialformer_tensor::Element;
 use super::{Run, Trainer};
 use crate::error::{Result, TrainError};
 use crate::metrics::Record;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{OBJECTIVE, RunFolder};
 use crate::state::{MetricsFile, State, load_tensors, save_model, save_optimizer};
 
 impl<M, E> Trainer<'_, M, E>
@@ -48,7 +48,7 @@ where
         };
         let state = State::load(&checkpoint)?;
         state.check_settings(&checkpoint, &settings)?;
-        load_tensors(&checkpoint, &self.parameters, self.optimizer.as_mut())?;
+        load_tensors(&checkpoint, &self.parameters, &self.own, self.optimizer.as_mut())?;
         self.feed.seek(&state.cursor)?;
         tracing::info!(step, folder = %checkpoint.display(), "resuming");
         self.state = State { settings, ..state };
@@ -102,7 +102,7 @@ where
             return Ok(());
         }
         let optimizer = self.optimizer.state();
-        let weights = self.parameters.iter().map(|(name, p)| (name, p.value()));
+        let weights = self.all.iter().map(|(name, p)| (name, p.value()));
         let moments = optimizer.tensors.iter();
         let moments = moments.map(|(name, tensor)| (name.as_str(), tensor.clone()));
         for (name, tensor) in weights.chain(moments) {
@@ -115,10 +115,14 @@ where
         }
         self.state.metrics_bytes = run.metrics.sync()?;
         self.state.cursor = self.feed.cursor().to_vec();
-        let (state, parameters, metadata) = (&self.state, &self.parameters, &self.metadata);
+        let (state, metadata) = (&self.state, &self.metadata);
+        let (parameters, own) = (&self.parameters, &self.own);
         let path = run.folder.save_checkpoint(step, |folder| {
             save_model(&folder.join("model.safetensors"), parameters, step, metadata)?;
             save_optimizer(&folder.join("optimizer.safetensors"), &optimizer)?;
+            if !own.is_empty() {
+                save_model(&folder.join(OBJECTIVE), own, step, &[])?;
+            }
             state.save(folder)
         })?;
         tracing::debug!(step, folder = %path.display(), "saved a checkpoint");

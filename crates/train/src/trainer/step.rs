@@ -33,7 +33,7 @@ where
             return Err(TrainError::batch(format!("step {step} has no target to score")));
         }
         let (sums, gradients) =
-            self.shards.gradients(&self.job(false), &self.parameters, batch, self.seed())?;
+            self.shards.gradients(&self.job(false), &self.all, batch, self.seed())?;
 
         let factor = self.config.schedule.factor(self.state.step, self.config.steps);
         let learning_rate = self.config.learning_rate * factor;
@@ -123,12 +123,8 @@ where
         gradients: &GradientSet<E>,
     ) -> TrainError {
         tracing::warn!(step = self.state.step + 1, "{what} is not finite; running the step again");
-        let replay = self.shards.gradients(
-            &self.job(true),
-            &self.parameters,
-            self.feed.current(),
-            self.seed(),
-        );
+        let replay =
+            self.shards.gradients(&self.job(true), &self.all, self.feed.current(), self.seed());
         let origin = self.origin(replay.err(), Some(gradients));
         self.non_finite(self.state.step + 1, what, origin)
     }
@@ -139,7 +135,7 @@ where
         replay: Option<TrainError>,
         gradients: Option<&GradientSet<E>>,
     ) -> String {
-        let tensors = self.parameters.iter().map(|(name, p)| (name, p.value()));
+        let tensors = self.all.iter().map(|(name, p)| (name, p.value()));
         for (name, value) in tensors {
             let count = value.count_non_finite();
             if count > 0 {
@@ -153,7 +149,7 @@ where
         // The forward pass is finite, so the backward pass is not. It runs
         // from the last layer to the first: the last parameter that is hit
         // was the first.
-        let named = self.parameters.trainable().map(|(name, _)| name);
+        let named = self.all.trainable().map(|(name, _)| name);
         let pairs: Vec<_> = gradients.map_or_else(Vec::new, |g| named.zip(g.iter()).collect());
         for (name, (_, gradient)) in pairs.into_iter().rev() {
             let count = gradient.count_non_finite();

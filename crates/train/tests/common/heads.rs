@@ -16,6 +16,8 @@ pub(crate) const TASKS: [&str; 3] = ["sum", "copy", "mean"];
 pub(crate) struct Heads<E: Element = f32> {
     hidden: Linear<E>,
     router: Linear<E>,
+    /// Added to the hidden layer by task, [3, width].
+    offset: Parameter<E>,
     sum: Linear<E>,
     copy: Linear<E>,
     mean: Linear<E>,
@@ -30,6 +32,9 @@ impl<E: Element> Heads<E> {
         Self {
             hidden: Linear::new(T * V, width, true, &mut rng).unwrap(),
             router: Linear::new(T * V, 4, false, &mut rng).unwrap(),
+            offset: Parameter::new(Tensor::from_fn([TASKS.len(), width], || {
+                E::from_f64(rng.uniform_in(-0.1, 0.1))
+            })),
             sum: Linear::new(width, V, true, &mut rng).unwrap(),
             copy: Linear::new(width, T * V, true, &mut rng).unwrap(),
             mean: Linear::new(width, 1, true, &mut rng).unwrap(),
@@ -42,6 +47,7 @@ impl<E: Element> Module<E> for Heads<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
         visitor.module("hidden", &self.hidden);
         visitor.module("router", &self.router);
+        visitor.parameter("offset", &self.offset);
         visitor.module("heads.sum", &self.sum);
         visitor.module("heads.copy", &self.copy);
         visitor.module("heads.mean", &self.mean);
@@ -61,8 +67,9 @@ impl<E: Element> Model<E> for Heads<E> {
         let router = self.router.forward(ctx, &x)?.softmax(1)?;
         // So that the router is part of the answers.
         let gate = router.slice(1, 0..1)?;
-        let hidden = self.hidden.forward(ctx, &x)?.tanh()?.mul(&gate)?;
         let ids = input.task_ids().ok_or("no task ids")?;
+        let offset = ctx.parameter(&self.offset).embedding(ids, [ids.len()])?;
+        let hidden = self.hidden.forward(ctx, &x)?.add(&offset)?.tanh()?.mul(&gate)?;
         let mut answers = Vec::new();
         let mut counters = vec![0.0; TASKS.len()];
         for (task, head) in [&self.sum, &self.copy, &self.mean].into_iter().enumerate() {
@@ -105,12 +112,22 @@ pub(crate) struct Mixed {
     seed: Seed,
     next: u64,
     /// The tasks of training batches, in turn.
-    pub(crate) tasks: Vec<u32>,
+    tasks: Vec<u32>,
+    /// Every training batch is the same.
+    constant: bool,
 }
 
 impl Mixed {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed: Seed::new(seed), next: 0, tasks: vec![0, 1, 2] }
+        Self::of_tasks(seed, &[0, 1, 2])
+    }
+
+    pub(crate) fn of_tasks(seed: u64, tasks: &[u32]) -> Self {
+        Self { seed: Seed::new(seed), next: 0, tasks: tasks.to_vec(), constant: false }
+    }
+
+    pub(crate) fn constant(seed: u64) -> Self {
+        Self { constant: true, ..Self::new(seed) }
     }
 
     pub(crate) fn fill(&self, stream: &str, index: u64, rows: usize, batch: &mut Batch) {
@@ -137,7 +154,7 @@ impl Mixed {
 
 impl Dataset for Mixed {
     fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<(), BoxError> {
-        self.fill("train", self.next, rows, batch);
+        self.fill("train", if self.constant { 0 } else { self.next }, rows, batch);
         self.next += 1;
         Ok(())
     }

@@ -1,5 +1,10 @@
 //! Running a batch in shards: one tape and one memory pool each.
 
+mod surgery;
+mod tasks;
+
+pub(crate) use surgery::OWN;
+
 use std::borrow::Cow;
 
 use rayon::prelude::*;
@@ -9,7 +14,7 @@ use specialformer_tensor::{Element, Gradients, Parallelism, Pool, Seed, Tape, Ta
 
 use crate::batch::{Batch, part};
 use crate::error::{Result, TrainError};
-use crate::objective::{Objective, Shard, ShardLoss, add_named};
+use crate::objective::{Objective, Pass, Shard, ShardLoss, add_named};
 use crate::score::Tally;
 
 /// Cuts batches into a fixed number of shards and adds up what they give in
@@ -138,6 +143,33 @@ impl<E: Element> Shards<E> {
         M: Module<E> + Sync + ?Sized,
         O: Objective<M, E> + ?Sized,
     {
+        let plan = job.objective.gradient_plan();
+        if plan.project {
+            return self.projected_gradients(job, parameters, batch, seed, &plan);
+        }
+        let step = self.rounds(job, parameters, batch, seed, Pass::Whole)?;
+        let (mut sums, gradients) = step.expect("accumulation is at least 1, as was checked");
+        if plan.measure_every > 0 && seed.step.is_multiple_of(plan.measure_every) {
+            let conflict = self.measured(job, parameters, batch, seed, &plan)?;
+            tasks::add_conflict(&mut sums, conflict);
+        }
+        Ok((sums, gradients))
+    }
+
+    /// Loss and gradients of some terms, cut into shards by rows. `None` if
+    /// the terms depend on no parameter.
+    fn rounds<M, O>(
+        &self,
+        job: &Job<'_, M, O>,
+        parameters: &NamedParameters<E>,
+        batch: &Batch,
+        seed: StepSeed,
+        pass: Pass,
+    ) -> Result<Option<(Sums, GradientSet<E>)>>
+    where
+        M: Module<E> + Sync + ?Sized,
+        O: Objective<M, E> + ?Sized,
+    {
         let parts = self.count() * self.accumulation;
         let step = job.step(batch)?;
         let mut sums = Sums::default();
@@ -150,19 +182,24 @@ impl<E: Element> Shards<E> {
                 let rows = batch.slice(part(batch.rows(), index, parts));
                 let tape = self.tape(shard, true, job.check_finite);
                 let ctx = Ctx::train(tape.clone(), rng);
-                let output = job.objective.loss(&ctx, job.model, &step.part(rows, index));
+                let output = job.objective.loss(&ctx, job.model, &step.part(rows, index, pass));
                 let output = output.map_err(TrainError::Model)?;
-                let gradients = tape.backward(&output.loss)?;
+                // A shard may have no rows for a term between tasks.
+                let none = pass == Pass::Coupled && !output.loss.is_tracked();
+                let gradients = if none { None } else { Some(tape.backward(&output.loss)?) };
                 Ok((Sums::of(output)?, gradients))
             })?;
             let mut gradients: Vec<Gradients<E>> = Vec::with_capacity(results.len());
             for (part, gradient) in results {
                 sums.add(part)?;
-                gradients.push(gradient);
+                gradients.extend(gradient);
+            }
+            if gradients.is_empty() {
+                continue;
             }
             // Parts of the model that are some task's own get no gradient
             // from a step without that task.
-            let round = if job.misses_tasks(&step) {
+            let round = if pass == Pass::Coupled || job.misses_tasks(&step) {
                 GradientSet::sum_or_zero(parameters, gradients, Parallelism::Rayon)
             } else {
                 GradientSet::sum(parameters, gradients, Parallelism::Rayon)?
@@ -172,8 +209,7 @@ impl<E: Element> Shards<E> {
                 Some(total) => total.add(&round)?,
             }
         }
-        let gradients = total.expect("accumulation is at least 1, checked with the configuration");
-        Ok((sums, gradients))
+        Ok(total.map(|gradients| (sums, gradients)))
     }
 
     /// Loss and score of held-out rows, `chunk` rows at a time; `None` if no
@@ -194,7 +230,7 @@ impl<E: Element> Shards<E> {
         }
         let results = self.each(batch.rows().div_ceil(chunk), |index| {
             let rows = index * chunk..((index + 1) * chunk).min(batch.rows());
-            let shard = whole.part(batch.slice(rows), index);
+            let shard = whole.part(batch.slice(rows), index, Pass::Whole);
             let ctx = Ctx::eval_on(self.tape(index % self.count(), false, job.check_finite));
             let output = job.objective.loss(&ctx, job.model, &shard);
             Sums::of(output.map_err(TrainError::Model)?)
