@@ -31,24 +31,22 @@ mod routing_report;
 mod run;
 mod threads;
 
+pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
-    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget, LstmConfig,
-    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
+    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget,
+    LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
     SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
 };
 pub use data::DataConfig;
-pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use error::{Error, Result};
 pub use models::{
-    Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs, PerPositionFeedForward,
-    Specialformer, Tokens, Transformer,
+    Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
+    PerPositionFeedForward, Specialformer, Tokens, Transformer,
 };
 pub use parameter_count::ParameterCount;
 pub use predict::{Prediction, Predictor};
 pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};
-pub use run::{
-    RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train,
-};
+pub use run::{RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train};
 pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;

@@ -52,9 +52,8 @@ pub fn routing_report(
     set: HeldOut,
     size: usize,
 ) -> Result<RoutingReport> {
-    let fail = |reason: &str| {
-        Err(Error::Data { place: config.name.clone(), reason: reason.to_string() })
-    };
+    let fail =
+        |reason: &str| Err(Error::Data { place: config.name.clone(), reason: reason.to_string() });
     let specialformer = match model {
         Model::Specialformer(model) if !model.experts().is_empty() => model,
         _ => return fail("the model has no experts: nothing is routed"),

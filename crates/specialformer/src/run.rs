@@ -8,8 +8,8 @@ use specialformer_checkpoint::TensorFile;
 use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
-    Batch, BoxError, EvaluationRecord, HeldOut, ModelOutput, Observer, Rows, RunFolder, Summary,
-    TrainConfig, Trainer,
+    Batch, BoxError, Dataset, EvaluationRecord, HeldOut, ModelOutput, MultiTask, Observer, Rows,
+    RunFolder, Summary, TrainConfig, Trainer,
 };
 
 use crate::config::ModelConfig;
@@ -51,6 +51,9 @@ pub struct RunConfig {
     /// ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
+    /// The run folder of the teacher of `[train.multi_task.distillation]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<PathBuf>,
     /// The model.
     pub model: ModelConfig,
     /// The data.
@@ -102,6 +105,19 @@ impl RunConfig {
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.train.validate()?;
+        let multi_task = self.train.multi_task.as_ref();
+        let distils = multi_task.is_some_and(|config| config.distillation.is_some());
+        match &self.teacher {
+            None if distils => {
+                let reason = "needs a teacher: teacher = \"RUN FOLDER\" above the sections";
+                return Err(Error::config("train", "multi_task.distillation", "set", reason));
+            }
+            Some(teacher) if !distils => {
+                let reason = "teaches nothing without a section [train.multi_task.distillation]";
+                return Err(Error::config("run", "teacher", teacher.display(), reason));
+            }
+            _ => {}
+        }
         match self.data.shape()? {
             Some(shape) => self.data.check_model(&self.model, &shape),
             // Only the files say: checked when they are read.
@@ -237,7 +253,8 @@ pub fn train<'a>(
     let description = serde_json::to_string(&config.model)
         .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
     let settings = (&config.model, &config.data);
-    let trainer = Trainer::new(&model, data.dataset, config.train.clone())?
+    let teacher = config.teacher.as_deref().map(|from| load_teacher(from, config)).transpose()?;
+    let trainer = trainer(&model, data.dataset, &config.train, teacher.as_ref())?
         .observer(observer)
         .stop_when(stop)
         .model_metadata(MODEL_KEY, description);
@@ -248,6 +265,33 @@ pub fn train<'a>(
     let summary = trainer.run()?;
     drop(trainer);
     Ok(TrainedRun { model, summary })
+}
+
+/// A trainer with the objective of the configuration.
+fn trainer<'a>(
+    model: &'a Model,
+    dataset: impl Dataset + 'a,
+    config: &TrainConfig,
+    teacher: Option<&'a Model>,
+) -> Result<Trainer<'a, Model>> {
+    let (Some(multi_task), Some(teacher)) = (&config.multi_task, teacher) else {
+        return Ok(Trainer::new(model, dataset, config.clone())?);
+    };
+    let seed = Seed::new(config.seed);
+    let parameters = NamedParameters::of(model);
+    let objective = MultiTask::new(multi_task.clone(), dataset.task_names(), &parameters, seed)?;
+    Ok(Trainer::with_objective(model, dataset, config.clone(), objective.with_teacher(teacher))?)
+}
+
+/// The teacher of a run, if it reads the same tokens.
+fn load_teacher(folder: &Path, student: &RunConfig) -> Result<Model> {
+    let (config, model) = load(folder)?;
+    let (theirs, ours) = (config.model.vocabulary(), student.model.vocabulary());
+    if theirs != ours {
+        let reason = format!("the teacher has {theirs} tokens, the model {ours}");
+        return Err(Error::config("run", "teacher", folder.display(), reason));
+    }
+    Ok(model)
 }
 
 /// Loads the configuration and the weights of a run: the final ones, or those
@@ -294,7 +338,11 @@ pub fn evaluate(
     set: HeldOut,
     size: usize,
 ) -> Result<Option<EvaluationRecord>> {
-    let train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
+    let mut train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
+    if let Some(multi_task) = &mut train.multi_task {
+        // It counts in training only, and needs the teacher.
+        multi_task.distillation = None;
+    }
     Ok(Trainer::new(model, config.load_data()?.dataset, train)?.evaluate(set)?)
 }
 

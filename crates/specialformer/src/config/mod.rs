@@ -11,8 +11,8 @@ mod transformer;
 pub use base::BaseConfig;
 pub use heads::{Head, TaskConfig};
 pub use specialformer::{
-    AdapterConfig, AdapterSite, ExpertsConfig, LoraTarget, PolicyConfig, Pooling, Sharing, SpecialformerConfig,
-    Specialisation, TaskInput, Topology,
+    AdapterConfig, AdapterSite, ExpertsConfig, LoraTarget, PolicyConfig, Pooling, Sharing,
+    SpecialformerConfig, Specialisation, TaskInput, Topology,
 };
 pub use stack::NormPosition;
 pub(crate) use stack::{BlockParts, StackConfig};

@@ -139,9 +139,9 @@ impl<E: Element> Stack<E> {
             (Some(bias), Queries::Last) => Some(bias.slice(2, length.saturating_sub(1)..length)?),
             _ => None,
         };
-        let live: Option<Vec<bool>> = input.lengths.map(|lengths| {
-            lengths.iter().flat_map(|&n| (0..length).map(move |t| t < n)).collect()
-        });
+        let live: Option<Vec<bool>> = input
+            .lengths
+            .map(|lengths| lengths.iter().flat_map(|&n| (0..length).map(move |t| t < n)).collect());
         let route = RouteInput {
             live: live.as_deref(),
             tokens: input.tokens,

@@ -49,7 +49,8 @@ impl Decoder<'_> {
         let sizes = examples.iter().map(|example| self.format.size_of(kind, example));
         let size = sizes.fold(Default::default(), crate::data::Size::max);
         let pooled = self.format.head(kind).is_pooled();
-        let mut batch = Batch::new(examples.len(), size.tokens, if pooled { 1 } else { size.tokens })?;
+        let mut batch =
+            Batch::new(examples.len(), size.tokens, if pooled { 1 } else { size.tokens })?;
         if kind == TaskKind::Regression {
             batch.values_mut(1);
         }
@@ -127,7 +128,8 @@ impl Decoder<'_> {
         let outputs = self.outputs(&Self::examples(inputs, none))?;
         let of_row = |(row, input): (usize, &Vec<u32>)| {
             let first = self.format.first_target(self.spec.kind, input.len());
-            let labels = (first..first + input.len()).map(|c| self.likeliest_label(outputs.at(row, c)));
+            let labels =
+                (first..first + input.len()).map(|c| self.likeliest_label(outputs.at(row, c)));
             labels.collect()
         };
         Ok(inputs.iter().enumerate().map(of_row).collect())

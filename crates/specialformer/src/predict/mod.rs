@@ -90,13 +90,12 @@ impl Predictor {
             (_, true) => load_specs(&specs)?,
             (_, false) => Vec::new(),
         };
-        Self::new(&config, model, tasks)
-            .map_err(|error| match error {
-                Error::Data { reason, .. } => {
-                    Error::Data { place: folder.display().to_string(), reason }
-                }
-                error => error,
-            })
+        Self::new(&config, model, tasks).map_err(|error| match error {
+            Error::Data { reason, .. } => {
+                Error::Data { place: folder.display().to_string(), reason }
+            }
+            error => error,
+        })
     }
 
     /// Of a model, the run's configuration and its tasks.

@@ -36,11 +36,16 @@ pub(crate) fn config(topology: &str, specialisation: &str, more: &str) -> ModelC
     toml::from_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
-pub(crate) fn build<E: specialformer::tensor::Element>(config: &ModelConfig, seed: u64) -> Model<E> {
+pub(crate) fn build<E: specialformer::tensor::Element>(
+    config: &ModelConfig,
+    seed: u64,
+) -> Model<E> {
     Model::new(config, Seed::new(seed)).unwrap()
 }
 
-pub(crate) fn of<E: specialformer::tensor::Element>(model: &Model<E>) -> &specialformer::Specialformer<E> {
+pub(crate) fn of<E: specialformer::tensor::Element>(
+    model: &Model<E>,
+) -> &specialformer::Specialformer<E> {
     let Model::Specialformer(model) = model else { unreachable!() };
     model
 }

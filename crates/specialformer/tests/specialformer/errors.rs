@@ -61,7 +61,9 @@ fn routers_and_experts() {
 #[test]
 fn adapters_and_tasks() {
     let adapter = |adapter: &str| {
-        fail(&format!("tasks = [{{ name = 'a' }}]\nspecialisation = 'adapter'\nadapter = {adapter}"))
+        fail(&format!(
+            "tasks = [{{ name = 'a' }}]\nspecialisation = 'adapter'\nadapter = {adapter}"
+        ))
     };
     assert_eq!(
         adapter("{ kind = 'bottleneck', width = 4, layers = [5] }"),
@@ -123,11 +125,9 @@ fn inputs_and_policies() {
 
 #[test]
 fn unknown_fields_are_named_where_fields_are_shared() {
-    for (kind, more) in [
-        ("specialformer", "topology = 'decoder'"),
-        ("transformer", ""),
-        ("cisformer", ""),
-    ] {
+    for (kind, more) in
+        [("specialformer", "topology = 'decoder'"), ("transformer", ""), ("cisformer", "")]
+    {
         let text = format!(
             "kind = '{kind}'\n{more}\nvocabulary = 12\nwidth = 16\nlayers = 2\nheads = 2\n\
              feed_forward = 24\nwindow = 8\ndepht = 3"
@@ -160,17 +160,15 @@ fn configurations_survive_toml() {
 #[test]
 fn rows_that_do_not_fit() {
     let model = build::<f32>(&config("decoder", "bottleneck", ""), 1);
-    let run = |batch: &Batch| of(&model).forward(&Ctx::eval(), &batch.all()).unwrap_err().to_string();
+    let run =
+        |batch: &Batch| of(&model).forward(&Ctx::eval(), &batch.all()).unwrap_err().to_string();
     let rows = rows(&[0, 1]);
     let mut wrong = batch(&rows, false, 6, 0);
     wrong.task_ids_mut()[1] = 4;
     assert_eq!(run(&wrong), "TaskRows: task_id = 4: row 1 has it, and there are 4 tasks");
     let mut wrong = batch(&rows, false, 6, 0);
     wrong.lengths_mut()[1] = 0;
-    assert_eq!(
-        run(&wrong),
-        "specialformer: tokens: row 1 has 0 real tokens, must be in 1..=6"
-    );
+    assert_eq!(run(&wrong), "specialformer: tokens: row 1 has 0 real tokens, must be in 1..=6");
     assert_eq!(
         run(&batch(&rows, true, 6, 0)),
         "specialformer: rows with a source are for an encoder-decoder"

@@ -69,12 +69,15 @@ fn isolated_tasks_do_not_change_one_another() {
     let model = moved(&config("decoder", "hybrid", more));
     let parameters = NamedParameters::of(&model);
     let trained: Vec<_> = parameters.trainable().map(|(name, _)| name.to_string()).collect();
-    assert!(trained.iter().all(|name| {
-        is_bank(name) || name.starts_with("heads.") || name.starts_with("task.")
-    }));
+    assert!(
+        trained.iter().all(|name| {
+            is_bank(name) || name.starts_with("heads.") || name.starts_with("task.")
+        })
+    );
     let rows = rows(&[0, 1, 2, 3]);
     let batch = batch(&rows, false, 6, 0);
-    let answers = || by_row(&of(&model).forward(&Ctx::eval(), &batch.all()).unwrap().answers, &rows);
+    let answers =
+        || by_row(&of(&model).forward(&Ctx::eval(), &batch.all()).unwrap().answers, &rows);
     let before = answers();
 
     let of_two = crate::common::batch(&crate::common::rows(&[1, 1]), false, 6, 0);
