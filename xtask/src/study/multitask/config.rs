@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// A task of the data: its name, what the model's head is, and its symbols.
+#[derive(Debug)]
 pub(super) struct Task {
     pub(super) name: &'static str,
     /// Head and outputs as they stand in the model's section.
