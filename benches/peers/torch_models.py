@@ -241,3 +241,43 @@ class WindowMlp(nn.Module):
     def forward(self, tokens):
         window = F.one_hot(tokens, self.vocabulary).flatten(1).float()
         return self.head(F.gelu(self.input(window)))
+
+
+class SwiGlu(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+# Of transformers' ways to run experts the one of least time here: a loop over
+# the experts that have tokens.
+EXPERTS = "eager"
+
+
+def olmoe_block(width, hidden, experts, picked):
+    """The sparse block of OLMoE as `transformers` has it: softmax, top-k without
+    renormalisation, SwiGLU experts."""
+    from transformers import OlmoeConfig
+    from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
+    config = OlmoeConfig(
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_experts=experts,
+        num_experts_per_tok=picked,
+        norm_topk_prob=False,
+        experts_implementation=EXPERTS,
+    )
+    block = OlmoeSparseMoeBlock(config).float().train()
+    # Some versions leave stacked weights uninitialised until a model is built.
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.02)
+    return block

@@ -108,6 +108,27 @@ class Attention:
         return self.query.grad.abs().mean()
 
 
+class FeedForwardAlone:
+    """A feed-forward layer alone: forward, then backward from a random cotangent
+    to the input and every parameter."""
+
+    def __init__(self, layer, expected, tokens=4096, width=512):
+        self.layer = layer
+        self.parameters = sum(p.numel() for p in layer.parameters())
+        if self.parameters != expected:
+            raise AssertionError(f"{self.parameters} parameters instead of {expected}")
+        self.x = torch.randn(1, tokens, width, requires_grad=True)
+        self.cotangent = torch.randn(1, tokens, width)
+
+    def step(self):
+        self.x.grad = None
+        self.layer.zero_grad(set_to_none=True)
+        y = self.layer(self.x)
+        y = y[0] if isinstance(y, tuple) else y
+        y.backward(self.cotangent)
+        return self.x.grad.abs().mean()
+
+
 IARC = dict(vocabulary=14, length=16, classes=10)
 IARC_SHAPE = dict(width=16, heads=2, layers=2, hidden=64)
 
@@ -160,6 +181,8 @@ CASES = {
     ),
     "attention_softmax": lambda: Attention("softmax"),
     "attention_expressive": lambda: Attention("expressive"),
+    "moe_swiglu": lambda: FeedForwardAlone(models.olmoe_block(512, 1024, 16, 2), 25_174_016),
+    "dense_swiglu": lambda: FeedForwardAlone(models.SwiGlu(512, 2048), 3_145_728),
 }
 
 

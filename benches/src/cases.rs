@@ -3,10 +3,12 @@
 
 use specialformer::attention::{AttentionArgs, AttentionKind, attention};
 use specialformer::iarc::{IarcConfig, study_models};
-use specialformer::nn::NamedParameters;
+use specialformer::nn::{Activation, Ctx, FeedForward, FeedForwardKind, NamedParameters};
 use specialformer::tensor::{Parallelism, RngStream, Seed, Tape, TapeConfig, Tensor};
 use specialformer::training::{Batch, BoxError, Dataset, HeldOut, TrainConfig, Trainer};
 use specialformer::{BaseConfig, Model, ModelConfig, Positions, TransformerConfig};
+use specialformer_moe::{MoeConfig, MoeFeedForward};
+use specialformer_routing::{RouteInput, RouterConfig};
 
 /// Something whose steps are timed.
 pub trait Case {
@@ -18,7 +20,7 @@ pub trait Case {
 }
 
 /// Names of all cases.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 12] = [
     "iarc_cisformer_expressive",
     "iarc_cisformer_softmax",
     "iarc_transformer_softmax",
@@ -29,6 +31,8 @@ pub const NAMES: [&str; 10] = [
     "decoder_d512",
     "attention_softmax",
     "attention_expressive",
+    "moe_swiglu",
+    "dense_swiglu",
 ];
 
 /// The case of that name.
@@ -55,6 +59,8 @@ pub fn build(name: &str, shards: Option<usize>) -> Option<Box<dyn Case>> {
         "decoder_d512" => Some(decoder([512, 6, 8, 2048, 256, 8, 1024], shards)),
         "attention_softmax" => Some(Box::new(Attention::new(AttentionKind::Softmax))),
         "attention_expressive" => Some(Box::new(Attention::new(AttentionKind::expressive()))),
+        "moe_swiglu" => Some(Box::new(FeedForwardAlone::sparse())),
+        "dense_swiglu" => Some(Box::new(FeedForwardAlone::dense())),
         _ => None,
     }
 }
@@ -202,5 +208,74 @@ impl Case for Attention {
     /// Two products forward and five backward over half of the T×T pairs.
     fn flops(&self) -> f64 {
         7.0 * 2.0 * 64.0 * 512.0 * 512.0 * 64.0 / 2.0
+    }
+}
+
+/// A SwiGLU feed-forward layer alone: forward, then backward from a random
+/// cotangent to the input and every parameter. 4096 tokens of width 512; 16
+/// experts of hidden width 1024, two of them for each token, or one dense layer
+/// of width 2048.
+struct FeedForwardAlone {
+    config: TapeConfig,
+    layer: SparseOrDense,
+    x: Tensor,
+    cotangent: Tensor,
+}
+
+enum SparseOrDense {
+    Sparse(MoeFeedForward),
+    Dense(FeedForward),
+}
+
+impl FeedForwardAlone {
+    const TOKENS: usize = 4096;
+    const WIDTH: usize = 512;
+    /// Of all the experts that one token goes through.
+    const HIDDEN: usize = 2048;
+
+    fn sparse() -> Self {
+        let config = MoeConfig::new(RouterConfig::new(16, 2), Self::HIDDEN / 2);
+        let layer = MoeFeedForward::new(config, Self::WIDTH, &mut Seed::new(1).stream("init"));
+        Self::new(SparseOrDense::Sparse(layer.expect("the configuration is valid")))
+    }
+
+    fn dense() -> Self {
+        let kind = FeedForwardKind::Gated(Activation::Silu);
+        let mut rng = Seed::new(1).stream("init");
+        let layer = FeedForward::new(kind, Self::WIDTH, Self::HIDDEN, false, &mut rng);
+        Self::new(SparseOrDense::Dense(layer.expect("the sizes are positive")))
+    }
+
+    fn new(layer: SparseOrDense) -> Self {
+        let mut rng = Seed::new(1).stream("tokens");
+        let mut random =
+            || Tensor::from_fn([Self::TOKENS, Self::WIDTH], || rng.normal() as f32);
+        Self {
+            config: TapeConfig { parallelism: Parallelism::Rayon, ..TapeConfig::default() },
+            layer,
+            x: random(),
+            cotangent: random(),
+        }
+    }
+}
+
+impl Case for FeedForwardAlone {
+    fn step(&mut self) {
+        let tape = Tape::with_config(self.config.clone());
+        let ctx = Ctx::train(tape, Seed::new(1).stream("noise"));
+        let x = ctx.tape().variable(self.x.clone());
+        let y = match &self.layer {
+            SparseOrDense::Sparse(layer) => {
+                layer.forward(&ctx, &x, &RouteInput::default()).expect("the shapes fit").output
+            }
+            SparseOrDense::Dense(layer) => layer.forward(&ctx, &x).expect("the shapes fit"),
+        };
+        let gradients = ctx.tape().backward_from(&y, self.cotangent.clone());
+        std::hint::black_box(gradients.expect("it is tracked"));
+    }
+
+    /// Three products, each once forward and twice backward.
+    fn flops(&self) -> f64 {
+        (9 * 2 * Self::TOKENS * Self::WIDTH * Self::HIDDEN) as f64
     }
 }

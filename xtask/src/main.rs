@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod fetch;
 mod markers;
 mod parity;
 mod shell;
@@ -31,6 +32,8 @@ enum Task {
     },
     /// Run the benchmarks, on their own or against other libraries.
     Bench(bench::Options),
+    /// Get a model's file into the cache folder and print its path.
+    Fetch(fetch::Options),
     /// Run a named experiment; finished runs are kept and not repeated.
     Study(study::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::Validate(options) => validate::run(&options),
         Task::Parity { folder } => parity::run(folder.as_deref()),
         Task::Bench(options) => bench::run(&options),
+        Task::Fetch(options) => fetch::run_task(&options),
         Task::Study(options) => study::run(&options),
     };
     match outcome {

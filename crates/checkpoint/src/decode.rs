@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use safetensors::Dtype;
 use specialformer_tensor::{Element, Tensor};
 
+use crate::storage::RawTensor;
+
 /// Bytes moved at a time; a multiple of every element's size.
 const CHUNK: usize = 1 << 16;
 
@@ -49,6 +51,20 @@ pub(crate) trait Payload: Send + Sync {
     fn dtype(&self) -> Dtype;
     fn shape(&self) -> Vec<usize>;
     fn write(&self, out: &mut dyn Write) -> io::Result<()>;
+}
+
+impl Payload for RawTensor {
+    fn dtype(&self) -> Dtype {
+        self.kind().to_dtype().expect("checked when it was added")
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        RawTensor::shape(self).to_vec()
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(self.bytes())
+    }
 }
 
 impl<E: Element> Payload for Tensor<E> {
@@ -142,25 +158,14 @@ pub(crate) fn read_floats<E: Element>(
         Dtype::F64 => read_values(source, count, 8, |b| {
             E::from_f64(f64::from_le_bytes(b.try_into().expect("cut to eight bytes")))
         }),
-        Dtype::F16 => read_values(source, count, 2, |b| widen(half_to_f32(pair(b)))),
+        Dtype::F16 => {
+            read_values(source, count, 2, |b| widen(half::f16::from_bits(pair(b)).to_f32()))
+        }
         Dtype::BF16 => {
             read_values(source, count, 2, |b| widen(f32::from_bits(u32::from(pair(b)) << 16)))
         }
         _ => return None,
     })
-}
-
-/// IEEE 754 half precision to single, exactly.
-fn half_to_f32(bits: u16) -> f32 {
-    let sign = u32::from(bits & 0x8000) << 16;
-    let exponent = u32::from(bits >> 10) & 0x1f;
-    let fraction = u32::from(bits) & 0x3ff;
-    match exponent {
-        // Zero and subnormals: fraction · 2⁻²⁴, exact in single precision.
-        0 => f32::from_bits(sign | (fraction as f32 * 2f32.powi(-24)).to_bits()),
-        31 => f32::from_bits(sign | 0x7f80_0000 | fraction << 13),
-        _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
-    }
 }
 
 #[cfg(test)]
@@ -180,7 +185,8 @@ mod tests {
                     31 => f64::NAN,
                     _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
                 };
-            let got = f64::from(half_to_f32(bits));
+            let read = read_floats(&mut &bits.to_le_bytes()[..], 1, Dtype::F16).unwrap();
+            let got: f64 = read.unwrap()[0];
             assert!(got == wanted || (got.is_nan() && wanted.is_nan()), "{bits:#06x}: {got}");
             assert_eq!(got.is_sign_negative(), bits >> 15 == 1, "{bits:#06x}");
         }

@@ -1,12 +1,30 @@
 //! The error type of this crate.
 
+use std::fmt::{self, Write as _};
 use std::io;
 use std::path::PathBuf;
 
 use crate::matching::Mismatch;
+use crate::storage::StorageType;
 
 /// Result with [`CheckpointError`].
 pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
+
+/// Text that may come from a file, with control characters escaped: an error
+/// is one line, and a terminal shows no more than letters.
+pub(crate) struct OneLine<'a>(pub(crate) &'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c.is_control() {
+                true => write!(f, "{}", c.escape_default())?,
+                false => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
 
 /// What can go wrong in reading or writing a checkpoint. Every message is one
 /// line and names the file, and the tensor where there is one.
@@ -24,11 +42,87 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The bytes are not a safetensors file.
-    #[error("{}: not a valid safetensors file: {what}", path.display())]
+    #[error("{}: not a valid safetensors file: {}", path.display(), OneLine(what))]
     Format {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        what: String,
+    },
+    /// The bytes are not a GGUF file that can be read.
+    #[error("{}: not a readable GGUF file: {}", path.display(), OneLine(what))]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with the metadata key or tensor.
+        what: String,
+    },
+    /// A file of JSON does not hold what it should.
+    #[error("{}: {}", path.display(), OneLine(what))]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An entry of a configuration is missing or has a value that cannot be.
+    #[error("{}: `{}` {}", path.display(), OneLine(key), OneLine(what))]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The entry, with dots between levels.
+        key: String,
+        /// What is wrong with it, with its value.
+        what: String,
+    },
+    /// A model of a kind that is not supported.
+    #[error("{}: {} is not supported; supported are {supported}", path.display(), OneLine(found))]
+    UnsupportedModel {
+        /// The file.
+        path: PathBuf,
+        /// What the file says it is.
+        found: String,
+        /// What could be read.
+        supported: String,
+    },
+    /// A tokenizer cannot be made, or refuses its input.
+    #[error("{}: tokenizer: {}", path.display(), OneLine(what))]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
+    /// A chat template cannot be parsed or rendered.
+    #[error("{}: chat template: {}", path.display(), OneLine(what))]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
+    /// Values cannot be stored in a form.
+    #[error("cannot encode as {kind}: {what}")]
+    Encode {
+        /// The form.
+        kind: StorageType,
+        /// Why not.
+        what: String,
+    },
+    /// A collection of tensors cannot be brought into another layout.
+    #[error("tensor `{}`: {}", OneLine(tensor), OneLine(what))]
+    Layout {
+        /// The tensor, by its name in the collection.
+        tensor: String,
+        /// Why not.
+        what: String,
+    },
+    /// A folder that is to be written has something else in it.
+    #[error("{}: {what}", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// What is in the way.
         what: String,
     },
     /// A later version of the format than this crate knows.
@@ -45,7 +139,7 @@ pub enum CheckpointError {
         supported: u32,
     },
     /// A metadata entry is missing or does not hold what it should.
-    #[error("{}: metadata `{key}` {what}", path.display())]
+    #[error("{}: metadata `{}` {}", path.display(), OneLine(key), OneLine(what))]
     Metadata {
         /// The file.
         path: PathBuf,
@@ -55,7 +149,7 @@ pub enum CheckpointError {
         what: String,
     },
     /// There is no tensor of this name.
-    #[error("{}: no tensor `{tensor}`", path.display())]
+    #[error("{}: no tensor `{}`", path.display(), OneLine(tensor))]
     MissingTensor {
         /// The file.
         path: PathBuf,
@@ -63,7 +157,7 @@ pub enum CheckpointError {
         tensor: String,
     },
     /// A tensor's element type cannot be read as the type asked for.
-    #[error("{}: tensor `{tensor}` holds {found}, which cannot be read as {wanted}", path.display())]
+    #[error("{}: tensor `{}` holds {found}, which cannot be read as {wanted}", path.display(), OneLine(tensor))]
     ElementType {
         /// The file.
         path: PathBuf,
@@ -75,7 +169,7 @@ pub enum CheckpointError {
         wanted: &'static str,
     },
     /// A tensor cannot be represented in memory.
-    #[error("{}: tensor `{tensor}`: {what}", path.display())]
+    #[error("{}: tensor `{}`: {}", path.display(), OneLine(tensor), OneLine(what))]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -93,7 +187,7 @@ pub enum CheckpointError {
         mismatch: Box<Mismatch>,
     },
     /// A name cannot be written.
-    #[error("cannot write `{name}`: {what}")]
+    #[error("cannot write `{}`: {what}", OneLine(name))]
     Name {
         /// The name of a tensor or metadata entry.
         name: String,

@@ -1,9 +1,17 @@
-//! Safetensors checkpoints with atomic writes and strict name and shape checks.
+//! Tensors on disk: safetensors checkpoints with atomic writes and strict
+//! name and shape checks, published model folders, GGUF files.
 //!
 //! [`TensorWriter`] collects tensors under dotted names and saves them in one
 //! atomic step; [`TensorFile`] opens such a file, or one that any other tool
-//! wrote, and reads tensors from it one at a time. [`atomic_write`] does the
-//! same for files of any other kind.
+//! wrote, and reads tensors from it one at a time; [`TensorSet`] does so for a
+//! model in several files. [`RawTensor`] keeps a tensor as it is stored, at 16
+//! bits or quantised. [`ModelFolder`] and [`HfConfig`] read what others
+//! publish, [`ModelFolderWriter`] makes folders that others load, and
+//! [`LoraFolder`] does both for adapters. [`atomic_write`] writes files of any
+//! other kind.
+//!
+//! The feature `gguf` adds GGUF files, `tokenizer` adds tokenizers and chat
+//! templates.
 //!
 //! ```
 //! use specialformer_checkpoint::{TensorFile, TensorWriter};
@@ -27,18 +35,41 @@
 //! ```
 
 mod atomic;
+mod bytes;
 mod decode;
 mod error;
+#[cfg(feature = "gguf")]
+mod gguf;
 mod header;
+mod hf;
 mod matching;
 mod reader;
+mod storage;
+mod tensor_set;
+#[cfg(feature = "tokenizer")]
+mod text;
 mod writer;
 
 pub use atomic::{atomic_write, remove_leftovers};
+pub use bytes::SharedBytes;
 pub use decode::Integer;
 pub use error::{CheckpointError, Result};
+#[cfg(feature = "gguf")]
+pub use gguf::{
+    GgufArray, GgufFile, GgufNames, GgufValue, GgufWriter, RotaryRows, ValueKind,
+    halves_to_pairs_order, pairs_to_halves_order, reorder_rows,
+};
+pub use hf::{
+    Activation, BertConfig, DecoderConfig, ExpertNaming, ExpertsConfig, HfConfig, LoraConfig,
+    LoraFolder, LoraPair, ModelFamily, ModelFolder, ModelFolderWriter, QueryKeyNorm, RopeConfig,
+    RopeScaling, T5Config, stack_experts, unstack_experts,
+};
 pub use matching::Mismatch;
 pub use reader::TensorFile;
+pub use storage::{RawTensor, StorageType, dequantize};
+pub use tensor_set::{Access, INDEX_FILE, TensorSet, WEIGHTS_FILE};
+#[cfg(feature = "tokenizer")]
+pub use text::{ChatMessage, ChatTemplate, TokenStream, Tokenizer};
 pub use writer::TensorWriter;
 
 /// The version of the metadata layout that this crate writes. It reads this

@@ -5,6 +5,8 @@ use std::fmt;
 
 use specialformer_tensor::Shape;
 
+use crate::error::OneLine;
+
 /// All differences between the tensors expected and those in a file, by name.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -53,12 +55,13 @@ impl fmt::Display for Mismatch {
         let list = |items: Vec<String>, what: &str| {
             (!items.is_empty()).then(|| format!("{} {what}: {}", items.len(), items.join(", ")))
         };
-        let missing = self.missing.iter().map(|(name, shape)| format!("`{name}` {shape}"));
-        let unexpected = self.unexpected.iter().map(|(name, sizes)| format!("`{name}` {sizes:?}"));
-        let wrong_shape = self
-            .wrong_shape
-            .iter()
-            .map(|(name, shape, sizes)| format!("`{name}` is {sizes:?}, expected {shape}"));
+        let missing =
+            self.missing.iter().map(|(name, shape)| format!("`{}` {shape}", OneLine(name)));
+        let unexpected =
+            self.unexpected.iter().map(|(name, sizes)| format!("`{}` {sizes:?}", OneLine(name)));
+        let wrong_shape = self.wrong_shape.iter().map(|(name, shape, sizes)| {
+            format!("`{}` is {sizes:?}, expected {shape}", OneLine(name))
+        });
         let parts: Vec<_> = [
             list(missing.collect(), "missing"),
             list(unexpected.collect(), "unexpected"),

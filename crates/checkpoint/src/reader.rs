@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -10,26 +10,31 @@ use safetensors::tensor::TensorInfo;
 use serde::de::DeserializeOwned;
 use specialformer_tensor::{Element, MAX_RANK, Shape, Tensor};
 
+use crate::bytes::SharedBytes;
 use crate::decode::{Integer, read_floats, read_values};
 use crate::error::{CheckpointError, Result};
 use crate::header::{Header, LENGTH_FIELD, MAX_HEADER};
 use crate::matching::Mismatch;
+use crate::storage::{RawTensor, StorageType};
 use crate::{FORMAT, FORMAT_VERSION};
 
-trait Source: Read + Seek + Send {}
-impl<T: Read + Seek + Send> Source for T {}
+enum Source {
+    File(Mutex<File>),
+    Memory(SharedBytes),
+}
 
 /// A safetensors file, its header read and checked.
 ///
-/// Tensors are read from disk when asked for, so that memory holds each only
-/// once. Files that other tools wrote open too: they have no
-/// [`format_version`](TensorFile::format_version).
+/// [`TensorFile::open`] reads tensors from disk when asked for, so that memory
+/// holds each only once; [`TensorFile::map`] maps the file, so that
+/// [`TensorFile::raw`] copies nothing. Files that other tools wrote open too:
+/// they have no [`format_version`](TensorFile::format_version).
 ///
 /// Hostile bytes give an error, never a panic, and never an allocation larger
 /// than the file.
 pub struct TensorFile {
     path: PathBuf,
-    source: Mutex<Box<dyn Source>>,
+    source: Source,
     data_start: u64,
     header: Header,
     version: Option<u32>,
@@ -49,27 +54,43 @@ impl TensorFile {
         };
         let file = File::open(path).map_err(failed("open"))?;
         let len = file.metadata().map_err(failed("read"))?.len();
-        Self::new(path.to_owned(), Box::new(file), len)
+        let header = read_header(&mut &file, len);
+        Self::new(path.to_owned(), header, Source::File(Mutex::new(file)))
+    }
+
+    /// Maps a file into memory and checks its header. What happens when the
+    /// file changes meanwhile is told at [`SharedBytes`].
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::open`].
+    pub fn map(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::from_bytes(path, SharedBytes::map(path)?)
     }
 
     /// Reads a file that is in memory; `path` names it in errors.
     ///
     /// # Errors
     /// Those of [`TensorFile::open`].
-    pub fn from_bytes(path: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
-        let len = bytes.len() as u64;
-        Self::new(path.into(), Box::new(Cursor::new(bytes)), len)
+    pub fn from_bytes(path: impl Into<PathBuf>, bytes: impl Into<SharedBytes>) -> Result<Self> {
+        let bytes = bytes.into();
+        let header = read_header(&mut &*bytes, bytes.len() as u64);
+        Self::new(path.into(), header, Source::Memory(bytes))
     }
 
-    fn new(path: PathBuf, mut source: Box<dyn Source>, len: u64) -> Result<Self> {
-        let header = read_header(&mut source, len).map_err(|e| match e {
+    fn new(
+        path: PathBuf,
+        header: Result<(Header, u64), HeaderError>,
+        source: Source,
+    ) -> Result<Self> {
+        let header = header.map_err(|e| match e {
             HeaderError::Io(source) => {
                 CheckpointError::Io { path: path.clone(), operation: "read", source }
             }
             HeaderError::Format(what) => CheckpointError::Format { path: path.clone(), what },
         });
         let (header, data_start) = header?;
-        let mut file = Self { path, source: Mutex::new(source), data_start, header, version: None };
+        let mut file = Self { path, source, data_start, header, version: None };
         file.version = file.read_version()?;
         Ok(file)
     }
@@ -142,10 +163,7 @@ impl TensorFile {
     /// [`CheckpointError::Io`].
     pub fn tensor<E: Element>(&self, name: &str) -> Result<Tensor<E>> {
         let info = self.info(name)?;
-        if info.shape.len() > MAX_RANK {
-            let what = format!("shape {:?}, at most {MAX_RANK} axes are supported", info.shape);
-            return Err(self.tensor_error(name, what));
-        }
+        self.check_rank(name, info)?;
         let count = info.shape.iter().product();
         let data: Vec<E> = self.read(info, |source| {
             read_floats(source, count, info.dtype).ok_or_else(|| CheckpointError::ElementType {
@@ -160,6 +178,46 @@ impl TensorFile {
             self.check_narrowing(name, info, &data)?;
         }
         Ok(Tensor::from_vec(data, info.shape.as_slice()).expect("as many values as asked for"))
+    }
+
+    /// A tensor as it is stored, for instance to keep half precision in memory.
+    /// Nothing is copied if the file is mapped or in memory.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`]; [`CheckpointError::ElementType`] if
+    /// its type is none of [`StorageType`]'s; [`CheckpointError::Tensor`] if it
+    /// has more axes than [`MAX_RANK`]; [`CheckpointError::Io`].
+    pub fn raw(&self, name: &str) -> Result<RawTensor> {
+        let info = self.info(name)?;
+        self.check_rank(name, info)?;
+        let kind =
+            StorageType::of_dtype(info.dtype).ok_or_else(|| CheckpointError::ElementType {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                found: info.dtype.to_string(),
+                wanted: "stored numbers",
+            })?;
+        let len = info.data_offsets.1 - info.data_offsets.0;
+        let bytes = match &self.source {
+            Source::Memory(bytes) => {
+                let start = self.data_start as usize + info.data_offsets.0;
+                bytes.slice(start..start + len).expect("offsets were checked")
+            }
+            Source::File(_) => {
+                let read = |source: &mut dyn Read| Ok(read_values(source, len, 1, |b| b[0]));
+                self.read(info, read)?.into()
+            }
+        };
+        let raw = RawTensor::new(kind, Shape::new(&info.shape), bytes);
+        Ok(raw.expect("the header's sizes were checked"))
+    }
+
+    fn check_rank(&self, name: &str, info: &TensorInfo) -> Result<()> {
+        if info.shape.len() > MAX_RANK {
+            let what = format!("shape {:?}, at most {MAX_RANK} axes are supported", info.shape);
+            return Err(self.tensor_error(name, what));
+        }
+        Ok(())
     }
 
     /// Infinity is kept where the file says so, and an error where narrowing
@@ -257,10 +315,15 @@ impl TensorFile {
     ) -> Result<T> {
         let failed =
             |source| CheckpointError::Io { path: self.path.clone(), operation: "read", source };
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
         let start = self.data_start + info.data_offsets.0 as u64;
-        source.seek(SeekFrom::Start(start)).map_err(failed)?;
-        read(&mut *source)?.map_err(failed)
+        match &self.source {
+            Source::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(start)).map_err(failed)?;
+                read(&mut *file)?.map_err(failed)
+            }
+            Source::Memory(bytes) => read(&mut &bytes[start as usize..])?.map_err(failed),
+        }
     }
 }
 
@@ -274,7 +337,7 @@ impl std::fmt::Debug for TensorFile {
     }
 }
 
-fn collect<S: Into<String>>(
+pub(crate) fn collect<S: Into<String>>(
     expected: impl IntoIterator<Item = (S, Shape)>,
 ) -> BTreeMap<String, Shape> {
     expected.into_iter().map(|(name, shape)| (name.into(), shape)).collect()
@@ -286,7 +349,7 @@ enum HeaderError {
 }
 
 /// Reads the header and tells where the data starts.
-fn read_header(source: &mut dyn Source, len: u64) -> Result<(Header, u64), HeaderError> {
+fn read_header(source: &mut dyn Read, len: u64) -> Result<(Header, u64), HeaderError> {
     let Some(after_field) = len.checked_sub(LENGTH_FIELD) else {
         return Err(HeaderError::Format(format!(
             "truncated: {len} bytes are too few for a header"

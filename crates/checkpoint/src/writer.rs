@@ -13,6 +13,7 @@ use crate::atomic::atomic_write;
 use crate::decode::{Integer, IntegerList, Payload};
 use crate::error::{CheckpointError, Result};
 use crate::header::{Header, LENGTH_FIELD, MAX_HEADER, METADATA_KEY, byte_len};
+use crate::storage::RawTensor;
 use crate::{FORMAT, FORMAT_VERSION};
 
 const RESERVED: [&str; 2] = ["format", "format_version"];
@@ -38,11 +39,31 @@ impl TensorWriter {
         }
     }
 
+    /// A file as published models have them: its only metadata entry is
+    /// `format = pt`, which other tools ask for.
+    pub fn published() -> Self {
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        Self { metadata, payloads: BTreeMap::new() }
+    }
+
     /// Adds a tensor.
     ///
     /// # Errors
     /// [`CheckpointError::Name`] if the name is empty, reserved or taken.
     pub fn tensor<E: Element>(&mut self, name: &str, tensor: &Tensor<E>) -> Result<&mut Self> {
+        self.add(name, Box::new(tensor.clone()))
+    }
+
+    /// Adds a tensor in its stored form, for instance at half precision.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Name`] if the name is empty, reserved or taken, or
+    /// the form is a block format, which safetensors has none of.
+    pub fn raw(&mut self, name: &str, tensor: &RawTensor) -> Result<&mut Self> {
+        if tensor.kind().to_dtype().is_none() {
+            let what = "block formats cannot be stored in safetensors files";
+            return Err(CheckpointError::Name { name: name.to_owned(), what });
+        }
         self.add(name, Box::new(tensor.clone()))
     }
 

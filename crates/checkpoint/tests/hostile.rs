@@ -1,39 +1,11 @@
 //! Damaged and malicious files: an error each time, no panic, no allocation
 //! that the file's own size does not justify.
 
-#![allow(unsafe_code)]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod watching;
 
 use proptest::prelude::*;
 use specialformer_checkpoint::{TensorFile, TensorWriter};
 use specialformer_tensor::Tensor;
-
-/// Remembers the largest single allocation of a thread.
-struct Watching;
-
-thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed to the system allocator unchanged; the
-// bookkeeping is a thread-local cell without destructor and does not allocate.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(layout.size())));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: `pointer` came from `alloc` above with this layout.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
 
 /// What a reader keeps beyond the file: its chunk buffer and some strings.
 const SLACK: usize = 1 << 18;
@@ -41,7 +13,7 @@ const SLACK: usize = 1 << 18;
 /// Opens and reads everything; the outcome does not matter, surviving does.
 fn exercise(bytes: Vec<u8>) -> bool {
     let allowed = 16 * bytes.len() + SLACK;
-    LARGEST.set(0);
+    watching::reset();
     let opened = TensorFile::from_bytes("hostile.safetensors", bytes);
     let ok = opened.is_ok();
     match opened {
@@ -63,7 +35,8 @@ fn exercise(bytes: Vec<u8>) -> bool {
             assert!(message.starts_with("hostile.safetensors: "), "{message}");
         }
     }
-    assert!(LARGEST.get() <= allowed, "allocated {} of {allowed}", LARGEST.get());
+    let largest = watching::largest();
+    assert!(largest <= allowed, "allocated {largest} of {allowed}");
     ok
 }
 

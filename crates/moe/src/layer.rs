@@ -119,10 +119,7 @@ impl<E: Element> MoeFeedForward<E> {
             return Err(MoeError::argument("MoeFeedForward", what));
         }
         let rows = x.reshape([shape.elements() / width, width])?;
-        let routing = {
-            let _scope = ctx.scope("router");
-            self.router.forward(ctx, &rows, input)?
-        };
+        let routing = self.router.forward(ctx, &rows, input)?;
         let mut output = {
             let _scope = ctx.scope("experts");
             moe_experts(&rows, &routing.weights, &self.experts.on_tape(ctx), &routing.plan)?

@@ -103,7 +103,7 @@ pub fn expected_calibration_error(
 /// assert_eq!(statistics.load(), [0; 4]);
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Stored")]
 pub struct LayerStatistics {
     experts: usize,
     tasks: usize,
@@ -118,6 +118,61 @@ pub struct LayerStatistics {
     together: Vec<u64>,
     entropy_sum: f64,
     dropped: u64,
+}
+
+/// [`LayerStatistics`] as they are read, before they are checked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    experts: usize,
+    tasks: usize,
+    tokens: u64,
+    load: Vec<u64>,
+    importance: Vec<f64>,
+    task_load: Vec<u64>,
+    together: Vec<u64>,
+    entropy_sum: f64,
+    dropped: u64,
+}
+
+impl TryFrom<Stored> for LayerStatistics {
+    type Error = RoutingError;
+
+    fn try_from(stored: Stored) -> Result<Self> {
+        let Stored {
+            experts,
+            tasks,
+            tokens,
+            load,
+            importance,
+            task_load,
+            together,
+            entropy_sum,
+            dropped,
+        } = stored;
+        for (name, length, rows) in [
+            ("load", load.len(), 1),
+            ("importance", importance.len(), 1),
+            ("task_load", task_load.len(), tasks),
+            ("together", together.len(), experts),
+        ] {
+            if rows.checked_mul(experts) != Some(length) {
+                let what = format!("must be {rows} times the number of experts, {experts}");
+                return Err(RoutingError::shape("routing statistics", name, &[length], what));
+            }
+        }
+        Ok(Self {
+            experts,
+            tasks,
+            tokens,
+            load,
+            importance,
+            task_load,
+            together,
+            entropy_sum,
+            dropped,
+        })
+    }
 }
 
 impl LayerStatistics {

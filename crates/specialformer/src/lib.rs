@@ -41,7 +41,7 @@ pub use data::DataConfig;
 pub use error::{Error, Result};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
-    PerPositionFeedForward, Specialformer, Tokens, Transformer,
+    PerPositionFeedForward, Specialformer, States, Tokens, Transformer,
 };
 pub use parameter_count::ParameterCount;
 pub use predict::{Prediction, Predictor};

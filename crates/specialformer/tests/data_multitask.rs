@@ -165,6 +165,27 @@ fn the_shifted_domain_keeps_vocabulary_heads_and_window() {
 }
 
 #[test]
+fn tasks_are_drawn_as_the_sampling_says() {
+    let config: MultitaskConfig = toml::from_str(
+        "tasks = ['sort', 'mean', 'keyword']
+        examples = 300
+        limits = { sort = 100 }
+        sampling = { kind = 'proportional' }",
+    )
+    .unwrap();
+    let mut data = config.dataset(1).unwrap();
+    let mut batch = Batch::default();
+    let mut counts = [0_i32; 3];
+    for _ in 0..70 {
+        data.next_batch(100, &mut batch).unwrap();
+        let rows = batch.all();
+        rows.task_ids().unwrap().iter().for_each(|&task| counts[task as usize] += 1);
+    }
+    // 1000, 3000 and 3000 expected; five standard deviations.
+    assert!((counts[0] - 1000).abs() < 150 && (counts[1] - 3000).abs() < 210, "{counts:?}");
+}
+
+#[test]
 fn batches_reuse_their_memory() {
     let mut data = config().dataset(1).unwrap();
     let mut batch = Batch::default();

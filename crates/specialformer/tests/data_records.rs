@@ -56,6 +56,7 @@ fn config(tasks: Vec<RecordTask>) -> RecordsConfig {
         examples: None,
         share: 1.0,
         specs: None,
+        sampling: Default::default(),
         tasks,
     }
 }
@@ -119,7 +120,7 @@ fn every_kind_is_read_from_json_and_from_csv() {
             }
             (task.validation, task.test) = (vec![other.clone()], vec![other]);
             let data = config(vec![task]).dataset(1).unwrap();
-            assert_eq!(training(&data, 0), [expected.clone()], "{kind:?} {name}");
+            assert_eq!(training(&data, 0), std::slice::from_ref(&expected), "{kind:?} {name}");
         }
     }
 }

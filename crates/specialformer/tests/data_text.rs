@@ -19,6 +19,7 @@ fn config(window: usize, tasks: &[(&str, &Path)]) -> TextConfig {
         piece_bytes: 64,
         task_token: false,
         memory_mib: 1,
+        sampling: Default::default(),
         tasks: tasks
             .iter()
             .map(|(name, path)| TextTask {

@@ -280,8 +280,7 @@ impl GoldenCase {
     /// Compares a result with the output of that name, under its tolerance.
     ///
     /// # Errors
-    /// [`GoldenError`] if the case has no such output of real numbers or no
-    /// tolerance for it. A difference is no error: it is in the result.
+    /// [`GoldenError`] if the case has no such output or no tolerance for it. A difference is no error: it is in the result.
     pub fn compare<A, S, D>(
         &self,
         name: &str,
@@ -292,7 +291,12 @@ impl GoldenCase {
         S: Data<Elem = A>,
         D: Dimension,
     {
-        Ok(compare(got, self.f32(name)?, self.tolerance_for(name)?))
+        let tolerance = self.tolerance_for(name)?;
+        Ok(match self.tensor(name)? {
+            GoldenTensor::F32(want) => compare(got, want, tolerance),
+            // Ids and counts are far below 2⁵³, so this is exact.
+            GoldenTensor::I64(want) => compare(got, &want.mapv(|v| v as f64), tolerance),
+        })
     }
 
     /// Panics unless a result fits the output of that name.

@@ -177,7 +177,7 @@ fn part<'a, E: Element>(
     let width = shape.last_size();
     let targets = match answer.kind {
         AnswerKind::Classes => {
-            let positions = if width == 0 { 0 } else { shape.elements() / width / answered };
+            let positions = shape.elements().checked_div(width * answered).unwrap_or(0);
             let fits = positions * width * answered == shape.elements()
                 && (positions == rows.positions() || positions == 1);
             if shape.rank() < 2 || !fits || positions == 0 {

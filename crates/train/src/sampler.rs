@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(at(Ramp::Step, 9), [1.0, 0.0]);
         assert_eq!(at(Ramp::Step, 10), [0.25, 0.75]);
         assert_eq!(at(Ramp::Linear, 0), [1.0, 0.0]);
-        assert_eq!(at(Ramp::Linear, 4), [0.7, 0.3]);
+        assert_eq!(at(Ramp::Linear, 5), [0.625, 0.375]);
         assert_eq!(at(Ramp::Linear, 99), [0.25, 0.75]);
     }
 

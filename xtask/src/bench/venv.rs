@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use specialformer_checkpoint::atomic_write;
 
-use crate::shell::{Result, program, run, succeeds};
+use crate::shell::{Result, cache_folder, program, run, succeeds};
 
 /// Copy of the requirements that were installed last.
 const INSTALLED: &str = "installed-requirements.txt";
@@ -41,12 +41,4 @@ pub(super) fn ready(requirements: &Path) -> Result<PathBuf> {
         .map_err(|e| advice(&format!("{e}: is the network there?")))?;
     atomic_write(&stamp, |file| file.write_all(wanted.as_bytes()))?;
     Ok(python)
-}
-
-fn cache_folder() -> Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    set("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")))
-        .ok_or_else(|| "no cache folder: set XDG_CACHE_HOME or HOME".into())
 }

@@ -6,7 +6,7 @@ use specialformer_tensor::{Element, Parallelism, Pool, Segments, Tensor};
 
 use super::activation::Pullback;
 use super::forward::Hidden;
-use super::units::{self, COLUMNS};
+use super::units;
 use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack, stack_mut};
 use specialformer_routing::DispatchPlan;
 
@@ -142,14 +142,15 @@ fn pull_back<E: Element>(
 ) -> Pulled<E> {
     let (f, rows) = (bank.hidden(), dy.nrows());
     let blocks = units::blocks(plan.segments());
-    let strips = f.div_ceil(COLUMNS);
+    let width = units::columns(plan.segments());
+    let strips = f.div_ceil(width);
     let (mut activated, mut dots) = (room(pool, [rows, f]), room(pool, [rows, strips]));
     let gate = hidden.gate.as_mut();
     let mut gates = gate
-        .map(|gate| units::tiles(matrix_mut(gate.make_mut_in(pool), f), &blocks, COLUMNS))
+        .map(|gate| units::tiles(matrix_mut(gate.make_mut_in(pool), f), &blocks, width))
         .map(Vec::into_iter);
-    let ups = units::tiles(matrix_mut(hidden.up.make_mut_in(pool), f), &blocks, COLUMNS);
-    let outs = units::tiles(matrix_mut(activated.make_mut_in(pool), f), &blocks, COLUMNS);
+    let ups = units::tiles(matrix_mut(hidden.up.make_mut_in(pool), f), &blocks, width);
+    let outs = units::tiles(matrix_mut(activated.make_mut_in(pool), f), &blocks, width);
     let sums = units::tiles(matrix_mut(dots.make_mut_in(pool), strips), &blocks, 1);
     let tiles = ups.into_iter().zip(outs).zip(sums).enumerate();
     let units = tiles.map(|(i, ((up, activated), dots))| {
@@ -160,9 +161,9 @@ fn pull_back<E: Element>(
     });
     units::for_each(units.collect(), parallelism, |(i, mut unit)| {
         let block = blocks[i / strips];
-        let start = i % strips * COLUMNS;
+        let start = i % strips * width;
         let weights = stack(&bank.down).index_axis_move(Axis(0), block.expert);
-        let weights = weights.slice_axis(Axis(1), Slice::from(start..(start + COLUMNS).min(f)));
+        let weights = weights.slice_axis(Axis(1), Slice::from(start..(start + width).min(f)));
         let out = unit.activated.view_mut();
         gemm(E::ONE, block.of(&dy), weights, E::ZERO, out, Parallelism::Serial);
         activation::pull_back(bank.kind, unit);

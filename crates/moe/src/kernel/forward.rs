@@ -4,7 +4,7 @@ use ndarray::{ArrayView1, Axis, Slice};
 use specialformer_tensor::gemm::{gemm_bias, gemm_segments};
 use specialformer_tensor::{Element, Parallelism, Pool, Tensor};
 
-use super::units::{self, COLUMNS};
+use super::units;
 use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack};
 use specialformer_routing::DispatchPlan;
 
@@ -57,20 +57,21 @@ fn hidden<E: Element>(
     let mut gate = bank.gate.as_ref().map(|_| room(pool, shape));
     let (mut up, mut activated) = (room(pool, shape), room(pool, shape));
     let blocks = units::blocks(plan.segments());
-    let strips = f.div_ceil(COLUMNS);
+    let width = units::columns(plan.segments());
+    let strips = f.div_ceil(width);
     let mut gates = gate
         .as_mut()
-        .map(|gate| units::tiles(matrix_mut(gate.make_mut_in(pool), f), &blocks, COLUMNS))
+        .map(|gate| units::tiles(matrix_mut(gate.make_mut_in(pool), f), &blocks, width))
         .map(Vec::into_iter);
-    let ups = units::tiles(matrix_mut(up.make_mut_in(pool), f), &blocks, COLUMNS);
-    let outs = units::tiles(matrix_mut(activated.make_mut_in(pool), f), &blocks, COLUMNS);
+    let ups = units::tiles(matrix_mut(up.make_mut_in(pool), f), &blocks, width);
+    let outs = units::tiles(matrix_mut(activated.make_mut_in(pool), f), &blocks, width);
     let tiles = ups.into_iter().zip(outs).enumerate();
     let units = tiles.map(|(i, (up, out))| (i, gates.as_mut().and_then(Iterator::next), up, out));
     let x = matrix(x);
     units::for_each(units.collect(), parallelism, |(i, mut gate, mut up, out)| {
         let block = blocks[i / strips];
-        let start = i % strips * COLUMNS;
-        let columns = Slice::from(start..(start + COLUMNS).min(f));
+        let start = i % strips * width;
+        let columns = Slice::from(start..(start + width).min(f));
         let product = |weights: &Tensor<E>, bias: Option<&Tensor<E>>, out| {
             let weights = stack(weights).index_axis_move(Axis(0), block.expert);
             let weights = weights.slice_axis(Axis(0), columns).reversed_axes();

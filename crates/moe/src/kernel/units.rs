@@ -9,9 +9,13 @@ use specialformer_tensor::{Parallelism, Segments};
 
 /// Most rows of a unit.
 pub(super) const ROWS: usize = 512;
-/// Most columns of a unit: with three matrices of [`ROWS`] rows about what the
-/// second cache holds.
-pub(super) const COLUMNS: usize = 256;
+
+/// Columns of a unit: with three matrices of [`ROWS`] rows about what the
+/// second cache holds; more where an expert has few rows, so that those are
+/// packed less often.
+pub(super) fn columns(segments: &Segments) -> usize {
+    if segments.rows() <= 192 * segments.len() { 1024 } else { 512 }
+}
 
 /// Rows of one expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

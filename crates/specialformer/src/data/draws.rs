@@ -1,10 +1,10 @@
 //! Which task each row of training data is of, and which of the task's
 //! examples it is.
 
-use specialformer_train::BoxError;
+use specialformer_tensor::Seed;
+use specialformer_train::{BoxError, Sampling, TaskSampler};
 
 use crate::data::shuffle::Shuffle;
-use crate::data::words::{Purpose, Words};
 use crate::error::{Error, Result};
 
 /// The position in the training data of several tasks. Everything follows
@@ -15,16 +15,20 @@ pub(crate) struct Draws {
     seed: u64,
     /// Of the tasks whose training examples end, their order.
     orders: Vec<Option<Shuffle>>,
-    batches: u64,
+    sampler: TaskSampler,
     drawn: Vec<u64>,
     /// The tasks of the batch being made.
-    tasks: Vec<usize>,
+    tasks: Vec<u32>,
 }
 
 impl Draws {
     /// `counts` are the training examples of each named task, `None` where
-    /// they never end.
-    pub(crate) fn new(seed: u64, counts: &[(&str, Option<u64>)]) -> Result<Self> {
+    /// they never end; such a task counts as much as the largest that ends.
+    pub(crate) fn new(
+        sampling: &Sampling,
+        seed: u64,
+        counts: &[(&str, Option<u64>)],
+    ) -> Result<Self> {
         let order = |(task, &(name, count)): (usize, &(&str, Option<u64>))| match count {
             None => Ok(None),
             Some(0) => Err(Error::config("data", "tasks", name, "has no training examples")),
@@ -36,10 +40,14 @@ impl Draws {
                 Ok(Some(Shuffle::new(seed, task as u64, fits)))
             }
         };
+        let orders = counts.iter().enumerate().map(order).collect::<Result<_>>()?;
+        let names: Vec<_> = counts.iter().map(|(name, _)| name.to_string()).collect();
+        let largest = counts.iter().filter_map(|(_, count)| *count).max().unwrap_or(1);
+        let sizes: Vec<_> = counts.iter().map(|(_, count)| count.unwrap_or(largest)).collect();
         Ok(Self {
             seed,
-            orders: counts.iter().enumerate().map(order).collect::<Result<_>>()?,
-            batches: 0,
+            orders,
+            sampler: TaskSampler::new(sampling, &names, &sizes, Seed::new(seed))?,
             drawn: vec![0; counts.len()],
             tasks: Vec::new(),
         })
@@ -47,21 +55,19 @@ impl Draws {
 
     /// Draws the tasks of the next batch; [`Draws::task`] has them.
     pub(crate) fn next_batch(&mut self, rows: usize) {
-        let mut words = Words::new(self.seed, Purpose::Mixture, 0, self.batches);
-        let count = self.drawn.len() as u32;
         self.tasks.clear();
-        self.tasks.extend((0..rows).map(|_| words.below(count) as usize));
-        self.batches += 1;
+        self.tasks.resize(rows, 0);
+        self.sampler.draw(&mut self.tasks);
     }
 
     /// The tasks of the batch.
-    pub(crate) fn tasks(&self) -> &[usize] {
+    pub(crate) fn tasks(&self) -> &[u32] {
         &self.tasks
     }
 
     /// The task of a row of the batch.
     pub(crate) fn task(&self, row: usize) -> usize {
-        self.tasks[row]
+        self.tasks[row] as usize
     }
 
     /// The example of a task that comes next.
@@ -76,7 +82,7 @@ impl Draws {
 
     /// Seed, batches drawn, examples drawn of each task.
     pub(crate) fn cursor(&self) -> Vec<u64> {
-        let mut cursor = vec![self.seed, self.batches];
+        let mut cursor = vec![self.seed, self.sampler.cursor()];
         cursor.extend(&self.drawn);
         cursor
     }
@@ -86,7 +92,7 @@ impl Draws {
             [seed, batches, drawn @ ..]
                 if *seed == self.seed && drawn.len() == self.drawn.len() =>
             {
-                self.batches = *batches;
+                self.sampler.seek(*batches);
                 self.drawn.copy_from_slice(drawn);
                 Ok(())
             }

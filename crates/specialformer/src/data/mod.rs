@@ -32,7 +32,7 @@
 //! let answer = &rows.targets()[sep..2 * sep];
 //! assert!(rows.targets()[..sep].iter().all(|&target| target == IGNORE));
 //! assert!(answer[..sep - 1].is_sorted() && answer[sep - 1] == EOS);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 
 mod example;

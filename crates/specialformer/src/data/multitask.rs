@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use specialformer_train::Sampling;
 
 use crate::data::example::TaskSpec;
 use crate::data::layout::{Answers, Format, Layout, Size, TaskHead};
@@ -56,6 +57,9 @@ pub struct MultitaskConfig {
     /// Numbers of training examples of single tasks, in place of `examples`
     /// and `share`.
     pub limits: BTreeMap<String, u64>,
+    /// How often each task is drawn; a task without end counts as much as the
+    /// largest that ends.
+    pub sampling: Sampling,
 }
 
 impl Default for MultitaskConfig {
@@ -70,6 +74,7 @@ impl Default for MultitaskConfig {
             examples: None,
             share: 1.0,
             limits: BTreeMap::new(),
+            sampling: Sampling::Uniform,
         }
     }
 }
@@ -203,6 +208,13 @@ impl MultitaskConfig {
             let limit = self.examples_of(name);
             sources.push(Box::new(Generated::new(task, self.domain as u64, limit, seed)));
         }
-        TaskDataset::new(sources, self.joint_vocabulary()?, self.format(), longest, seed)
+        TaskDataset::new(
+            sources,
+            self.joint_vocabulary()?,
+            self.format(),
+            longest,
+            &self.sampling,
+            seed,
+        )
     }
 }

@@ -1,7 +1,7 @@
 //! [`TaskDataset`]: several tasks as one data set.
 
 use specialformer_iarc_data::Split;
-use specialformer_train::{Batch, BoxError, Dataset, HeldOut};
+use specialformer_train::{Batch, BoxError, Dataset, HeldOut, Sampling};
 
 use crate::data::draws::Draws;
 use crate::data::example::{Example, TaskKind, TaskSpec};
@@ -47,6 +47,7 @@ impl TaskDataset {
         vocabulary: JointVocabulary,
         format: Format,
         longest: Size,
+        sampling: &Sampling,
         seed: u64,
     ) -> Result<Self> {
         let specs: Vec<_> = sources.iter().map(|source| source.spec().clone()).collect();
@@ -55,7 +56,7 @@ impl TaskDataset {
             .iter()
             .map(|source| (source.spec().name.as_str(), source.count(Split::Train)))
             .collect();
-        let draws = Draws::new(seed, &counts)?;
+        let draws = Draws::new(sampling, seed, &counts)?;
         let longest = specs.iter().map(|spec| format.longest(spec)).fold(longest, Size::max);
         Ok(Self { sources, specs, vocabulary, format, longest, draws, examples: Vec::new() })
     }
@@ -108,13 +109,13 @@ impl TaskDataset {
     /// Lays the prepared rows out.
     fn lay_out(
         &self,
-        tasks: &[usize],
+        tasks: &[u32],
         examples: &[Example],
         batch: &mut Batch,
     ) -> Result<(), BoxError> {
         let mut size = Size::default();
         for (&task, example) in tasks.iter().zip(examples) {
-            size = size.max(self.format.size_of(self.specs[task].kind, example));
+            size = size.max(self.format.size_of(self.specs[task as usize].kind, example));
         }
         let padded = |length: usize, longest| length.next_multiple_of(PADDING_STEP).min(longest);
         let length = padded(size.tokens.max(1), self.longest.tokens);
@@ -125,6 +126,7 @@ impl TaskDataset {
             batch.values_mut(1);
         }
         for (row, (&task, example)) in tasks.iter().zip(examples).enumerate() {
+            let task = task as usize;
             let kind = self.specs[task].kind;
             self.format.write(&self.vocabulary, task, kind, example, row, source, batch);
         }
@@ -190,7 +192,7 @@ impl Dataset for TaskDataset {
                 if left && tasks.len() < size {
                     let mut example = Example::default();
                     source.example(split, index, &mut example)?;
-                    tasks.push(task);
+                    tasks.push(task as u32);
                     examples.push(example);
                 }
             }

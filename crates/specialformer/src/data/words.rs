@@ -18,7 +18,6 @@ pub(crate) enum Purpose {
     Validation = 2,
     Test = 3,
     Order = 4,
-    Mixture = 5,
 }
 
 /// An endless sequence of random 32-bit words: what a

@@ -11,7 +11,7 @@ mod transformer;
 pub use block::{Block, BlockInput, BlockOutput, Memory, PerPositionFeedForward};
 pub use lstm::LstmModel;
 pub use mlp::MlpModel;
-pub use specialformer::Specialformer;
+pub use specialformer::{Specialformer, States};
 pub use transformer::Transformer;
 
 use specialformer_nn::{Ctx, Module, ParameterVisitor};

@@ -11,6 +11,9 @@ use crate::simd::{Kernel, Lanes, Level};
 /// ones the instructions would cost more than the wait.
 const K_TO_PREFETCH: usize = 128;
 
+/// Steps of k between two fetches of A.
+const K_BETWEEN_FETCHES: usize = 64;
+
 /// A column of tiles of C, `MR` rows by `NV` registers each, computed as
 /// C ← α·A·B + β·C + bias over one block of k.
 ///
@@ -51,6 +54,9 @@ pub(super) struct StripArguments<E> {
     pub(super) beta: E,
     /// A bias for each column, padded to whole registers; or null.
     pub(super) bias: *const E,
+    /// Fetch the elements of A so far ahead of those in use; 0 for none.
+    /// Row-major A only.
+    pub(super) ahead: isize,
 }
 
 impl<E, const MR: usize, const NV: usize, const ROW_MAJOR: bool> Kernel
@@ -98,18 +104,30 @@ unsafe fn tile<L, E, const MR: usize, const NV: usize, const ROW_MAJOR: bool>(
             }
         }
     }
-    for p in 0..x.k as isize {
-        // SAFETY: row p of B holds NV registers, padded if packed.
-        let b: [E::Lanes<L>; NV] = std::array::from_fn(|j| unsafe {
-            E::Lanes::<L>::load(x.b.offset(p * x.b_stride).add(j * lanes))
-        });
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let i = i as isize;
-            let at = if ROW_MAJOR { i * x.a_stride + p } else { i + p * x.a_stride };
-            // SAFETY: element (i, p) of the tile's rows of A.
-            let a = E::Lanes::<L>::splat(unsafe { *a.offset(at) });
-            for (sum, &b) in sums.iter_mut().zip(&b) {
-                *sum = a.mul_add(b, *sum);
+    let step = if ROW_MAJOR && x.ahead != 0 { K_BETWEEN_FETCHES } else { x.k.max(1) };
+    for start in (0..x.k).step_by(step) {
+        let end = (start + step).min(x.k);
+        if ROW_MAJOR && x.ahead != 0 {
+            for i in 0..MR {
+                let row = a.wrapping_offset(i as isize * x.a_stride + x.ahead);
+                for line in (start..end).step_by(64 / size_of::<E>()) {
+                    E::prefetch(row.wrapping_add(line));
+                }
+            }
+        }
+        for p in start as isize..end as isize {
+            // SAFETY: row p of B holds NV registers, padded if packed.
+            let b: [E::Lanes<L>; NV] = std::array::from_fn(|j| unsafe {
+                E::Lanes::<L>::load(x.b.offset(p * x.b_stride).add(j * lanes))
+            });
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let i = i as isize;
+                let at = if ROW_MAJOR { i * x.a_stride + p } else { i + p * x.a_stride };
+                // SAFETY: element (i, p) of the tile's rows of A.
+                let a = E::Lanes::<L>::splat(unsafe { *a.offset(at) });
+                for (sum, &b) in sums.iter_mut().zip(&b) {
+                    *sum = a.mul_add(b, *sum);
+                }
             }
         }
     }

@@ -59,13 +59,16 @@ pub(super) unsafe fn pack_a<E: Element>(a: Matrix<E>, rows: usize, k: usize, pan
     }
 }
 
+/// Columns that [`transpose`] takes through all rows.
+const TRANSPOSE_COLUMNS: usize = 16;
+
 /// out[p·stride + i] = a[i, p], in blocks of four by four where the columns of
 /// `a` are contiguous.
 ///
 /// # Safety
 /// `a` has `rows` × `columns` elements, `out` room for all it is given.
 #[inline(always)]
-unsafe fn transpose<E: Element>(
+pub(super) unsafe fn transpose<E: Element>(
     a: Matrix<E>,
     rows: usize,
     columns: usize,
@@ -74,11 +77,17 @@ unsafe fn transpose<E: Element>(
 ) {
     let blocked = |size: usize| if a.column_stride == 1 { size / 4 * 4 } else { 0 };
     let (row_blocks, column_blocks) = (blocked(rows), blocked(columns));
-    for i in (0..row_blocks).step_by(4) {
-        for p in (0..column_blocks).step_by(4) {
-            // SAFETY: a block of four rows and columns within the extents.
-            unsafe {
-                E::transpose_4x4(a.pointer(i, p), a.row_stride, out.add(p * stride + i), stride);
+    // A cache line of each row at a time: what is read and what is written
+    // stay in the first cache until they are done with.
+    for first in (0..column_blocks).step_by(TRANSPOSE_COLUMNS) {
+        let last = (first + TRANSPOSE_COLUMNS).min(column_blocks);
+        for i in (0..row_blocks).step_by(4) {
+            for p in (first..last).step_by(4) {
+                // SAFETY: a block of four rows and columns within the extents.
+                unsafe {
+                    let block = a.pointer(i, p);
+                    E::transpose_4x4(block, a.row_stride, out.add(p * stride + i), stride);
+                }
             }
         }
     }

@@ -76,6 +76,19 @@ pub(super) fn prefers_dots(rows: usize, k: usize) -> bool {
     rows <= DOT_ROWS && k >= least
 }
 
+/// Most rows of a product whose weights, stored [n, k], are better streamed as
+/// the left operand than packed: packing costs each of them about as much as
+/// 30 rows of the product.
+const SWAP_ROWS: usize = 192;
+/// Fewest rows for which the swapped product fills registers.
+const SWAP_LEAST_ROWS: usize = 9;
+
+/// True where C ← A·B, both operands contiguous along k, is better computed as
+/// Cᵀ ← Bᵀ·Aᵀ: few rows against many columns, and a B that is not small.
+pub(super) fn prefers_swap(m: usize, k: usize, n: usize) -> bool {
+    (SWAP_LEAST_ROWS..=SWAP_ROWS).contains(&m) && n >= m && n.saturating_mul(k) >= 1 << 15
+}
+
 /// True for products large enough for OpenBLAS.
 #[cfg(feature = "blas")]
 pub(super) fn prefers_blas(m: usize, k: usize, n: usize) -> bool {

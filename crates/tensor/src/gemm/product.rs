@@ -8,7 +8,9 @@ use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use super::dots::Dots;
 use super::matrix::{self, Matrix};
+use super::pack;
 use super::policy::{self, KernelChoice};
+use super::scratch::{Operand, with_buffer};
 use super::tiled::Tiled;
 use crate::element::Element;
 use crate::parallel::Parallelism;
@@ -73,7 +75,8 @@ pub(super) fn gemm_cut<E: Element>(
     parallelism: Parallelism,
 ) {
     let kernel = choose(&a, &b, &c);
-    let product = Product { level: selection().level, kernel, alpha, beta };
+    let swap = swaps(&a, &b, beta, &c);
+    let product = Product { level: selection().level, kernel, swap, alpha, beta };
     product.cut(a, b, bias, c, cut, parallelism);
 }
 
@@ -103,7 +106,8 @@ pub fn gemm_with<E: Element>(
         KernelChoice::Blas if !super::blas::fits(&a, &b, &c) => choose(&a, &b, &c),
         kernel => kernel,
     };
-    Product { level, kernel, alpha, beta }.run(a, b, bias, c);
+    let swap = swaps(&a, &b, beta, &c);
+    Product { level, kernel, swap, alpha, beta }.run(a, b, bias, c);
     kernel
 }
 
@@ -143,15 +147,31 @@ fn choose<E>(
     if row == 1 || column == 1 { KernelChoice::Tiled } else { KernelChoice::MatrixMultiply }
 }
 
+/// True where the tiled kernel had better compute Cᵀ.
+fn swaps<E: Element>(
+    a: &ArrayView2<'_, E>,
+    b: &ArrayView2<'_, E>,
+    beta: E,
+    c: &ArrayViewMut2<'_, E>,
+) -> bool {
+    let (m, n) = c.dim();
+    beta == E::ZERO && k_is_contiguous(a, b) && policy::prefers_swap(m, a.ncols(), n)
+}
+
 /// Everything about a product but its operands. The kernel is chosen from the
 /// whole product, so its parts do not choose differently.
 #[derive(Clone, Copy)]
 pub(super) struct Product<E> {
     level: LevelId,
     kernel: KernelChoice,
+    /// The tiled kernel computes Cᵀ and transposes it.
+    swap: bool,
     alpha: E,
     beta: E,
 }
+
+/// Elements of Cᵀ that [`Product::swapped`] computes before it transposes them.
+const SWAP_STRIP: usize = 1 << 17;
 
 impl<E: Element> Product<E> {
     /// Computes C in parts of at most `rows` × `columns`, over the rayon pool
@@ -220,8 +240,10 @@ impl<E: Element> Product<E> {
         match self.kernel {
             KernelChoice::Dots => self.dots(k, &a, &b, bias.as_ref(), c),
             KernelChoice::Tiled => {
-                let (_, column_stride) = matrix::strides_of(&c);
-                if column_stride == 1 {
+                let (row_stride, column_stride) = matrix::strides_of(&c);
+                if column_stride == 1 && row_stride > 0 && self.swap && k > 0 {
+                    self.swapped(k, &a, &b, bias.as_ref(), c);
+                } else if column_stride == 1 {
                     self.tiled(k, &a, &b, bias.as_ref(), c);
                 } else {
                     let (at, bt) = (a.reversed_axes(), b.reversed_axes());
@@ -277,8 +299,59 @@ impl<E: Element> Product<E> {
             c_stride,
             bias: bias.map_or(std::ptr::null(), |bias| bias.as_ptr()),
             bias_stride: bias.map_or(0, |bias| bias.strides()[0]),
+            stream_a: false,
         };
         dispatch_at(self.level, product);
+    }
+
+    /// The tiled kernel for few rows of A: B, stored [n, k], is the left
+    /// operand and is streamed as it lies instead of being packed. `c` has
+    /// unit column stride.
+    fn swapped(
+        &self,
+        k: usize,
+        a: &ArrayView2<'_, E>,
+        b: &ArrayView2<'_, E>,
+        bias: Option<&ArrayView1<'_, E>>,
+        mut c: ArrayViewMut2<'_, E>,
+    ) {
+        let (m, n) = c.dim();
+        let (c_stride, _) = matrix::strides_of(&c);
+        let (left, right) = (Matrix::new(b).transposed(), Matrix::new(a).transposed());
+        let width = m.next_multiple_of(16);
+        let strip = (SWAP_STRIP / width).next_multiple_of(12).min(n);
+        with_buffer(Operand::C, strip * width, |turned: *mut E| {
+            for start in (0..n).step_by(strip) {
+                let rows = strip.min(n - start);
+                let product = Tiled {
+                    m: rows,
+                    k,
+                    n: m,
+                    alpha: self.alpha,
+                    a: left.from(start, 0),
+                    b: right,
+                    beta: E::ZERO,
+                    c: turned,
+                    c_stride: width as isize,
+                    bias: std::ptr::null(),
+                    bias_stride: 0,
+                    stream_a: true,
+                };
+                dispatch_at(self.level, product);
+                let turned = Matrix {
+                    data: turned.cast_const(),
+                    row_stride: width as isize,
+                    column_stride: 1,
+                };
+                // SAFETY: `rows` rows of `m` numbers were just written, and
+                // row p of C has columns `start..start + rows`.
+                unsafe {
+                    let out = c.as_mut_ptr().add(start);
+                    pack::transpose(turned, rows, m, out, c_stride as usize);
+                }
+            }
+        });
+        add_bias(bias.copied(), c);
     }
 
     /// Dot products; k is contiguous in `a` and `b`.

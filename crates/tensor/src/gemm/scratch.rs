@@ -11,7 +11,8 @@ struct Line(#[allow(dead_code)] [MaybeUninit<u8>; LINE]);
 const LINE: usize = 64;
 
 thread_local! {
-    static FREE: [Cell<Vec<Line>>; 2] = const { [Cell::new(Vec::new()), Cell::new(Vec::new())] };
+    static FREE: [Cell<Vec<Line>>; 3] =
+        const { [Cell::new(Vec::new()), Cell::new(Vec::new()), Cell::new(Vec::new())] };
 }
 
 /// Which operand a buffer is for; each has its own per thread.
@@ -19,6 +20,7 @@ thread_local! {
 pub(super) enum Operand {
     A,
     B,
+    C,
 }
 
 /// Calls `f` with room for `len` elements, whose values are unspecified. The

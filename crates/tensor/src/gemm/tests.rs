@@ -269,6 +269,45 @@ fn large_products_match_a_second_kernel() {
     }
 }
 
+/// Those that the tiled kernel computes transposed.
+#[test]
+fn few_rows_against_stored_transposed_weights() {
+    fn run<E: Element>() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (m, k, n) in [
+            (9, 512, 100),
+            (16, 130, 300),
+            (33, 700, 250),
+            (64, 512, 1024),
+            (100, 1030, 333),
+            (192, 64, 1500),
+        ] {
+            assert!(policy::prefers_swap(m, k, n));
+            let (a, b) = (random::<E>((m, k), 1), random::<E>((n, k), 2));
+            let bias = random::<E>((1, n), 3);
+            for bias in [None, Some(bias.row(0))] {
+                let alpha = E::from_f64(0.5);
+                let mut c = Padded::<E>::new(m, n, Layout::Sliced, 4);
+                let (numbers, mut many) = (c.numbers(), c.clone());
+                let view = c.view_mut();
+                gemm_bias(alpha, a.view(), b.t(), E::ZERO, bias, view, Parallelism::Serial);
+                assert_eq!(c.numbers(), numbers, "written outside, or NaN");
+                let bias = bias.map(|bias| bias.to_owned());
+                let expected = naive(0.5, a.view(), b.t(), 0.0, bias.as_ref(), c.view());
+                let bias = bias.as_ref().map(|bias| bias.view());
+                assert_close(c.view(), &expected, k, &format!("{m} x {k} x {n}"));
+                pool.install(|| {
+                    let view = many.view_mut();
+                    gemm_bias(alpha, a.view(), b.t(), E::ZERO, bias, view, Parallelism::Rayon);
+                });
+                assert!(c.view() == many.view(), "{m} x {k} x {n}: threads changed it");
+            }
+        }
+    }
+    run::<f32>();
+    run::<f64>();
+}
+
 #[test]
 fn batches_match_single_products() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();

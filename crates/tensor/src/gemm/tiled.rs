@@ -50,6 +50,9 @@ pub(super) struct Tiled<E> {
     /// n elements with stride `bias_stride`, or null.
     pub(super) bias: *const E,
     pub(super) bias_stride: isize,
+    /// A is large and each element of it is used only for these few columns:
+    /// go through it once, tile by tile, and fetch it ahead.
+    pub(super) stream_a: bool,
 }
 
 /// One block of k of B.
@@ -128,7 +131,9 @@ impl<E: Element + Backend> Tiled<E> {
         let count = columns.div_ceil(widest * lanes);
         let a = self.a.from(0, block.start);
         let pack_a = count >= PANELS_TO_PACK_A || (a.row_stride != 1 && a.column_stride != 1);
+        let stream_a = self.stream_a && !pack_a;
         let rows = (A_BLOCK_BYTES / size_of::<E>() / block.len.max(1)).max(1);
+        let rows = if stream_a { 1 } else { rows };
         let rows = rows.next_multiple_of(heights[0]).min(self.m);
 
         for i in (0..self.m).step_by(rows) {
@@ -174,7 +179,8 @@ impl<E: Element + Backend> Tiled<E> {
                     } else {
                         a
                     };
-                    self.multiply::<L>(i, rows, j + at, a, pack_a, block, panel);
+                    let fetch_a = stream_a && at == 0;
+                    self.multiply::<L>(i, rows, j + at, a, pack_a, fetch_a, block, panel);
                     at += width;
                 }
             };
@@ -196,6 +202,7 @@ impl<E: Element + Backend> Tiled<E> {
         j: usize,
         a: Matrix<E>,
         a_is_packed: bool,
+        fetch_a: bool,
         block: &Block<E>,
         panel: Panel<E>,
     ) {
@@ -224,6 +231,7 @@ impl<E: Element + Backend> Tiled<E> {
                 alpha: self.alpha,
                 beta: block.beta,
                 bias: if with_bias { bias.as_ptr() } else { std::ptr::null() },
+                ahead: if fetch_a { height as isize * a.row_stride } else { 0 },
             };
             if a_is_packed {
                 arguments.a = a.data.wrapping_add(start * block.len);

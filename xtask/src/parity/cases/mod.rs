@@ -5,6 +5,7 @@ mod attention;
 mod lstm;
 mod norm_activation_loss;
 mod optimizer;
+mod tokenizer;
 mod training;
 
 use ndarray::ArrayD;
@@ -16,6 +17,7 @@ use super::Runner;
 pub(super) const RUNNERS: &[Runner] = &[
     Runner { number: 9, topic: "attention", run: attention::run },
     Runner { number: 12, topic: "lstm", run: lstm::run },
+    Runner { number: 13, topic: "tokenizer", run: tokenizer::run },
     Runner { number: 20, topic: "iarc_transformer", run: training::transformer },
     Runner { number: 21, topic: "iarc_cisformer", run: training::cisformer },
     Runner { number: 22, topic: "adamw", run: optimizer::run },

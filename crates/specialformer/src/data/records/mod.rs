@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::atomic_write;
+use specialformer_train::Sampling;
 
 use crate::data::example::{TaskKind, TaskSpec};
 use crate::data::layout::{Answers, Format, Layout, Size};
@@ -85,6 +86,9 @@ pub struct RecordsConfig {
     /// its number when the data changes, and an unknown label is an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub specs: Option<PathBuf>,
+    /// How often each task is drawn.
+    #[serde(default)]
+    pub sampling: Sampling,
     /// The tasks, in the order of their ids.
     pub tasks: Vec<RecordTask>,
 }
@@ -244,7 +248,7 @@ impl RecordsConfig {
         }
         let label_tokens = self.answers == Answers::Tokens;
         let vocabulary = JointVocabulary::new(&specs, self.vocabulary, label_tokens);
-        TaskDataset::new(sources, vocabulary, self.format(), Size::default(), seed)
+        TaskDataset::new(sources, vocabulary, self.format(), Size::default(), &self.sampling, seed)
     }
 
     fn known_spec<'a>(&self, specs: &'a [TaskSpec], task: &RecordTask) -> Result<&'a TaskSpec> {

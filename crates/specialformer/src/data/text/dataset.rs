@@ -64,7 +64,7 @@ impl TextDataset {
             counts.push((task.name.as_str(), Some(count)));
         }
         Ok(Self {
-            draws: Draws::new(seed, &counts)?,
+            draws: Draws::new(&config.sampling, seed, &counts)?,
             names: config.tasks.iter().map(|task| task.name.clone()).collect(),
             vocabulary: tokenizer.vocabulary() + first_task.map_or(0, |_| corpora.len()),
             corpora,

@@ -9,6 +9,7 @@ mod tokenizer;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use specialformer_train::Sampling;
 
 use crate::error::{Error, Result};
 
@@ -59,6 +60,9 @@ pub struct TextConfig {
     /// is in a temporary file.
     #[serde(default = "memory_mib")]
     pub memory_mib: usize,
+    /// How often each task is drawn; n is its number of windows.
+    #[serde(default)]
+    pub sampling: Sampling,
     /// What is read: each task is a set of files.
     pub tasks: Vec<TextTask>,
 }

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use specialformer_attention::Queries;
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Embedding, Module, NamedParameters, ParameterVisitor, TaskRows};
-use specialformer_routing::{Keep, RoutingTrace};
+use specialformer_routing::{Keep, Routing, RoutingTrace};
 use specialformer_tensor::{Element, RngStream, Var};
 use specialformer_train::{Batch, BoxError, IGNORE, ModelOutput, Rows};
 
@@ -45,6 +45,16 @@ pub struct Specialformer<E: Element = f32> {
     encoder: Option<Stack<E>>,
     main: Stack<E>,
     heads: Heads<E>,
+}
+
+/// What a model makes of rows before its heads.
+#[derive(Debug)]
+pub struct States<E: Element = f32> {
+    /// The last hidden states, after the last norm [B, T, C].
+    pub hidden: Var<E>,
+    /// What routers decided, by the name of their block; tokens are all
+    /// positions in row-major order.
+    pub routings: Vec<(String, Routing<E>)>,
 }
 
 /// What the stacks made of a batch.
@@ -189,6 +199,16 @@ impl<E: Element> Specialformer<E> {
     fn keeps_order(&self) -> bool {
         let capacity = self.config.moe.as_ref().and_then(|experts| experts.moe.router.capacity);
         capacity.is_some_and(|capacity| capacity.keep == Keep::FirstCome)
+    }
+
+    /// Hidden states and routings of rows, in the rows' order.
+    ///
+    /// # Errors
+    /// As [`Specialformer::forward`].
+    pub fn states(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<States<E>> {
+        let pass = self.run(ctx, input, true)?;
+        let routings = pass.routings.into_iter().map(|layer| (layer.name, layer.routing));
+        Ok(States { hidden: pass.hidden, routings: routings.collect() })
     }
 
     /// Where the tokens of rows go: which experts they choose, by block, in

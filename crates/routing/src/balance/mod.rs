@@ -9,22 +9,30 @@
 //! use specialformer_tensor::{Tape, Tensor};
 //!
 //! let tape = Tape::<f32>::new();
-//! let p = tape.variable(Tensor::full([8, 4], 0.25));
-//! let even = balance::load_balance(&p, &[4, 4, 4, 4], None)?;
-//! let uneven = balance::load_balance(&p, &[16, 0, 0, 0], None)?;
-//! assert_eq!(even.value().item()?, 1.0);
-//! assert_eq!(uneven.value().item()?, 1.0); // the load has no gradient, P has
+//! // Two tokens that prefer expert 0 and both went there.
+//! let p = tape.variable(Tensor::from_vec(vec![0.75, 0.25, 0.75, 0.25], [2, 2])?);
+//! let uneven = balance::load_balance(&p, &[2, 0], None)?;
+//! assert_eq!(uneven.value().item()?, 1.5);
+//! // It pushes the probability of expert 0 down: dL/dp = E·f/T.
+//! let gradients = tape.backward(&uneven)?;
+//! assert_eq!(gradients.of(&p).unwrap().as_slice(), [1.0, 0.0, 1.0, 0.0]);
 //! # Ok::<(), specialformer_routing::RoutingError>(())
 //! ```
 
-use std::sync::Arc;
+mod entropy;
+mod importance;
+mod z_loss;
 
 use specialformer_tensor::{BackwardContext, Element, Grad, Op, Shape, Tensor, Var};
 
-use crate::choices::Choices;
 use crate::config::{Balance, LoadBalance};
 use crate::error::{Result, RoutingError};
 use crate::router::Routing;
+
+pub use entropy::entropy;
+pub(crate) use entropy::mean_entropy;
+pub use importance::{cv_squared, importance};
+pub use z_loss::z_loss;
 
 /// One term for the loss: `weight · value`.
 #[derive(Debug, Clone)]
@@ -271,245 +279,10 @@ pub fn pooled<'a, E: Element>(
     Ok(Some(BalanceTerm { name: "load_balance", weight: balance.load_balance, value }))
 }
 
-struct ZLoss<E: Element> {
-    logits: Tensor<E>,
-    log_sums: Vec<f64>,
-    live: Option<Vec<bool>>,
-    count: usize,
-}
-
-impl<E: Element> Op<E, 1> for ZLoss<E> {
-    const NAME: &'static str = "router_z_loss";
-
-    fn backward(
-        &self,
-        cx: &BackwardContext<'_, E>,
-        grad: Tensor<E>,
-    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
-        let shape = self.logits.shape();
-        let factor = 2.0 * grad.item()?.to_f64() / self.count.max(1) as f64;
-        let mut d = Tensor::zeros_in(cx.pool(), shape);
-        let rows = d.make_mut_in(cx.pool()).chunks_exact_mut(shape[1]);
-        let logits = self.logits.as_slice().chunks_exact(shape[1]);
-        for (token, ((row, logits), &log_sum)) in rows.zip(logits).zip(&self.log_sums).enumerate() {
-            if is_live(self.live.as_deref(), token) {
-                let (shift, scale) = (E::from_f64(log_sum), E::from_f64(factor * log_sum));
-                for (d, &x) in row.iter_mut().zip(logits) {
-                    *d = scale * exp(x - shift);
-                }
-            }
-        }
-        Ok([Grad::Value(d)])
-    }
-}
-
 fn exp<E: Element>(x: E) -> E {
     x.exp_in::<specialformer_tensor::simd::Baseline>()
 }
 
 fn ln<E: Element>(x: E) -> E {
     x.ln_in::<specialformer_tensor::simd::Baseline>()
-}
-
-/// The router z-loss (Zoph et al. 2022): mean over live tokens of
-/// (ln Σ_e exp(logit_e))², which keeps logits small.
-///
-/// # Shapes
-/// logits [T, E], `live` \[T\] → scalar.
-///
-/// # Errors
-/// [`RoutingError::Shape`] for other shapes.
-///
-/// # Gradient
-/// 2·z·softmax(logits)/T in each live row, z its logsumexp.
-pub fn z_loss<E: Element>(logits: &Var<E>, live: Option<&[bool]>) -> Result<Var<E>> {
-    let [tokens, experts] = sizes("z_loss", logits, live)?;
-    let tape = logits.tape();
-    let count = count_live(live, tokens);
-    let log_sum = |row: &[E]| {
-        let max = row.iter().copied().fold(E::NEG_INFINITY, E::maximum);
-        let sum: E = row.iter().map(|&x| exp(x - max)).sum();
-        max.to_f64() + sum.to_f64().ln()
-    };
-    let log_sums: Vec<f64> = match experts {
-        0 => vec![0.0; tokens],
-        _ => logits.value().as_slice().chunks_exact(experts).map(log_sum).collect(),
-    };
-    let squares = log_sums.iter().enumerate().filter(|(t, _)| is_live(live, *t));
-    let total: f64 = squares.map(|(_, z)| z * z).sum();
-    let value = Tensor::scalar(E::from_f64(total / count.max(1) as f64));
-    Ok(tape.apply([logits], value, || ZLoss {
-        logits: logits.value().clone(),
-        log_sums,
-        live: live.map(<[bool]>::to_vec),
-        count,
-    })?)
-}
-
-/// The smallest probability whose logarithm is taken.
-const TINY: f64 = 1e-37;
-
-struct Entropy<E: Element> {
-    p: Tensor<E>,
-    live: Option<Vec<bool>>,
-    count: usize,
-}
-
-impl<E: Element> Op<E, 1> for Entropy<E> {
-    const NAME: &'static str = "routing_entropy";
-
-    fn backward(
-        &self,
-        cx: &BackwardContext<'_, E>,
-        grad: Tensor<E>,
-    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
-        let shape = self.p.shape();
-        let factor = -grad.item()? / E::from_usize(self.count.max(1));
-        let tiny = E::from_f64(TINY);
-        let mut d = Tensor::zeros_in(cx.pool(), shape);
-        let rows = d.make_mut_in(cx.pool()).chunks_exact_mut(shape[1]);
-        for (token, (row, p)) in rows.zip(self.p.as_slice().chunks_exact(shape[1])).enumerate() {
-            if is_live(self.live.as_deref(), token) {
-                for (d, &p) in row.iter_mut().zip(p) {
-                    *d = factor * (ln(p.maximum(tiny)) + E::ONE);
-                }
-            }
-        }
-        Ok([Grad::Value(d)])
-    }
-}
-
-/// Mean over live tokens of the entropy of a token's probabilities,
-/// −Σ_e p·ln p, in nats.
-///
-/// # Shapes
-/// probabilities [T, E], `live` \[T\] → scalar.
-///
-/// # Errors
-/// [`RoutingError::Shape`] for other shapes.
-///
-/// # Gradient
-/// −(ln p + 1)/T in each live row; ln p counts as ln 1e-37 below that, so that
-/// it stays finite at p = 0 (where a softmax makes nothing of it).
-pub fn entropy<E: Element>(probabilities: &Var<E>, live: Option<&[bool]>) -> Result<Var<E>> {
-    let [tokens, _] = sizes("entropy", probabilities, live)?;
-    let tape = probabilities.tape();
-    let value = mean_entropy(probabilities.value(), live);
-    Ok(tape.apply([probabilities], Tensor::scalar(E::from_f64(value)), || Entropy {
-        p: probabilities.value().clone(),
-        live: live.map(<[bool]>::to_vec),
-        count: count_live(live, tokens),
-    })?)
-}
-
-/// Mean entropy over live rows, in nats.
-pub(crate) fn mean_entropy<E: Element>(p: &Tensor<E>, live: Option<&[bool]>) -> f64 {
-    let experts = p.shape().last_size().max(1);
-    let tiny = E::from_f64(TINY);
-    let row = |row: &[E]| -> E { row.iter().map(|&p| p * ln(p.maximum(tiny))).sum() };
-    let rows = p.as_slice().chunks_exact(experts);
-    let tokens = rows.len();
-    let live_rows = rows.enumerate().filter(|(t, _)| is_live(live, *t));
-    let total: f64 = live_rows.map(|(_, p)| -row(p).to_f64()).sum();
-    total / count_live(live, tokens).max(1) as f64
-}
-
-struct Importance {
-    choices: Arc<Choices>,
-}
-
-impl<E: Element> Op<E, 1> for Importance {
-    const NAME: &'static str = "importance";
-
-    fn backward(
-        &self,
-        cx: &BackwardContext<'_, E>,
-        grad: Tensor<E>,
-    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
-        let grad = grad.as_slice();
-        Ok([Grad::Value(Tensor::build_in(cx.pool(), self.choices.len(), |d| {
-            for (d, &expert) in d.iter_mut().zip(self.choices.expert_of()) {
-                *d = grad[expert as usize];
-            }
-        }))])
-    }
-}
-
-/// Each expert's importance, the sum of its combine weights.
-///
-/// # Shapes
-/// weights \[A\] → \[E\].
-///
-/// # Errors
-/// [`RoutingError::Shape`] unless there is one weight for each choice.
-///
-/// # Gradient
-/// Of a weight: that of its expert's importance.
-pub fn importance<E: Element>(weights: &Var<E>, choices: &Arc<Choices>) -> Result<Var<E>> {
-    if *weights.shape() != [choices.len()] {
-        let what = format!("must be [{}], one for each choice", choices.len());
-        return Err(RoutingError::shape("importance", "weights", &weights.shape(), what));
-    }
-    let mut sums = vec![0.0f64; choices.experts()];
-    for (&w, &expert) in weights.value().as_slice().iter().zip(choices.expert_of()) {
-        sums[expert as usize] += w.to_f64();
-    }
-    let mut sums = sums.into_iter();
-    let value = Tensor::from_fn(choices.experts(), || E::from_f64(sums.next().unwrap_or(0.0)));
-    let op = || Importance { choices: Arc::clone(choices) };
-    Ok(weights.tape().apply([weights], value, op)?)
-}
-
-struct CvSquared<E: Element> {
-    x: Tensor<E>,
-}
-
-impl<E: Element> Op<E, 1> for CvSquared<E> {
-    const NAME: &'static str = "cv_squared";
-
-    fn backward(
-        &self,
-        cx: &BackwardContext<'_, E>,
-        grad: Tensor<E>,
-    ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
-        let (n, sum, squares) = moments(self.x.as_slice());
-        let g = grad.item()?.to_f64();
-        Ok([Grad::Value(Tensor::build_in(cx.pool(), self.x.shape(), |d| {
-            for (d, &x) in d.iter_mut().zip(self.x.as_slice()) {
-                // d/dx of n·Σx²/(Σx)² − 1.
-                let slope = if sum == 0.0 {
-                    0.0
-                } else {
-                    2.0 * n / (sum * sum) * (x.to_f64() - squares / sum)
-                };
-                *d = E::from_f64(g * slope);
-            }
-        }))])
-    }
-}
-
-/// n, Σx and Σx².
-fn moments<E: Element>(x: &[E]) -> (f64, f64, f64) {
-    let values = x.iter().map(|x| x.to_f64());
-    let (sum, squares) = values.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
-    (x.len() as f64, sum, squares)
-}
-
-/// The squared coefficient of variation, variance/mean² with the population
-/// variance (Shazeer et al. 2017): of importance or load. 0 if all are equal,
-/// and where the mean is 0.
-///
-/// # Shapes
-/// \[E\] → scalar.
-///
-/// # Errors
-/// Only in checked mode.
-///
-/// # Gradient
-/// 2n/(Σx)²·(x − Σx²/Σx).
-pub fn cv_squared<E: Element>(x: &Var<E>) -> Result<Var<E>> {
-    let (n, sum, squares) = moments(x.value().as_slice());
-    let value = if sum == 0.0 { 0.0 } else { n * squares / (sum * sum) - 1.0 };
-    let value = Tensor::scalar(E::from_f64(value));
-    Ok(x.tape().apply([x], value, || CvSquared { x: x.value().clone() })?)
 }

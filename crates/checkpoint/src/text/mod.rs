@@ -1,0 +1,13 @@
+//! Text and tokens: tokenizers, streaming, chat templates.
+
+mod chat;
+#[cfg(feature = "gguf")]
+mod gguf;
+mod python;
+mod stream;
+mod time;
+mod tokenizer;
+
+pub use chat::{ChatMessage, ChatTemplate};
+pub use stream::TokenStream;
+pub use tokenizer::Tokenizer;

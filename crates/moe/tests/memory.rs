@@ -1,0 +1,52 @@
+//! How much memory a pass takes: what grows with the tokens, not with the
+//! experts.
+
+use specialformer_moe::{ExpertBank, moe_experts};
+use specialformer_nn::{Activation, Ctx, FeedForwardKind, NamedParameters};
+use specialformer_routing::{Choices, DispatchPlan};
+use specialformer_tensor::{Pool, Seed, Tape, TapeConfig, Tensor};
+
+const WIDTH: usize = 64;
+const HIDDEN: usize = 96;
+const PICKED: usize = 2;
+
+/// Bytes of all buffers that a pass took from its pool, forward or forward and
+/// backward. The experts are frozen: gradients of weights are as large as the
+/// weights and not what is asked for.
+fn bytes(tokens: usize, experts: usize, backward: bool) -> usize {
+    let mut rng = Seed::new(1).stream("init");
+    let kind = FeedForwardKind::Gated(Activation::Silu);
+    let bank = ExpertBank::<f32>::new(kind, experts, WIDTH, HIDDEN, false, &mut rng).unwrap();
+    NamedParameters::of(&bank).freeze(|_| true);
+    let offsets = (0..=tokens).map(|t| (t * PICKED) as u32).collect();
+    let chosen = (0..tokens).flat_map(|t| [(t % experts) as u32, ((t + 1) % experts) as u32]);
+    let choices = Choices::new(experts, offsets, chosen.collect()).unwrap();
+    let plan = DispatchPlan::new(choices, None).unwrap();
+    let pool = Pool::new();
+    let tape = Tape::with_config(TapeConfig { pool: pool.clone(), ..TapeConfig::default() });
+    let ctx = Ctx::eval_on(tape.clone());
+    let x = tape.variable(Tensor::ones([tokens, WIDTH]));
+    let combine = tape.variable(Tensor::full([tokens * PICKED], 0.5));
+    let y = moe_experts(&x, &combine, &bank.on_tape(&ctx), &plan).unwrap();
+    if backward {
+        tape.backward_from(&y, Tensor::ones([tokens, WIDTH])).unwrap();
+    }
+    drop((x, combine, y, ctx, tape));
+    pool.idle_bytes()
+}
+
+#[test]
+fn buffers_grow_with_the_choices_and_not_with_the_experts() {
+    let slots = |tokens: usize| tokens * PICKED;
+    for backward in [false, true] {
+        for tokens in [512, 4096] {
+            let few = bytes(tokens, 4, backward);
+            assert_eq!(few, bytes(tokens, 256, backward), "{tokens} tokens");
+            // Gathered rows, g, u, a; the output. Going back: no more of the
+            // hidden width, and once more of the model's.
+            let model = slots(tokens) * WIDTH + 2 * tokens * WIDTH;
+            let expected = 3 * slots(tokens) * HIDDEN + model + 3 * slots(tokens);
+            assert!(few <= expected * 4 * 5 / 4, "{few} bytes, {} needed", expected * 4);
+        }
+    }
+}
