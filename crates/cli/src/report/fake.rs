@@ -229,6 +229,7 @@ fn run(model: &Fake, seed: u64, windows: &[Window], rng: &mut Noise) -> Run {
     let samples = windows.iter().enumerate();
     let samples = samples.map(|(index, window)| sample(model, index, window, rng)).collect();
     Run {
+        tasks: Vec::new(),
         name: model.name.into(),
         parameters: model.parameters,
         parameter_layout: model.layout.into(),
