@@ -62,7 +62,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
 /// One line of figures for each layer.
 fn figures(out: &mut String, routing: &Routing) {
     table_start(out, "Routing by layer");
-    out.push_str("<table><thead><tr><th scope=\"col\">Layer</th>");
+    out.push_str("<table class=\"compact\"><thead><tr><th scope=\"col\">Layer</th>");
     for title in [
         "Experts",
         "Router entropy",
@@ -71,7 +71,7 @@ fn figures(out: &mut String, routing: &Routing) {
         "Dropped",
         "Mutual information",
         "Specialisation",
-        "Router calibration error",
+        "Calibration error",
     ] {
         let _ = write!(out, "<th scope=\"col\" class=\"number\">{title}</th>");
     }
