@@ -188,7 +188,7 @@ pub(super) fn toml(name: &str, variant: Variant, training: &Training<'_>) -> Str
 /// Rows of a step.
 pub(super) const BATCH: usize = 128;
 /// Peak learning rate of training.
-const RATE: f64 = 2e-3;
+const RATE: f64 = 4e-3;
 /// Learning rate of adapting to the shifted domain.
 const ADAPTING_RATE: f64 = 5e-4;
 

@@ -141,7 +141,12 @@ fn heat_map(out: &mut String, corner: &str, names: &[String], rows: &[Vec<f64>],
         let _ = write!(out, "<tr><th scope=\"row\">{name}</th>");
         for (expert, &share) in row.iter().enumerate() {
             let part = if most > 0.0 && share.is_finite() { share / most } else { 0.0 };
-            let deep = if part > 0.5 { " class=\"deep\"" } else { "" };
+            // Where text has to turn: earlier on bright shades than on dark.
+            let deep = match part {
+                part if part > 0.65 => " class=\"deep\"",
+                part if part > 0.45 => " class=\"mid\"",
+                _ => "",
+            };
             let value = percent_short(share);
             let title = format!("{name}, expert {expert}: {value} % {what}");
             let text = if numbered {
