@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use specialformer::training::HeldOut;
 
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
@@ -21,6 +22,8 @@ Examples:
   specialformer iarc --full --seeds 3     the whole study
   specialformer train run.toml            train what a configuration file describes
   specialformer eval runs/my-run          score a trained run on its test set
+  specialformer predict runs/my-run --task sort inputs.txt
+  specialformer route stats runs/my-run   where a mixture of experts sends its tokens
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
     /// What to do.
@@ -37,8 +40,38 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Score a trained run on held-out data.
     Eval(EvalArgs),
+    /// Answer inputs of one of a run's tasks.
+    Predict(PredictArgs),
+    /// Look at the routing of a mixture of experts.
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Show version, kernels, SIMD level and threads.
     Info(InfoArgs),
+}
+
+/// `specialformer route`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouteCommand {
+    /// Load, entropy, drops and specialisation of each layer's experts.
+    Stats(RouteStatsArgs),
+}
+
+/// Which held-out data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SetName {
+    /// Looked at during training.
+    Validation,
+    /// Used once, at the end.
+    Test,
+}
+
+impl From<SetName> for HeldOut {
+    fn from(name: SetName) -> Self {
+        match name {
+            SetName::Validation => Self::Validation,
+            SetName::Test => Self::Test,
+        }
+    }
 }
 
 /// Flags that every command takes.
@@ -95,7 +128,9 @@ pub(crate) struct IarcArgs {
 Examples:
   specialformer train configs/iarc-cisformer.toml
   specialformer train configs/iarc-cisformer.toml --out runs/mine
-  specialformer train configs/iarc-cisformer.toml --out runs/mine --resume")]
+  specialformer train configs/iarc-cisformer.toml --out runs/mine --resume
+  specialformer train configs/multitask-moe.toml
+  specialformer train adapt.toml --init-from runs/multitask-moe")]
 pub(crate) struct TrainArgs {
     /// The configuration file.
     #[arg(value_name = "CONFIG.toml")]
@@ -106,6 +141,10 @@ pub(crate) struct TrainArgs {
     /// Continue an interrupted run, bit for bit as if never interrupted.
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Start from the weights of this run; in place of the configuration's
+    /// `init_from`.
+    #[arg(long, value_name = "RUN", conflicts_with = "resume")]
+    pub(crate) init_from: Option<PathBuf>,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,
@@ -120,8 +159,74 @@ pub(crate) struct EvalArgs {
     /// Score on validation instead of test data.
     #[arg(long)]
     pub(crate) validation: bool,
+    /// Score on the held-out variants of the tasks (longer inputs, other
+    /// symbol frequencies), which were not trained on.
+    #[arg(long)]
+    pub(crate) shifted: bool,
     /// Number of rows to score.
     #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub(crate) size: usize,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// How the inputs of `specialformer predict` are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InputFormat {
+    /// One input a line.
+    Lines,
+    /// One JSON value a line: a text, a list of symbols, or an object with
+    /// either in a field.
+    Jsonl,
+}
+
+/// `specialformer predict`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer predict runs/multitask-moe --task sort inputs.txt
+  echo '3 1 2' | specialformer predict runs/multitask-moe --task sort -
+  specialformer predict runs/reviews --task sentiment reviews.jsonl --field text --json
+
+Symbols stand between blanks; where all are single characters, blanks may be
+left out. Answers stand one a line: a table, or JSON with --json.")]
+pub(crate) struct PredictArgs {
+    /// The run folder.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// The task, by name.
+    #[arg(long, value_name = "T")]
+    pub(crate) task: String,
+    /// The inputs; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// How they are written (default: jsonl for .jsonl and .ndjson, else lines).
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) format: Option<InputFormat>,
+    /// The field of the input in JSON objects.
+    #[arg(long, value_name = "NAME", default_value = "input")]
+    pub(crate) field: String,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// `specialformer route stats`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer route stats runs/multitask-moe
+  specialformer route stats runs/multitask-moe --set validation --json")]
+pub(crate) struct RouteStatsArgs {
+    /// The run folder.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Which held-out data to route.
+    #[arg(long, value_enum, default_value = "test")]
+    pub(crate) set: SetName,
+    /// Number of rows to route.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
     pub(crate) size: usize,
     /// Flags that every command takes.
     #[command(flatten)]

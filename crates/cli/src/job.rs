@@ -23,6 +23,9 @@ pub(crate) struct RunResult {
     pub(crate) format_version: u32,
     pub(crate) name: String,
     pub(crate) parameters: usize,
+    /// Those that act on one token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) active_parameters: Option<usize>,
     pub(crate) layout: String,
     pub(crate) seed: u64,
     pub(crate) steps: u64,
@@ -149,6 +152,7 @@ pub(crate) fn train(
         format_version: FORMAT_VERSION,
         name: config.name.clone(),
         parameters: parameters.total,
+        active_parameters: Some(parameters.active),
         layout: parameters.layout(),
         seed,
         steps: summary.step,

@@ -11,7 +11,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use args::{Cli, Command, CommonArgs};
+use args::{Cli, Command, CommonArgs, RouteCommand};
 use clap::Parser;
 
 use crate::failure::Failure;
@@ -33,6 +33,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Iarc(args) => &args.common,
         Command::Train(args) => &args.common,
         Command::Eval(args) => &args.common,
+        Command::Predict(args) => &args.common,
+        Command::Route(RouteCommand::Stats(args)) => &args.common,
         Command::Info(args) => &args.common,
     };
     start_logging(common);
@@ -41,6 +43,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Iarc(args) => commands::iarc::run(&args),
         Command::Train(args) => commands::train::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Predict(args) => commands::predict::run(&args),
+        Command::Route(RouteCommand::Stats(args)) => commands::route::stats(&args),
         Command::Info(args) => commands::info::run(&args),
     }
 }

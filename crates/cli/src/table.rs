@@ -1,7 +1,7 @@
 //! Result tables as text and Markdown.
 
 use specialformer::iarc_data::Subtask;
-use specialformer::training::{AccuracyRecord, EvaluationRecord, HeldOut};
+use specialformer::training::{AccuracyRecord, EvaluationRecord, HeldOut, TaskRecord};
 
 /// Rows of cells, the first of them the head, as aligned text: the first
 /// column left, the others right.
@@ -49,28 +49,61 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
-/// An evaluation, one line for each label.
-pub(crate) fn evaluation(record: &EvaluationRecord) -> String {
-    let set = match record.set {
+/// The name of a held-out set.
+pub(crate) fn set_name(set: HeldOut) -> &'static str {
+    match set {
         HeldOut::Validation => "validation",
         HeldOut::Test => "test",
-    };
-    let row = |name: &str, record: &AccuracyRecord| {
-        vec![
-            name.to_string(),
-            format!("{:.2} ± {:.2}", 100.0 * record.accuracy, 100.0 * record.standard_error),
-            grouped(record.count),
-        ]
-    };
-    let mut rows = vec![vec![set.to_string(), "accuracy %".into(), "targets".into()]];
-    // The benchmark's subtasks in its own order, not the alphabet's.
-    let mut labels: Vec<_> = record.evaluation.labels.iter().collect();
-    let place = |name: &str| Subtask::ALL.iter().position(|task| task.to_string() == name);
-    labels.sort_by_key(|(name, _)| place(name));
-    rows.extend(labels.into_iter().map(|(name, record)| row(name, record)));
-    rows.push(row("all", &record.evaluation.overall));
-    format!("{}loss {:.4}\n", aligned(&rows), record.evaluation.loss)
+    }
 }
+
+fn accuracy(record: &AccuracyRecord) -> String {
+    format!("{:.2} ± {:.2}", 100.0 * record.accuracy, 100.0 * record.standard_error)
+}
+
+/// An evaluation, one line for each task, or for each label.
+pub(crate) fn evaluation(record: &EvaluationRecord) -> String {
+    let evaluation = &record.evaluation;
+    let set = set_name(record.set).to_string();
+    let mut rows = Vec::new();
+    if evaluation.tasks.is_empty() {
+        let row = |name: &str, record: &AccuracyRecord| {
+            vec![name.to_string(), accuracy(record), grouped(record.count)]
+        };
+        rows.push(vec![set, "accuracy %".into(), "targets".into()]);
+        // The benchmark's subtasks in its own order, not the alphabet's.
+        let mut labels: Vec<_> = evaluation.labels.iter().collect();
+        let place = |name: &str| Subtask::ALL.iter().position(|task| task.to_string() == name);
+        labels.sort_by_key(|(name, _)| place(name));
+        rows.extend(labels.into_iter().map(|(name, record)| row(name, record)));
+        rows.push(row("all", &evaluation.overall));
+    } else {
+        let row = |name: &str, record: &TaskRecord| {
+            let (classes, values) = (record.classes.as_ref(), record.values.as_ref());
+            let targets =
+                classes.map_or(0, |record| record.count) + values.map_or(0, |record| record.values);
+            vec![
+                name.to_string(),
+                classes.map_or_else(|| NONE.into(), accuracy),
+                values.and_then(|v| v.r_squared).map_or_else(|| NONE.into(), |r| format!("{r:.4}")),
+                format!("{:.4}", record.loss),
+                grouped(targets),
+            ]
+        };
+        rows.push([set.as_str(), "accuracy %", "R²", "loss", "targets"].map(String::from).to_vec());
+        rows.extend(evaluation.tasks.iter().map(|(name, record)| row(name, record)));
+        let all = TaskRecord {
+            loss: evaluation.loss,
+            classes: Some(evaluation.overall).filter(|overall| overall.count > 0),
+            values: evaluation.values,
+        };
+        rows.push(row("all", &all));
+    }
+    format!("{}loss {:.4}\n", aligned(&rows), evaluation.loss)
+}
+
+/// What stands where there is no value.
+const NONE: &str = "–";
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,11 @@
 //! The command as a person meets it: results, and errors in one line with
 //! exit code 2.
 
+mod common;
+
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
+
+use common::{refused, specialformer, text};
 
 const CONFIG: &str = r#"
 name = "tiny"
@@ -27,25 +29,6 @@ eval_every = 6
 eval_size = 64
 checkpoint_every = 5
 "#;
-
-fn specialformer(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_specialformer"));
-    command.current_dir(folder).args(arguments).output().expect("the binary starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Runs what must be refused; the one line it says.
-fn refused(folder: &Path, arguments: &[&str]) -> String {
-    let output = specialformer(folder, arguments);
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-    assert!(!said.contains("panicked"), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    said
-}
 
 fn with_config(change: impl Fn(String) -> String) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

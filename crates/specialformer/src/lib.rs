@@ -18,15 +18,20 @@
 //! # Ok::<(), specialformer::Error>(())
 //! ```
 
+mod calibration;
 mod config;
 pub mod data;
 mod error;
 pub mod iarc;
 pub mod inspect;
 mod models;
+mod parameter_count;
+mod predict;
+mod routing_report;
 mod run;
 mod threads;
 
+pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
     AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget,
     LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
@@ -38,7 +43,10 @@ pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
     PerPositionFeedForward, Specialformer, States, Tokens, Transformer,
 };
-pub use run::{ParameterCount, RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, train};
+pub use parameter_count::ParameterCount;
+pub use predict::{Prediction, Predictor};
+pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};
+pub use run::{RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train};
 pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;

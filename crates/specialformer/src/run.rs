@@ -1,15 +1,15 @@
 //! Runs: a model, data and training settings from one TOML file, in one
 //! folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
-use specialformer_nn::{Ctx, Module, NamedParameters};
+use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
-    BoxError, EvaluationRecord, HeldOut, ModelOutput, Observer, Rows, RunFolder, Summary,
-    TrainConfig, Trainer,
+    Batch, BoxError, Dataset, EvaluationRecord, HeldOut, ModelOutput, MultiTask, Observer, Rows,
+    RunFolder, Summary, TrainConfig, Trainer,
 };
 
 use crate::config::ModelConfig;
@@ -47,6 +47,13 @@ use crate::models::{Model, Outputs, Tokens};
 pub struct RunConfig {
     /// The run's name.
     pub name: String,
+    /// A run folder whose weights this run starts from, in place of random
+    /// ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
+    /// The run folder of the teacher of `[train.multi_task.distillation]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<PathBuf>,
     /// The model.
     pub model: ModelConfig,
     /// The data.
@@ -98,6 +105,19 @@ impl RunConfig {
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.train.validate()?;
+        let multi_task = self.train.multi_task.as_ref();
+        let distils = multi_task.is_some_and(|config| config.distillation.is_some());
+        match &self.teacher {
+            None if distils => {
+                let reason = "needs a teacher: teacher = \"RUN FOLDER\" above the sections";
+                return Err(Error::config("train", "multi_task.distillation", "set", reason));
+            }
+            Some(teacher) if !distils => {
+                let reason = "teaches nothing without a section [train.multi_task.distillation]";
+                return Err(Error::config("run", "teacher", teacher.display(), reason));
+            }
+            _ => {}
+        }
         match self.data.shape()? {
             Some(shape) => self.data.check_model(&self.model, &shape),
             // Only the files say: checked when they are read.
@@ -115,6 +135,28 @@ impl RunConfig {
         Ok(data)
     }
 
+    /// The run on the held-out variants of its tasks, with `examples` of each
+    /// to adapt to.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the data has no such variants.
+    pub fn shifted(&self, examples: u64) -> Result<Self> {
+        match &self.data {
+            DataConfig::Multitask(data) => {
+                Ok(Self { data: DataConfig::Multitask(data.shifted(examples)), ..self.clone() })
+            }
+            other => {
+                let kind = match other {
+                    DataConfig::Iarc(_) => "iarc",
+                    DataConfig::Text(_) => "text",
+                    _ => "records",
+                };
+                let reason = "only multitask data has a held-out domain";
+                Err(Error::config("data", "kind", kind, reason))
+            }
+        }
+    }
+
     /// Builds the model with the start values of the run's seed.
     ///
     /// # Errors
@@ -130,11 +172,21 @@ impl<E: Element> specialformer_train::Model<E> for Model<E> {
             return Ok(model.forward(ctx, input)?);
         }
         let tokens = Tokens::new(input.tokens(), input.rows())?;
-        let outputs = match input.positions() {
-            1 => Outputs::Last,
-            _ => Outputs::All,
+        let (rows, length) = (tokens.batch(), tokens.length());
+        let padded = input.lengths().filter(|all| all.iter().any(|&n| (n as usize) < length));
+        let logits = match (input.positions(), padded) {
+            (1, None) => self.logits(ctx, tokens, Outputs::Last)?,
+            (1, Some(lengths)) => {
+                // The last token of each row, not of the padding after it.
+                let all = self.logits(ctx, tokens, Outputs::All)?;
+                let places = lengths.iter().enumerate();
+                let last: Vec<usize> = places.map(|(i, &n)| i * length + n as usize - 1).collect();
+                let classes = all.shape().last_size();
+                all.reshape([rows * length, classes])?.embedding(&last, [rows, 1])?
+            }
+            _ => self.logits(ctx, tokens, Outputs::All)?,
         };
-        Ok(ModelOutput::new(self.logits(ctx, tokens, outputs)?))
+        Ok(ModelOutput::new(logits))
     }
 
     fn after_step(&self, counters: &[f64]) -> Result<(), BoxError> {
@@ -142,43 +194,6 @@ impl<E: Element> specialformer_train::Model<E> for Model<E> {
             Self::Specialformer(model) => Ok(model.update_balance(counters)?),
             _ => Ok(()),
         }
-    }
-}
-
-/// Number of scalars in a model's parameters, by part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ParameterCount {
-    /// All of them.
-    pub total: usize,
-    /// Parts of the model with their numbers, in order.
-    pub parts: Vec<(String, usize)>,
-}
-
-impl ParameterCount {
-    /// Counts a model's parameters; the blocks are one part each.
-    pub fn of(model: &impl Module) -> Self {
-        let parameters = NamedParameters::of(model);
-        let mut parts: Vec<(String, usize)> = Vec::new();
-        for (name, parameter) in parameters.iter() {
-            let mut path = name.split('.');
-            let mut part = path.next().unwrap_or_default().to_string();
-            if let Some(index) = path.next().filter(|p| p.parse::<usize>().is_ok()) {
-                part = format!("{part}.{index}");
-            }
-            let count = parameter.shape().elements();
-            match parts.last_mut() {
-                Some((last, sum)) if *last == part => *sum += count,
-                _ => parts.push((part, count)),
-            }
-        }
-        Self { total: parameters.count(), parts }
-    }
-
-    /// The layout in one line: `embedding 224 + blocks.0 51,456 + …`.
-    pub fn layout(&self) -> String {
-        let parts: Vec<_> =
-            self.parts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        parts.join(" + ")
     }
 }
 
@@ -222,6 +237,9 @@ pub fn train<'a>(
     config.validate()?;
     let data = config.load_data()?;
     let model = config.build_model()?;
+    if let (Start::New, Some(from)) = (start, &config.init_from) {
+        load_weights(from, &model)?;
+    }
     let folder = match start {
         Start::New => RunFolder::create(folder)?,
         Start::Resume => RunFolder::open(folder)?,
@@ -235,7 +253,8 @@ pub fn train<'a>(
     let description = serde_json::to_string(&config.model)
         .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
     let settings = (&config.model, &config.data);
-    let trainer = Trainer::new(&model, data.dataset, config.train.clone())?
+    let teacher = config.teacher.as_deref().map(|from| load_teacher(from, config)).transpose()?;
+    let trainer = trainer(&model, data.dataset, &config.train, teacher.as_ref())?
         .observer(observer)
         .stop_when(stop)
         .model_metadata(MODEL_KEY, description);
@@ -246,6 +265,33 @@ pub fn train<'a>(
     let summary = trainer.run()?;
     drop(trainer);
     Ok(TrainedRun { model, summary })
+}
+
+/// A trainer with the objective of the configuration.
+fn trainer<'a>(
+    model: &'a Model,
+    dataset: impl Dataset + 'a,
+    config: &TrainConfig,
+    teacher: Option<&'a Model>,
+) -> Result<Trainer<'a, Model>> {
+    let (Some(multi_task), Some(teacher)) = (&config.multi_task, teacher) else {
+        return Ok(Trainer::new(model, dataset, config.clone())?);
+    };
+    let seed = Seed::new(config.seed);
+    let parameters = NamedParameters::of(model);
+    let objective = MultiTask::new(multi_task.clone(), dataset.task_names(), &parameters, seed)?;
+    Ok(Trainer::with_objective(model, dataset, config.clone(), objective.with_teacher(teacher))?)
+}
+
+/// The teacher of a run, if it reads the same tokens.
+fn load_teacher(folder: &Path, student: &RunConfig) -> Result<Model> {
+    let (config, model) = load(folder)?;
+    let (theirs, ours) = (config.model.vocabulary(), student.model.vocabulary());
+    if theirs != ours {
+        let reason = format!("the teacher has {theirs} tokens, the model {ours}");
+        return Err(Error::config("run", "teacher", folder.display(), reason));
+    }
+    Ok(model)
 }
 
 /// Loads the configuration and the weights of a run: the final ones, or those
@@ -264,13 +310,22 @@ pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
     }
     let config = RunConfig::load(config_path)?;
     let model = config.build_model()?;
+    load_weights(folder, &model)?;
+    Ok((config, model))
+}
+
+/// Gives a model the newest weights of a run.
+///
+/// # Errors
+/// If the folder holds no weights, or they do not fit the model (naming every
+/// tensor that does not).
+pub fn load_weights(folder: &Path, model: &Model) -> Result<()> {
     let path = RunFolder::weights(folder)?;
-    let parameters = NamedParameters::of(&model);
+    let parameters = NamedParameters::of(model);
     let file = TensorFile::open(&path)?;
     let weights = file.load::<f32, _>(parameters.iter().map(|(name, p)| (name, p.shape())))?;
     let in_file = |error| Error::Weights { path: path.display().to_string(), error };
-    parameters.load(weights).map_err(in_file)?;
-    Ok((config, model))
+    parameters.load(weights).map_err(in_file)
 }
 
 /// Scores a model on held-out data.
@@ -283,6 +338,43 @@ pub fn evaluate(
     set: HeldOut,
     size: usize,
 ) -> Result<Option<EvaluationRecord>> {
-    let train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
+    let mut train = TrainConfig { eval_size: size, test_size: None, ..config.train.clone() };
+    if let Some(multi_task) = &mut train.multi_task {
+        // It counts in training only, and needs the teacher.
+        multi_task.distillation = None;
+    }
     Ok(Trainer::new(model, config.load_data()?.dataset, train)?.evaluate(set)?)
+}
+
+/// Rows of held-out data, for looking at what a model does with them.
+pub(crate) struct HeldOutRows {
+    batch: Batch,
+    /// The tasks' names.
+    pub(crate) tasks: Vec<String>,
+}
+
+impl HeldOutRows {
+    /// Rows of one pass.
+    const ROWS: usize = 128;
+
+    pub(crate) fn of(config: &RunConfig, set: HeldOut, size: usize) -> Result<Option<Self>> {
+        let data = config.load_data()?.dataset;
+        let batch = data.held_out(set, size).map_err(|error| Error::Data {
+            place: config.name.clone(),
+            reason: error.to_string(),
+        })?;
+        Ok(batch.map(|batch| Self { batch, tasks: data.task_names() }))
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.batch.rows()
+    }
+
+    /// Shows the rows, some at a time.
+    pub(crate) fn each(&self, mut see: impl FnMut(&Rows<'_>) -> Result<()>) -> Result<()> {
+        for first in (0..self.rows()).step_by(Self::ROWS) {
+            see(&self.batch.slice(first..self.rows().min(first + Self::ROWS)))?;
+        }
+        Ok(())
+    }
 }

@@ -2,15 +2,16 @@
 
 use std::cell::OnceCell;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::process::{output_within, release_binary};
 use super::queue::{Experiment, Record, Run};
 use super::statistics::mean_std;
-use crate::shell::{self, Result, program, root, spelled};
+use crate::shell::{Result, program, root};
 
 /// Models of the same shape (d 16, 2 heads, 2 layers, feed-forward 64).
 const SAME_SHAPE: &[&str] = &[
@@ -74,9 +75,7 @@ impl Experiment for Iarc {
     }
 
     fn prepare(&self) -> Result<()> {
-        let built = shell::build(&["--release", "--package", "specialformer-cli"])?;
-        let binary = built.into_iter().find(|(name, _)| name == "specialformer");
-        let (_, path) = binary.ok_or("cargo built no executable `specialformer`")?;
+        let path = release_binary()?;
         let _ = self.binary.set(path);
         Ok(())
     }
@@ -174,40 +173,10 @@ fn result_of(run: &Run, output: &str) -> Result<Value> {
     Ok(found.ok_or_else(|| format!("the binary printed no result of {}", run.run))?.clone())
 }
 
-/// What a command prints on standard output; it is stopped after `limit`.
-fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
-    let mut child = command.stdout(Stdio::piped()).spawn()?;
-    let mut stdout = child.stdout.take().expect("stdout is piped");
-    // Read while it runs: a full pipe would stop it.
-    let reader = std::thread::spawn(move || std::io::read_to_string(&mut stdout));
-    let status = wait_within(&mut child, limit)?;
-    let text = reader.join().map_err(|_| "the reader of the output panicked")??;
-    match status {
-        Some(status) if status.success() => Ok(text),
-        Some(status) => Err(format!("`{}`: {status}", spelled(command)).into()),
-        None => {
-            let minutes = limit.as_secs() / 60;
-            Err(format!("stopped after {minutes} minutes; the next attempt continues it").into())
-        }
-    }
-}
-
-fn wait_within(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
-    let start = Instant::now();
-    while start.elapsed() < limit {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    child.kill()?;
-    child.wait()?;
-    Ok(None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shell::spelled;
 
     fn run(model: &str, seed: u64) -> Run {
         let name = format!("{model}-seed{seed}");
@@ -273,15 +242,5 @@ mod tests {
         let broken = Record { result: json!({"name": "mlp"}), ..record("mlp", 1, 0.9) };
         let error = Iarc::default().table(&[broken]).unwrap_err().to_string();
         assert!(error.starts_with("mlp-seed1: missing field"), "{error}");
-    }
-
-    #[test]
-    fn long_runs_are_stopped() {
-        let hour = Duration::from_secs(3600);
-        assert_eq!(output_within(program("echo").arg("{}"), hour).unwrap(), "{}\n");
-        let error = output_within(&mut program("false"), hour).unwrap_err().to_string();
-        assert!(error.starts_with("`false`: "), "{error}");
-        let error = output_within(program("sleep").arg("3600"), Duration::ZERO).unwrap_err();
-        assert!(error.to_string().starts_with("stopped after 0 minutes"), "{error}");
     }
 }

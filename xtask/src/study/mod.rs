@@ -7,6 +7,8 @@ use crate::shell::{Result, root};
 use queue::{Experiment, Queue};
 
 mod iarc;
+mod multitask;
+mod process;
 mod queue;
 mod statistics;
 
@@ -36,7 +38,7 @@ pub(crate) struct Options {
 
 /// All experiments.
 fn experiments() -> Vec<Box<dyn Experiment>> {
-    vec![Box::new(iarc::Iarc::default())]
+    vec![Box::new(iarc::Iarc::default()), Box::new(multitask::Multitask::default())]
 }
 
 /// Runs what is left of an experiment and prints its table.

@@ -12,18 +12,25 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.size == 0 {
         return Err(Failure::input("--size = 0: must be at least 1"));
     }
-    let (config, model) = specialformer::load(&args.run)?;
+    let (mut config, model) = specialformer::load(&args.run)?;
+    if args.shifted {
+        config = config.shifted(1)?;
+    }
     let set = if args.validation { HeldOut::Validation } else { HeldOut::Test };
     let Some(record) = specialformer::evaluate(&config, &model, set, args.size)? else {
         return Err(Failure::input(format!("{}: the data has no such set", args.run.display())));
     };
+    let calibration = specialformer::calibration(&config, &model, set, args.size)?;
     let parameters = ParameterCount::of(&model);
     if args.common.json {
         let value = json!({
             "run": args.run,
             "name": config.name,
             "parameters": parameters.total,
+            "active_parameters": parameters.active,
+            "shifted": args.shifted,
             "evaluation": record,
+            "calibration": calibration,
         });
         println!("{value:#}");
         return Ok(());
@@ -31,6 +38,18 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     println!("{} ({} parameters)", config.name, parameters.total);
     println!("{}", parameters.layout());
     println!();
+    if args.shifted {
+        println!("the tasks' held-out variants");
+    }
     print!("{}", table::evaluation(&record));
+    if let Some(calibration) = calibration {
+        let score = calibration.overall;
+        println!(
+            "expected calibration error {:.2} % (mean confidence {:.2} %, accuracy {:.2} %)",
+            100.0 * score.expected_calibration_error,
+            100.0 * score.confidence,
+            100.0 * score.accuracy
+        );
+    }
     Ok(())
 }

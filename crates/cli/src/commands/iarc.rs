@@ -146,6 +146,8 @@ fn run_config(
     };
     RunConfig {
         name: model.name.into(),
+        init_from: None,
+        teacher: None,
         model: model.config.clone(),
         data: DataConfig::Iarc(data.clone()),
         train,

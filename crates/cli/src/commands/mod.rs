@@ -3,4 +3,6 @@
 pub(crate) mod eval;
 pub(crate) mod iarc;
 pub(crate) mod info;
+pub(crate) mod predict;
+pub(crate) mod route;
 pub(crate) mod train;

@@ -9,7 +9,10 @@ use crate::failure::Failure;
 use crate::{job, run_report, table};
 
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
-    let config = RunConfig::load(&args.config)?;
+    let mut config = RunConfig::load(&args.config)?;
+    if let Some(from) = &args.init_from {
+        config.init_from = Some(from.clone());
+    }
     let folder = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     let start = if args.resume { Start::Resume } else { Start::New };
     let quiet = args.common.quiet || args.common.json;
@@ -22,7 +25,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let result = &finished.result;
-    println!("{}: {} parameters", result.name, table::grouped(result.parameters as u64));
+    println!("{}: {}", result.name, parameters(result));
     if let Some(test) = &result.test {
         print!("{}", table::evaluation(test));
     }
@@ -36,4 +39,14 @@ fn show(path: &Path) -> String {
     let absolute: PathBuf = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let here = std::env::current_dir().unwrap_or_default();
     absolute.strip_prefix(here).unwrap_or(&absolute).display().to_string()
+}
+
+fn parameters(result: &job::RunResult) -> String {
+    let total = table::grouped(result.parameters as u64);
+    match result.active_parameters {
+        Some(active) if active < result.parameters => {
+            format!("{total} parameters, {} of them for one token", table::grouped(active as u64))
+        }
+        _ => format!("{total} parameters"),
+    }
 }

@@ -31,6 +31,9 @@ pub(crate) struct ReportData {
     pub(crate) runs: Vec<Run>,
     /// Sample windows that runs refer to.
     pub(crate) windows: Vec<Window>,
+    /// Where a mixture of experts sends its tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) routing: Option<Routing>,
     /// The configuration as TOML; empty for none.
     #[serde(skip)]
     pub(crate) config: String,
@@ -77,6 +80,9 @@ pub(crate) struct Run {
     pub(crate) seconds: Option<f64>,
     /// Scores at the end, on held-out data.
     pub(crate) scores: Option<Scores>,
+    /// Each task's scores at the end, where the run has tasks.
+    #[serde(skip)]
+    pub(crate) tasks: Vec<TaskResult>,
     /// The learning curve, by rising step.
     #[serde(serialize_with = "columns")]
     pub(crate) points: Vec<Point>,
@@ -104,6 +110,23 @@ pub(crate) struct Score {
     /// Its standard error.
     #[serde(serialize_with = "rounded_option")]
     pub(crate) standard_error: Option<f64>,
+}
+
+/// The scores of one task on held-out data.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TaskResult {
+    /// The task's name.
+    pub(crate) name: String,
+    /// What it asks, e.g. `labelling`.
+    pub(crate) kind: String,
+    /// Mean loss of a target.
+    pub(crate) loss: f64,
+    /// Accuracy, where targets are classes.
+    pub(crate) accuracy: Option<Score>,
+    /// R², where targets are numbers.
+    pub(crate) r_squared: Option<f64>,
+    /// Number of targets.
+    pub(crate) targets: u64,
 }
 
 /// One point of a learning curve. What was not measured at this step is
@@ -256,6 +279,9 @@ pub(crate) fn models(runs: &[Run]) -> Vec<Model<'_>> {
     models
 }
 
+mod routing;
+pub(crate) use routing::{Routing, RoutingLayer, RoutingPoint};
+
 impl ReportData {
     /// Checks that lists which belong together have matching lengths and
     /// that indices point at something.
@@ -282,6 +308,9 @@ impl ReportData {
             if let Some(bad) = window.sources.iter().find(|&&source| source >= length) {
                 return fail(at(), format!("source {bad} of {length} tokens"));
             }
+        }
+        if let Some(routing) = &self.routing {
+            routing.check()?;
         }
         for run in &self.runs {
             let at = || format!("run `{}`, seed {}", run.name, run.seed);

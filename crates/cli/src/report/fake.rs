@@ -42,6 +42,77 @@ pub(crate) fn study() -> ReportData {
             seconds: 742.3,
             extra: vec![("BLAS".into(), "none (embedded kernels)".into())],
         }),
+        routing: None,
+    }
+}
+
+/// One run on several tasks of a model with two layers of `experts` experts.
+pub(crate) fn experts(experts: usize) -> ReportData {
+    let mut rng = Noise(3);
+    let names = ["sort", "sort-descending", "running-sum-7", "bracket-depth", "keyword", "mean"];
+    let scored = &names[..5];
+    let mut result = run(&MODELS[1], 1, &[], &mut rng);
+    result.name = "multitask-moe".into();
+    for point in &mut result.points {
+        let accuracy = point.accuracy;
+        point.subtask_accuracy = accuracy.map_or_else(Vec::new, |accuracy| vec![accuracy; 5]);
+    }
+    let score = |accuracy| Score { accuracy, standard_error: Some(0.004) };
+    result.scores = Some(Scores { overall: score(0.91), subtasks: vec![score(0.9); scored.len()] });
+    result.histograms.clear();
+    result.tasks = names
+        .iter()
+        .map(|name| TaskResult {
+            name: (*name).into(),
+            kind: if *name == "mean" { "regression" } else { "sequence" }.into(),
+            loss: 0.2 + 0.1 * rng.uniform(),
+            accuracy: (*name != "mean").then(|| score(0.8 + 0.2 * rng.uniform())),
+            r_squared: (*name == "mean").then_some(0.93),
+            targets: 2_150,
+        })
+        .collect();
+    let layer = |index: usize, rng: &mut Noise| {
+        let mut shares = |favourite: usize| -> Vec<f64> {
+            let mut row: Vec<f64> = (0..experts).map(|_| 0.2 + rng.uniform()).collect();
+            row[favourite % experts] += 1.5;
+            let total: f64 = row.iter().sum();
+            row.iter().map(|share| share / total).collect()
+        };
+        let point = |n: u64| RoutingPoint {
+            step: 50 * (n + 1),
+            entropy: Some(0.6 + 1.4 * (-0.06 * n as f64).exp() + 0.1 * index as f64),
+            max_over_mean: Some(1.3 + 2.0 * (-0.1 * n as f64).exp()),
+            dropped: Some(0.0),
+        };
+        RoutingLayer {
+            name: format!("blocks.{index}"),
+            load: shares(index),
+            task_shares: (0..names.len()).map(|task| shares(task + index)).collect(),
+            co_activation: (0..experts).map(|expert| shares(expert + 1)).collect(),
+            entropy: 1.2,
+            evenness: 0.97,
+            max_over_mean: 1.42,
+            dropped: 0.0,
+            mutual_information: 0.31,
+            specialization: 0.17,
+            calibration: Some(0.12),
+            points: (0..80).map(point).collect(),
+        }
+    };
+    ReportData {
+        title: "multitask-moe".into(),
+        subtasks: scored
+            .iter()
+            .map(|name| Subtask { symbol: (*name).into(), name: (*name).into() })
+            .collect(),
+        runs: vec![result],
+        routing: Some(Routing {
+            set: "test".into(),
+            rows: 2_048,
+            tasks: names.map(String::from).into(),
+            layers: (0..2).map(|index| layer(index, &mut rng)).collect(),
+        }),
+        ..ReportData::default()
     }
 }
 
@@ -158,6 +229,7 @@ fn run(model: &Fake, seed: u64, windows: &[Window], rng: &mut Noise) -> Run {
     let samples = windows.iter().enumerate();
     let samples = samples.map(|(index, window)| sample(model, index, window, rng)).collect();
     Run {
+        tasks: Vec::new(),
         name: model.name.into(),
         parameters: model.parameters,
         parameter_layout: model.layout.into(),

@@ -20,7 +20,8 @@ mod tests;
 
 pub(crate) use data::{
     AttentionMap, Candidate, Environment, HeadHistogram, Point, Quantity, Reference, ReportData,
-    Run, Sample, Score, Scores, Subtask, Token, Window,
+    Routing, RoutingLayer, RoutingPoint, Run, Sample, Score, Scores, Subtask, TaskResult, Token,
+    Window,
 };
 
 /// Result with [`ReportError`].

@@ -47,6 +47,45 @@ fn static_markup_shows_table_and_curve() {
     assert!(markup.contains("var(--series-0)") && !markup.contains("#FA00"), "colours");
 }
 
+#[test]
+fn routing_stands_without_scripts() {
+    let page = render(&fake::experts(8)).unwrap();
+    let markup = &page[..page.find("<script").unwrap()];
+    for id in ["tasks", "routing"] {
+        assert!(markup.contains(&format!("<section id=\"{id}\"")), "{id}");
+        assert!(markup.contains(&format!("href=\"#{id}\"")), "{id}");
+    }
+    // Load by layer, and two maps of each of two layers.
+    assert_eq!(markup.matches("class=\"heat-table\"").count(), 1 + 2 * 2);
+    assert!(markup.contains("aria-label=\"Router entropy over training"));
+    assert!(markup.contains("<th scope=\"row\">running-sum-7</th>"));
+    let json = embedded(&page);
+    assert_eq!(json["routing"]["layers"][1]["points"]["step"][0], 50);
+    let wide = render(&fake::experts(64)).unwrap();
+    assert!(wide.contains("heat-table dense") && wide.contains("hidden-text"));
+
+    // Fewer points than can be drawn, and values that are not finite.
+    let mut data = fake::experts(4);
+    let routing = data.routing.as_mut().unwrap();
+    routing.layers[0].points.truncate(1);
+    routing.layers[1].load[0] = f64::NAN;
+    routing.layers[1].points[3].entropy = Some(f64::NAN);
+    routing.layers[1].calibration = None;
+    let page = render(&data).unwrap();
+    assert!(!page[..page.find("<script").unwrap()].contains("NaN"));
+
+    routing_mut(&mut data).task_shares.pop();
+    let error = render(&data).unwrap_err().to_string();
+    assert_eq!(error, "report: routing of blocks.0: 5 rows for 6 tasks");
+    routing_mut(&mut data).task_shares.push(vec![1.0]);
+    let error = render(&data).unwrap_err().to_string();
+    assert_eq!(error, "report: routing of blocks.0: 1 shares for 4 experts");
+}
+
+fn routing_mut(data: &mut ReportData) -> &mut RoutingLayer {
+    &mut data.routing.as_mut().unwrap().layers[0]
+}
+
 const HOSTILE: &str =
     "</script><script>alert(1)</script><img src=x onerror='\"=\"#FA0001\"'>&\u{0}";
 
@@ -67,6 +106,13 @@ fn hostile() -> ReportData {
             sample.prediction = HOSTILE.into();
         }
     }
+    data.runs[0].tasks =
+        vec![TaskResult { name: HOSTILE.into(), kind: HOSTILE.into(), ..TaskResult::default() }];
+    let mut routing = fake::experts(4).routing.unwrap();
+    routing.set = HOSTILE.into();
+    routing.tasks[0] = HOSTILE.into();
+    routing.layers[0].name = HOSTILE.into();
+    data.routing = Some(routing);
     data.windows[0].tokens[0].text = HOSTILE.into();
     data.windows[0].answer = HOSTILE.into();
     let environment = data.environment.as_mut().unwrap();
@@ -247,6 +293,8 @@ fn write_samples() {
     let dir = std::path::PathBuf::from(std::env::var("REPORT_DIR").expect("REPORT_DIR"));
     std::fs::write(dir.join("study.html"), render(&fake::study()).unwrap()).unwrap();
     std::fs::write(dir.join("lstm.html"), render(&fake::lstm()).unwrap()).unwrap();
+    std::fs::write(dir.join("experts.html"), render(&fake::experts(8)).unwrap()).unwrap();
+    std::fs::write(dir.join("wide.html"), render(&fake::experts(64)).unwrap()).unwrap();
     std::fs::write(dir.join("hostile.html"), render(&hostile()).unwrap()).unwrap();
     let mut crowd = fake::study();
     for copy in 0..2 {

@@ -221,7 +221,7 @@ impl Format {
     }
 
     /// The column of the first target.
-    fn first_target(&self, kind: TaskKind, input: usize) -> usize {
+    pub(crate) fn first_target(&self, kind: TaskKind, input: usize) -> usize {
         match (self.head(kind), self.layout) {
             (Head::Classification | Head::Regression, _) => 0,
             (Head::Labelling, _) => 1,

@@ -52,6 +52,7 @@ mod words;
 
 pub use config::{DataConfig, DataShape, LoadedData};
 pub use example::{Example, ExampleTarget, Task, TaskKind, TaskSpec};
+pub(crate) use layout::Size;
 pub use layout::{Answers, Format, Layout, TaskHead};
 pub use multitask::MultitaskConfig;
 pub use records::{RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, save_specs};

@@ -27,7 +27,8 @@ SF.section("results", (root, part) => {
     const shown = scored.filter((model) => !hidden.has(model.index));
     const pitch = Math.max(5, Math.min(12, 60 / Math.max(1, shown.length)));
     const band = Math.max(34, pitch * shown.length + 16);
-    const box = {left: Math.min(110, width * 0.26), right: width - 16, top: 8, bottom: 8 + band * rows.length};
+    const longest = Math.max(...rows.map((row) => row.name.length));
+    const box = {left: Math.min(Math.max(110, longest * 8 + 10), width * 0.34), right: width - 16, top: 8, bottom: 8 + band * rows.length};
     const height = box.bottom + 46;
     const all = cells.flat().filter((cell) => cell && !hidden.has(cell.model.index)).map((cell) => cell.centre - (cell.error || 0));
     const low = Math.max(0, Math.floor((Math.min(1, ...all) - 0.02) * 10) / 10);

@@ -11,6 +11,8 @@ mod environment;
 mod geometry;
 mod headline;
 mod results;
+mod routing;
+mod tasks;
 
 use super::Result;
 use super::data::ReportData;
@@ -33,7 +35,9 @@ pub(crate) struct Section {
 pub(crate) fn all(data: &ReportData) -> Result<Vec<Section>> {
     let sections = [
         results::section(data),
+        tasks::section(data),
         curves::section(data)?,
+        routing::section(data),
         attention::section(data),
         geometry::section(data),
         config::section(data),

@@ -113,16 +113,24 @@ fn spread(values: &[f64]) -> Option<Score> {
     Some(Score { accuracy: mean, standard_error: deviation })
 }
 
+/// Number of subtasks that have a column: none where they are too many to
+/// read and stand in a table of their own.
+fn columns(data: &ReportData) -> usize {
+    const MOST: usize = 6;
+    let listed = data.runs.iter().any(|run| !run.tasks.is_empty());
+    if listed && data.subtasks.len() > MOST { 0 } else { data.subtasks.len() }
+}
+
 fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
     let timed = rows.iter().any(|row| row.seconds.is_some());
-    let subtasks = data.subtasks.len();
+    let subtasks = columns(data);
     let _ = writeln!(
         out,
         "<div class=\"table-scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{label}\">"
     );
     out.push_str("<table class=\"scores\"><thead><tr><th scope=\"col\">Model</th>");
     out.push_str("<th scope=\"col\" class=\"number\">Parameters</th>");
-    for subtask in &data.subtasks {
+    for subtask in &data.subtasks[..subtasks] {
         let (symbol, name) = (escape(&subtask.symbol), escape(&subtask.name));
         let _ = write!(out, "<th scope=\"col\" class=\"number\">{name}");
         if symbol != name {

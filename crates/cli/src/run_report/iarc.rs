@@ -1,21 +1,19 @@
-//! From finished runs to the data of a report.
-
-use std::path::{Path, PathBuf};
+//! Reports of runs on the IARC benchmark.
 
 use specialformer::attention::AttentionKind;
 use specialformer::iarc::IarcConfig;
 use specialformer::iarc_data::{BatchOptions, GuessBaseline, Iarc, Split, Subtask as IarcTask};
 use specialformer::inspect::{self, HeadAttention};
 use specialformer::nn::Ctx;
-use specialformer::tensor::simd;
-use specialformer::training::{EvaluationRecord, Record};
-use specialformer::{DataConfig, Model, Outputs, Tokens};
+use specialformer::training::{Evaluation, EvaluationRecord};
+use specialformer::{Model, Outputs, Tokens};
 
+use super::points;
 use crate::failure::Failure;
-use crate::job::{self, Finished};
+use crate::job::Finished;
 use crate::report::{
-    self, AttentionMap, Candidate, Environment, HeadHistogram, Point, Quantity, Reference,
-    ReportData, Run, Sample, Score, Scores, Subtask, Token, Window,
+    AttentionMap, Candidate, HeadHistogram, Quantity, Reference, ReportData, Run, Sample, Score,
+    Scores, Subtask, Token, Window,
 };
 
 /// Sample windows shown with their attention maps.
@@ -24,20 +22,13 @@ const SAMPLES: usize = 6;
 const HISTOGRAM_WINDOWS: usize = 512;
 const BINS: usize = 48;
 
-/// The report of these runs.
-pub(crate) fn build(title: &str, runs: &[&Finished], seconds: f64) -> Result<ReportData, Failure> {
-    let Some(first) = runs.first() else {
-        return Err(Failure::work("no run to report on"));
-    };
-    let DataConfig::Iarc(data) = &first.config.data else {
-        return Err(Failure::work("this report is of runs on the IARC benchmark only"));
-    };
+pub(super) fn build(runs: &[&Finished], data: &IarcConfig) -> Result<ReportData, Failure> {
+    let first = runs[0];
     let benchmark = data.benchmark()?;
     let (windows, tokens) = sample_windows(&benchmark, data)?;
     let entries = runs.iter().map(|run| entry(run, runs.len() == 1, &benchmark, &windows, &tokens));
     let runs = entries.collect::<Result<Vec<_>, Failure>>()?;
     Ok(ReportData {
-        title: title.into(),
         subtitle: format!(
             "{} optimiser steps of {} windows of {} tokens; scores on held-out windows.",
             crate::table::grouped(first.result.steps),
@@ -57,26 +48,8 @@ pub(crate) fn build(title: &str, runs: &[&Finished], seconds: f64) -> Result<Rep
         references: vec![guess(&benchmark)?],
         runs,
         windows,
-        config: first.config.to_toml()?,
-        environment: Some(Environment {
-            version: format!("specialformer {}", env!("CARGO_PKG_VERSION")),
-            simd: simd::level_name().into(),
-            threads: specialformer::threads(),
-            seconds,
-            extra: Vec::new(),
-        }),
+        ..ReportData::default()
     })
-}
-
-/// Writes `report.html` and `plot.svg` into a folder; the report's path.
-pub(crate) fn write(data: &ReportData, folder: &Path) -> Result<PathBuf, Failure> {
-    let work = |e: report::ReportError| Failure::work(e.to_string());
-    let path = folder.join("report.html");
-    job::write(&path, &report::render(data).map_err(work)?)?;
-    if let Some(plot) = report::plot_svg(data).map_err(work)? {
-        job::write(&folder.join("plot.svg"), &plot)?;
-    }
-    Ok(path)
 }
 
 fn guess(benchmark: &Iarc) -> Result<Reference, Failure> {
@@ -141,20 +114,16 @@ fn entry(
         (Vec::new(), Vec::new())
     };
     Ok(Run {
-        name: result.name.clone(),
-        parameters: result.parameters as u64,
-        parameter_layout: result.layout.clone(),
-        seed: result.seed,
         attention: match run.config.model.attention() {
             Some(AttentionKind::Softmax) => "softmax".into(),
             Some(AttentionKind::Expressive { .. }) => "expressive".into(),
             None => String::new(),
         },
-        seconds: Some(result.seconds),
         scores: result.test.as_ref().map(scores),
-        points: points(&run.records),
+        points: points(&run.records, accuracies),
         samples,
         histograms,
+        ..super::entry(run)
     })
 }
 
@@ -171,43 +140,9 @@ fn scores(record: &EvaluationRecord) -> Scores {
     }
 }
 
-fn points(records: &[Record]) -> Vec<Point> {
-    let mut points: Vec<Point> = Vec::new();
-    for record in records {
-        let step = match record {
-            Record::Train(train) => train.step,
-            Record::Evaluation(evaluation) => evaluation.step,
-            _ => continue,
-        };
-        if points.last().is_none_or(|last| last.step != step) {
-            points.push(Point { step, ..Point::default() });
-        }
-        let Some(point) = points.last_mut() else { continue };
-        match record {
-            Record::Train(train) => {
-                point.tokens = train.tokens;
-                point.train_loss = Some(train.loss);
-                point.learning_rate = Some(train.learning_rate);
-                point.gradient_norm = Some(train.gradient_norm);
-                point.tokens_per_second = Some(train.tokens_per_second);
-            }
-            Record::Evaluation(record)
-                if record.set == specialformer::training::HeldOut::Validation =>
-            {
-                let evaluation = &record.evaluation;
-                point.validation_loss = Some(evaluation.loss);
-                point.accuracy = Some(evaluation.overall.accuracy);
-                point.subtask_accuracy = IarcTask::ALL
-                    .iter()
-                    .map(|task| {
-                        evaluation.labels.get(&task.to_string()).map_or(f64::NAN, |l| l.accuracy)
-                    })
-                    .collect();
-            }
-            _ => {}
-        }
-    }
-    points
+fn accuracies(evaluation: &Evaluation) -> Vec<f64> {
+    let of = |task: &IarcTask| evaluation.labels.get(&task.to_string()).map(|l| l.accuracy);
+    IarcTask::ALL.iter().map(|task| of(task).unwrap_or(f64::NAN)).collect()
 }
 
 fn samples(

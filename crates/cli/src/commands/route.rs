@@ -1,0 +1,124 @@
+//! `specialformer route stats`.
+
+use serde_json::{Value, json};
+use specialformer::{LayerRoutingReport, RoutingReport};
+
+use crate::args::RouteStatsArgs;
+use crate::failure::Failure;
+use crate::{job, run_report, table};
+
+/// Prints where the tokens of held-out data go, and writes it into the run's
+/// report.
+pub(crate) fn stats(args: &RouteStatsArgs) -> Result<(), Failure> {
+    if args.size == 0 {
+        return Err(Failure::input("--size = 0: must be at least 1"));
+    }
+    let (config, model) = specialformer::load(&args.run)?;
+    let routing = specialformer::routing_report(&config, &model, args.set.into(), args.size)?;
+    // A run that is still going gets its report when it ends.
+    let written = match job::load_finished(&args.run)? {
+        Some(run) => {
+            let mut report = run_report::build(&config.name, &[&run], run.result.seconds)?;
+            report.routing = Some(run_report::routing(&routing, &run.records));
+            Some(run_report::write(&report, &args.run)?)
+        }
+        None => None,
+    };
+    if args.common.json {
+        println!("{:#}", as_json(&config.name, &routing));
+        return Ok(());
+    }
+    println!("{}: {} rows of {} data", config.name, routing.rows, table::set_name(routing.set));
+    print!("\n{}", table::aligned(&layer_rows(&routing)));
+    for layer in &routing.layers {
+        println!("\n{}: load in %", layer.name);
+        print!("{}", table::aligned(&load_rows(&routing, layer)));
+    }
+    if let Some(path) = written {
+        println!("\nreport {}", path.display());
+    }
+    Ok(())
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}", 100.0 * share)
+}
+
+/// One line for each layer.
+fn layer_rows(routing: &RoutingReport) -> Vec<Vec<String>> {
+    let head = [
+        "layer",
+        "experts",
+        "entropy",
+        "evenness",
+        "max/mean",
+        "dropped %",
+        "mutual inf.",
+        "specialis.",
+        "ECE %",
+    ];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for layer in &routing.layers {
+        let statistics = &layer.statistics;
+        rows.push(vec![
+            layer.name.clone(),
+            statistics.experts().to_string(),
+            format!("{:.3}", statistics.mean_entropy()),
+            format!("{:.3}", statistics.load_evenness()),
+            format!("{:.2}", statistics.max_over_mean()),
+            percent(statistics.drop_share()),
+            format!("{:.3}", statistics.mutual_information()),
+            format!("{:.3}", statistics.specialization()),
+            layer.calibration.map_or_else(|| "–".into(), percent),
+        ]);
+    }
+    rows
+}
+
+/// The load of a layer's experts, of all tasks and of each.
+fn load_rows(routing: &RoutingReport, layer: &LayerRoutingReport) -> Vec<Vec<String>> {
+    let statistics = &layer.statistics;
+    let experts = (0..statistics.experts()).map(|expert| expert.to_string());
+    let mut rows = vec![std::iter::once("expert".to_string()).chain(experts).collect()];
+    let row = |name: &str, shares: &[f64]| {
+        let shares = shares.iter().map(|&share| percent(share));
+        std::iter::once(name.to_string()).chain(shares).collect()
+    };
+    rows.push(row("all", &statistics.load_shares()));
+    for (name, shares) in routing.tasks.iter().zip(statistics.task_shares().rows()) {
+        rows.push(row(name, &shares.to_vec()));
+    }
+    rows
+}
+
+fn as_json(name: &str, routing: &RoutingReport) -> Value {
+    let layer = |layer: &LayerRoutingReport| {
+        let statistics = &layer.statistics;
+        let table = |values: ndarray::Array2<f64>| -> Vec<Vec<f64>> {
+            values.rows().into_iter().map(|row| row.to_vec()).collect()
+        };
+        json!({
+            "name": layer.name,
+            "experts": statistics.experts(),
+            "tokens": statistics.tokens(),
+            "load": statistics.load(),
+            "load_shares": statistics.load_shares(),
+            "max_over_mean": statistics.max_over_mean(),
+            "load_evenness": statistics.load_evenness(),
+            "entropy": statistics.mean_entropy(),
+            "drop_share": statistics.drop_share(),
+            "mutual_information": statistics.mutual_information(),
+            "specialization": statistics.specialization(),
+            "expected_calibration_error": layer.calibration,
+            "task_shares": table(statistics.task_shares()),
+            "co_activation": table(statistics.co_activation()),
+        })
+    };
+    json!({
+        "name": name,
+        "set": routing.set,
+        "rows": routing.rows,
+        "tasks": routing.tasks,
+        "layers": routing.layers.iter().map(layer).collect::<Vec<_>>(),
+    })
+}
