@@ -306,7 +306,7 @@ window = 16
 [data]
 kind = "text"
 window = 16
-tasks = [{ name = "a", files = ["a.txt"] }]
+tasks = [{ name = "a", paths = ["a.txt"] }]
 [train]
 steps = 4
 batch_size = 8
