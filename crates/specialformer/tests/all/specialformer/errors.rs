@@ -3,7 +3,7 @@
 use specialformer::prelude::*;
 use specialformer::training::Batch;
 
-use crate::common::*;
+use super::common::*;
 
 const BASE: &str = "kind = 'specialformer'\ntopology = 'decoder'\nvocabulary = 12\nwidth = 16\n\
                     layers = 2\nheads = 2\nfeed_forward = 24\nwindow = 8\n";

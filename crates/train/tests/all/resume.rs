@@ -1,12 +1,10 @@
 //! An interrupted and resumed run is the run that was never interrupted.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{Mlp, Sums, untimed_metrics};
+use crate::common::{Mlp, Sums, untimed_metrics};
 use specialformer_nn::Schedule;
 use specialformer_nn::optim::SgdConfig;
 use specialformer_train::{

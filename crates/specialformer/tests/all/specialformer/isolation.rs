@@ -4,7 +4,7 @@ use specialformer::nn::optim::{GradientSet, Optimizer, Sgd, SgdConfig, UpdateArg
 use specialformer::prelude::*;
 use specialformer::training::{CrossEntropy, Objective, Shard};
 
-use crate::common::*;
+use super::common::*;
 
 /// The gradients of one step by name; `None` where there is none.
 fn gradients(model: &Model<f64>, tasks: &[u32], both: bool) -> Vec<(String, Option<Vec<f64>>)> {
@@ -80,7 +80,7 @@ fn isolated_tasks_do_not_change_one_another() {
         || by_row(&of(&model).forward(&Ctx::eval(), &batch.all()).unwrap().answers, &rows);
     let before = answers();
 
-    let of_two = crate::common::batch(&crate::common::rows(&[1, 1]), false, 6, 0);
+    let of_two = super::common::batch(&super::common::rows(&[1, 1]), false, 6, 0);
     let mut sgd = Sgd::new(SgdConfig::default(), &parameters).unwrap();
     for _ in 0..3 {
         let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("dropout"));

@@ -1,13 +1,11 @@
 //! Training on several tasks: terms, projection, resuming, threads.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::heads::{Heads, Mixed, TASKS};
-use common::{hash, untimed_metrics};
+use crate::common::heads::{Heads, Mixed, TASKS};
+use crate::common::{hash, untimed_metrics};
 use specialformer_nn::NamedParameters;
 use specialformer_nn::optim::SgdConfig;
 use specialformer_tensor::{Element, Seed};

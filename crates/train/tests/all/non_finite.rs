@@ -1,9 +1,7 @@
 //! A loss, gradient or weight that is not finite ends the run with its step
 //! and its layer.
 
-mod common;
-
-use common::{Mlp, Sums, T, V};
+use crate::common::{Mlp, Sums, T, V};
 use specialformer_nn::{Ctx, Linear, Module, NamedParameters, ParameterVisitor};
 use specialformer_tensor::{Seed, Tensor};
 use specialformer_train::{

@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 use specialformer::prelude::*;
 use specialformer_testkit::GradientCheck;
 
-use crate::common::*;
+use super::common::*;
 
 fn check(topology: &str, specialisation: &str, more: &str) {
     let config = config(topology, specialisation, more);

@@ -1,9 +1,7 @@
 //! Several tasks of different kinds in one batch.
 
-mod common;
-
-use common::heads::{Heads, Mixed};
-use common::{hash, untimed_metrics};
+use crate::common::heads::{Heads, Mixed};
+use crate::common::{hash, untimed_metrics};
 use specialformer_nn::NamedParameters;
 use specialformer_nn::optim::SgdConfig;
 use specialformer_train::{

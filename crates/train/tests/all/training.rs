@@ -1,9 +1,7 @@
 //! What a run computes: the same bits whatever the threads, the shards'
 //! arithmetic, learning, stopping.
 
-mod common;
-
-use common::{Mlp, Sums, hash};
+use crate::common::{Mlp, Sums, hash};
 use specialformer_nn::optim::SgdConfig;
 use specialformer_train::{OptimizerConfig, Outcome, TrainConfig, Trainer};
 

@@ -1,0 +1,8 @@
+//! The integration tests of this crate in one program, so that it links once.
+
+mod balance;
+mod errors;
+mod golden;
+mod gradients;
+mod properties;
+mod trace;

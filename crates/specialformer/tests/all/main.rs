@@ -1,0 +1,11 @@
+//! The integration tests of this crate in one program, so that it links once.
+
+mod configs;
+mod data_multitask;
+mod data_records;
+mod data_runs;
+mod data_tasks;
+mod data_text;
+mod golden_moe;
+mod models;
+mod specialformer;

@@ -1,0 +1,6 @@
+//! The integration tests of this crate in one program, so that it links once.
+
+mod golden;
+mod gradients;
+mod properties;
+mod segments;
