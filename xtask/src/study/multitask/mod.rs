@@ -41,7 +41,7 @@ impl Experiment for Multitask {
     /// before any gets less.
     fn runs(&self, small: bool) -> Vec<Run> {
         let (steps, seeds, test, adapting) =
-            if small { (300, 1, 1024, 20) } else { (2500, 3, 8192, 100) };
+            if small { (300, 1, 1024, 20) } else { (3500, 3, 8192, 100) };
         let shares = if small { &SHARES[..1] } else { &SHARES[..] };
         let mut runs = Vec::new();
         for &share in shares {
@@ -221,7 +221,7 @@ mod tests {
         let place = |name: &str| runs.iter().position(|run| run.run == name).unwrap();
         assert!(place("moe-30%-seed2") < place("moe-contrastive-distilled-30%-seed2"));
         let single = &runs[place("single-sort-seed3")];
-        assert_eq!(single.settings["steps"], 2500 / 13);
+        assert_eq!(single.settings["steps"], 3500 / 13);
         let small = Multitask::default().runs(true);
         assert_eq!(small.len(), Variant::ALL.len() + TASKS.len());
     }
