@@ -1,12 +1,10 @@
 //! Training on several tasks, answering their inputs and looking at routing,
 //! as a person meets them.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{refused, specialformer, specialformer_fed, text};
+use crate::common::{refused, specialformer, specialformer_fed, text};
 use serde_json::Value;
 
 /// Three tasks of three kinds for a decoder with experts.

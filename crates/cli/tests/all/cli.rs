@@ -1,11 +1,9 @@
 //! The command as a person meets it: results, and errors in one line with
 //! exit code 2.
 
-mod common;
-
 use std::fs;
 
-use common::{refused, specialformer, text};
+use crate::common::{refused, specialformer, text};
 
 const CONFIG: &str = r#"
 name = "tiny"

@@ -1,7 +1,5 @@
 //! Running the command.
 
-#![allow(dead_code, reason = "no test file uses all of it")]
-
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -1,0 +1,5 @@
+//! The command, run as a person runs it.
+
+mod cli;
+mod common;
+mod tasks;
