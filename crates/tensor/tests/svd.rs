@@ -115,10 +115,11 @@ fn values_that_are_not_finite_are_refused() {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    let a = random_normal(6, &[130, 90]).mapv(|x| x as f32).into_dimensionality().unwrap();
+    let a = random_normal(6, &[130, 90]).mapv(|x| x as f32);
+    let a = a.into_dimensionality::<ndarray::Ix2>().unwrap();
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| svd(Array2::view(&a)).unwrap())
+        pool.install(|| svd(a.view()).unwrap())
     };
     assert_eq!(on(1), on(3));
 }
