@@ -103,11 +103,11 @@ impl<E: Element> Base<E> {
         // One by one, not in halves: the order is that of their cost.
         let found: Vec<Result<Option<_>>> = matrices.par_iter().with_max_len(1).map(one).collect();
         let found: Vec<_> = found.into_iter().collect::<Result<_>>()?;
-        let matrices: BTreeMap<_, _> = found.into_iter().flatten().collect();
-        match matrices.len() {
-            done if done < total => Err(SvfError::Interrupted { done, total }),
-            _ => Ok(Self { matrices }),
+        let done = found.iter().flatten().count();
+        if done < total {
+            return Err(SvfError::Interrupted { done, total });
         }
+        Ok(Self { matrices: found.into_iter().flatten().collect() })
     }
 
     fn one(name: &str, matrix: &Tensor<E>, options: &BaseOptions) -> Result<(Factors<E>, bool)> {

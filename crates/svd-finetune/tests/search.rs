@@ -71,7 +71,7 @@ fn scores_that_are_no_number_lose() {
 
 #[test]
 fn candidates_stay_in_the_range_and_errors_come_through() {
-    let config = SearchConfig { low: -0.5, high: 0.25, ..SearchConfig::default() };
+    let config = SearchConfig { population: 100, low: -0.5, high: 0.25, ..SearchConfig::default() };
     let objective = |x: &[f64]| -> Result<Score, BoxError> {
         assert!(x.iter().all(|x| (-0.5..=0.25).contains(x)));
         Ok(Score { value: x.iter().sum(), log_likelihood: 0.0 })
