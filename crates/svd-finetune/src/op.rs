@@ -277,7 +277,7 @@ fn check<E: Element>(
                 });
             }
             let tokens = x.value().len() / input.max(1);
-            if owners.is_empty() && tokens > 0 || tokens % owners.len().max(1) != 0 {
+            if owners.is_empty() && tokens > 0 || !tokens.is_multiple_of(owners.len().max(1)) {
                 let what = format!("x must hold as many tokens for each of {} rows", owners.len());
                 return Err(TensorError::BadShape { op: OP, what, shape: xs });
             }
