@@ -5,6 +5,7 @@ use std::iter::Sum;
 use std::ops::{AddAssign, DivAssign, MulAssign, Neg, SubAssign};
 
 use crate::gemm::GemmElement;
+use crate::linalg::LinalgElement;
 use crate::simd::VectorMath;
 
 /// A tensor's element type: `f32` or `f64`. Sealed.
@@ -28,6 +29,7 @@ pub trait Element:
     + Sync
     + VectorMath
     + GemmElement
+    + LinalgElement
     + private::Sealed
     + 'static
 {

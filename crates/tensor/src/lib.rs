@@ -32,6 +32,7 @@ pub mod elementwise {
 }
 mod error;
 pub mod gemm;
+pub mod linalg;
 mod ops;
 mod parallel;
 mod pool;

@@ -13,7 +13,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("specialformer-attention", &["specialformer-nn"]),
     ("specialformer-routing", &["specialformer-nn"]),
     ("specialformer-moe", &["specialformer-routing", "specialformer-nn"]),
-    ("specialformer-svd-finetune", &["specialformer-nn"]),
+    ("specialformer-svd-finetune", &["specialformer-nn", "specialformer-checkpoint"]),
     ("specialformer-iarc-data", &[]),
     ("specialformer-checkpoint", &["specialformer-tensor"]),
     ("specialformer-train", &["specialformer-nn", "specialformer-checkpoint"]),

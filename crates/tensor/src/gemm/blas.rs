@@ -127,7 +127,7 @@ fn leading_dimension(rows: usize, columns: usize, stride: isize) -> Option<c_int
 }
 
 /// Threads are ours to share out.
-fn one_thread() {
+pub(crate) fn one_thread() {
     static ONCE: Once = Once::new();
     // SAFETY: a setter without preconditions.
     ONCE.call_once(|| unsafe { openblas_set_num_threads(1) });

@@ -44,6 +44,8 @@ pub use product::{gemm, gemm_bias, gemm_with, kernel_for};
 pub use segments::{Segments, gemm_segments, gemm_segments_weight};
 
 use backend::Backend;
+#[cfg(feature = "blas")]
+pub(crate) use blas::one_thread as blas_on_one_thread;
 
 /// A vector register of `E` at level `L`.
 pub(crate) type LanesOf<E, L> = <E as Backend>::Lanes<L>;

@@ -5,6 +5,7 @@ mod attention;
 mod lstm;
 mod norm_activation_loss;
 mod optimizer;
+mod svf;
 mod tokenizer;
 mod training;
 
@@ -16,6 +17,7 @@ use super::Runner;
 /// All of them.
 pub(super) const RUNNERS: &[Runner] = &[
     Runner { number: 9, topic: "attention", run: attention::run },
+    Runner { number: 10, topic: "svf", run: svf::run },
     Runner { number: 12, topic: "lstm", run: lstm::run },
     Runner { number: 13, topic: "tokenizer", run: tokenizer::run },
     Runner { number: 20, topic: "iarc_transformer", run: training::transformer },
