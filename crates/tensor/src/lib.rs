@@ -35,6 +35,7 @@ pub mod gemm;
 mod ops;
 mod parallel;
 mod pool;
+pub mod quantized;
 mod rng;
 mod shape;
 pub mod simd;
