@@ -96,6 +96,11 @@ impl QuantizedMatrix {
         self.columns / self.format.block_len() * self.format.block_bytes()
     }
 
+    #[cfg(test)]
+    pub(super) fn bytes_for_tests(&self) -> &(dyn AsRef<[u8]> + Send + Sync) {
+        &*self.bytes
+    }
+
     /// The bytes of `count` rows from `first`.
     fn stored(&self, first: usize, count: usize) -> &[u8] {
         &(*self.bytes).as_ref()[first * self.row_bytes()..][..count * self.row_bytes()]

@@ -1,5 +1,8 @@
 //! From stored values to single precision.
 
+// Integers are unpacked by intrinsics.
+#![allow(unsafe_code)]
+
 use super::blocks::{Blocks, PART, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::format::QuantizedFormat;
 use super::half::{Portable, Widen};
@@ -40,6 +43,23 @@ impl Kernel for Halves<'_> {
     }
 }
 
+/// [`Blocks::integers`] with the registers of the level.
+#[inline(always)]
+fn integers<L: Level, B: Blocks>(block: &[u8], part: usize) -> [u8; PART] {
+    #[cfg(target_arch = "x86_64")]
+    if L::LANES_F32 >= 8 {
+        let mut q = [0; PART];
+        // SAFETY: levels with registers this wide have AVX2; the block is whole
+        // and the array as long as a register.
+        unsafe {
+            let register = B::integers_avx2(block[..B::BYTES].as_ptr(), part);
+            std::arch::x86_64::_mm256_storeu_si256(q.as_mut_ptr().cast(), register);
+        }
+        return q;
+    }
+    B::integers(block, part)
+}
+
 struct Blocked<'a, B>(&'a [u8], &'a mut [f32], B);
 
 impl<B: Blocks> Kernel for Blocked<'_, B> {
@@ -51,7 +71,7 @@ impl<B: Blocks> Kernel for Blocked<'_, B> {
         for (block, out) in blocks.zip(self.1.chunks_exact_mut(B::PARTS * PART)) {
             for (part, out) in out.as_chunks_mut::<PART>().0.iter_mut().enumerate() {
                 let factors = B::factors::<Portable>(block, part);
-                let q = B::integers(block, part);
+                let q = integers::<L, B>(block, part);
                 for l in 0..PART {
                     let value = f32::from(i16::from(q[l]) - i16::from(B::OFFSET));
                     let product = factors.scale[l / (PART / 2)] * value;
