@@ -7,11 +7,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use specialformer_tensor::Parallelism;
 use specialformer_tensor::quantized::{Precision, QuantizedFormat, QuantizedMatrix};
 
-const REPEATS: usize = 15;
+const REPEATS: usize = 3;
 /// Bytes that the matrices of a measurement have together, so that they come
 /// from memory and not from a cache.
 const SPREAD: usize = 96 << 20;
@@ -21,8 +21,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         pool.install(|| {
-            let seconds = best(|| read(&bytes, threads));
-            println!("{threads} threads: plain read {:.1} GB/s", SPREAD as f64 / seconds / 1e9);
+            let part = 1 << 20;
+            let seconds = quartile(SPREAD / part, |i| read(&bytes[i * part..][..part], threads));
+            println!("{threads} threads: plain read {:.1} GB/s", part as f64 / seconds / 1e9);
         });
         for (rows, columns, format) in [
             (576, 576, QuantizedFormat::Q8_0),
@@ -52,14 +53,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     ((i * 31 + j * 17) % 101) as f32 / 50.0 - 1.0
                 });
                 let some = &matrices[..(matrices.len() / batch).max(1)];
-                let seconds = pool.install(|| best(|| multiply(some, x.view(), precision)));
-                let weights = (rows * columns * some.len()) as f64;
+                let seconds = pool.install(|| {
+                    quartile(some.len(), |i| {
+                        let mut y = Array2::zeros((batch, rows));
+                        let parallel = Parallelism::Rayon;
+                        some[i]
+                            .multiply(x.view(), None, y.view_mut(), precision, parallel)
+                            .expect("shapes fit");
+                        black_box(&y);
+                    })
+                });
                 println!(
                     "{threads} threads {format:>4} [{rows}, {columns}] x {batch:3} {precision:?}: \
                      {:5.1} GB/s, {:6.1} us, {:6.1} GFLOP/s",
-                    (size * some.len()) as f64 / seconds / 1e9,
-                    seconds / some.len() as f64 * 1e6,
-                    2.0 * weights * batch as f64 / seconds / 1e9,
+                    size as f64 / seconds / 1e9,
+                    seconds * 1e6,
+                    2.0 * (rows * columns * batch) as f64 / seconds / 1e9,
                 );
             }
         }
@@ -67,23 +76,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The shortest of several times, in seconds.
-fn best(mut f: impl FnMut()) -> f64 {
-    f();
-    let times = (0..REPEATS).map(|_| {
-        let start = Instant::now();
-        f();
-        start.elapsed().as_secs_f64()
-    });
-    times.fold(f64::INFINITY, f64::min)
-}
-
-fn multiply(matrices: &[QuantizedMatrix], x: ArrayView2<'_, f32>, precision: Precision) {
-    let mut y = Array2::zeros((x.nrows(), matrices[0].rows()));
-    for w in matrices {
-        w.multiply(x, None, y.view_mut(), precision, Parallelism::Rayon).expect("shapes fit");
-        black_box(&y);
-    }
+/// The lower quartile of the times of `f(i)` for i in `0..count`, each several
+/// times, in seconds: on a busy machine a long measurement is interrupted.
+fn quartile(count: usize, f: impl Fn(usize)) -> f64 {
+    let mut times: Vec<f64> = (0..REPEATS * count)
+        .map(|i| {
+            let start = Instant::now();
+            f(i % count);
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 4]
 }
 
 /// Adds up all bytes as words.
