@@ -130,6 +130,10 @@ mod x86 {
     /// Rows of weights that go through the input together, so that additions
     /// of one do not wait for each other.
     const ROWS: usize = 4;
+    /// Bytes of a cache line.
+    const LINE: usize = 64;
+    /// How far ahead of the next rows to fetch.
+    const AHEAD: usize = 2048;
 
     /// An instruction set's product of bytes.
     trait Dot {
@@ -242,6 +246,13 @@ mod x86 {
             let mut i = 0;
             let mut at = 0;
             while i < parts {
+                // Rows in step are short streams, which the processor's own
+                // prefetch keeps losing (7 GB/s instead of 25, measured with
+                // Q8_0); together they are one long stream.
+                let ahead = weights.wrapping_add(R * (at + stride) + AHEAD);
+                for line in (0..R * B::BYTES).step_by(LINE) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
+                }
                 for part in 0..B::PARTS {
                     let x_q = _mm256_loadu_si256(x.q.as_ptr().add(i).cast());
                     let start = _mm256_loadu_si256(x.start.as_ptr().add(i).cast());
