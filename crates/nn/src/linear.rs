@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
+use specialformer_tensor::{Element, Parameter, RngStream, Shape, Tensor, Var};
 
 use crate::ctx::Ctx;
 use crate::error::{NnError, Result};
@@ -29,6 +29,17 @@ pub trait WeightOperator<E: Element = f32>: Module<E> + fmt::Debug + Send + Sync
     /// # Errors
     /// If it cannot be computed.
     fn to_dense(&self) -> Result<Tensor<E>>;
+    /// Rows of W by index, for an [`Embedding`](crate::Embedding): indices of
+    /// shape S → [S, in].
+    ///
+    /// Unless an operator says otherwise, rows of [`WeightOperator::to_dense`],
+    /// without gradient.
+    ///
+    /// # Errors
+    /// If an index is out of range or there are not as many as `shape` says.
+    fn lookup(&self, ctx: &Ctx<E>, indices: &[usize], shape: Shape) -> Result<Var<E>> {
+        Ok(ctx.constant(self.to_dense()?).embedding(indices, shape)?)
+    }
 }
 
 /// The weight of a [`Linear`].
@@ -38,6 +49,16 @@ pub enum Weight<E: Element = f32> {
     Dense(Parameter<E>),
     /// Something that acts like one.
     Operator(Arc<dyn WeightOperator<E>>),
+}
+
+impl<E: Element> Weight<E> {
+    /// The matrix, if it is a plain one.
+    pub fn dense(&self) -> Option<&Parameter<E>> {
+        match self {
+            Self::Dense(parameter) => Some(parameter),
+            Self::Operator(_) => None,
+        }
+    }
 }
 
 /// y = x·Wᵀ + b. PyTorch: `torch.nn.Linear`.

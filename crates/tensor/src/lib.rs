@@ -36,6 +36,7 @@ pub mod linalg;
 mod ops;
 mod parallel;
 mod pool;
+pub mod quantized;
 mod rng;
 mod shape;
 pub mod simd;

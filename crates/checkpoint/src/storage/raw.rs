@@ -1,5 +1,8 @@
 //! [`RawTensor`]: a tensor in the form that its file has.
 
+use std::sync::Arc;
+
+use specialformer_tensor::quantized::{QuantizedFormat, QuantizedMatrix};
 use specialformer_tensor::{Shape, Tensor};
 
 use super::{StorageType, dequantize, encode_f32};
@@ -109,6 +112,42 @@ impl RawTensor {
         Tensor::from_vec(values, self.shape).expect("as many values as the shape has")
     }
 
+    /// The tensor as a matrix [rows, row length] for products with weights as
+    /// they are stored. Nothing is copied: the bytes may be a mapped file's.
+    ///
+    /// ```
+    /// use specialformer_checkpoint::{RawTensor, StorageType};
+    /// use specialformer_tensor::{Parallelism, Tensor};
+    /// let raw = RawTensor::encode(&Tensor::<f32>::ones([2, 32]), StorageType::Q8_0)?;
+    /// let matrix = raw.to_quantized()?;
+    /// assert_eq!((matrix.rows(), matrix.columns(), matrix.byte_len()), (2, 32, 68));
+    /// assert_eq!(matrix.to_dense(Parallelism::Serial).as_slice(), raw.to_f32().as_slice());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CheckpointError::Encode`] for `F32`, `F64` and integers, which a dense
+    /// tensor holds.
+    pub fn to_quantized(&self) -> Result<QuantizedMatrix> {
+        let failed = |what: String| CheckpointError::Encode { kind: self.kind, what };
+        let format = match self.kind {
+            StorageType::F16 => QuantizedFormat::F16,
+            StorageType::BF16 => QuantizedFormat::BF16,
+            StorageType::Q4_0 => QuantizedFormat::Q4_0,
+            StorageType::Q4_1 => QuantizedFormat::Q4_1,
+            StorageType::Q5_0 => QuantizedFormat::Q5_0,
+            StorageType::Q5_1 => QuantizedFormat::Q5_1,
+            StorageType::Q8_0 => QuantizedFormat::Q8_0,
+            StorageType::Q4_K => QuantizedFormat::Q4_K,
+            StorageType::Q5_K => QuantizedFormat::Q5_K,
+            StorageType::Q6_K => QuantizedFormat::Q6_K,
+            _ => return Err(failed("no products are done in this form".into())),
+        };
+        let bytes = Arc::new(self.bytes.clone());
+        QuantizedMatrix::new(format, self.rows(), self.row_len(), bytes)
+            .map_err(|error| failed(error.to_string()))
+    }
+
     /// A copy whose row i is row `order[i]` of this one. Works on the stored
     /// bytes: nothing is widened or rounded.
     ///
@@ -154,6 +193,28 @@ mod tests {
         for order in [&[0, 1][..], &[0, 1, 1], &[0, 1, 3]] {
             let error = raw.reorder_rows(order).unwrap_err().to_string();
             assert!(error.contains("is no permutation of 3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn quantized_matrices_hold_the_same_values() {
+        for kind in StorageType::all() {
+            let shape = [3, 2 * kind.block_len()];
+            let len = kind.byte_len(&shape).unwrap();
+            // Bytes below 64 keep all factors finite.
+            let bytes: Vec<u8> = (0..len).map(|i| (i * 37 % 61) as u8).collect();
+            let raw = RawTensor::new(kind, Shape::new(&shape), bytes.into()).unwrap();
+            match raw.to_quantized() {
+                Ok(matrix) => {
+                    let dense = matrix.to_dense(specialformer_tensor::Parallelism::Serial);
+                    assert_eq!(dense.as_slice(), raw.to_f32().as_slice(), "{kind}");
+                    assert_eq!(matrix.format().name(), kind.name());
+                }
+                Err(error) => {
+                    assert!(!kind.is_quantized(), "{kind}");
+                    assert!(error.to_string().contains("no products"), "{error}");
+                }
+            }
         }
     }
 

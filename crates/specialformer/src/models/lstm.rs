@@ -37,7 +37,7 @@ impl<E: Element> LstmModel<E> {
             .collect();
         let output = {
             let _scope = ctx.scope("lstm");
-            let table = ctx.parameter(self.embedding.weight());
+            let table = ctx.parameter(self.embedding.weight().dense().expect("made dense"));
             self.lstm.forward_tokens(ctx, &table, &by_step, batch)?
         };
         let _scope = ctx.scope("head");

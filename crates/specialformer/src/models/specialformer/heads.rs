@@ -1,6 +1,6 @@
 //! The heads that answer tasks.
 
-use specialformer_nn::{Ctx, Embedding, Linear, Module, ParameterVisitor, TaskRows, Weight};
+use specialformer_nn::{Ctx, Embedding, Linear, Module, ParameterVisitor, TaskRows};
 use specialformer_tensor::{Element, RngStream, Tensor, Var};
 use specialformer_train::Answer;
 
@@ -28,7 +28,7 @@ impl<E: Element> Heads<E> {
             (false, _) => None,
             (true, false) => Some(Linear::new(width, outputs, bias, rng)?),
             (true, true) => {
-                Some(Linear::from_weight(Weight::Dense(embedding.weight().clone()), None)?)
+                Some(Linear::from_weight(embedding.weight().clone(), None)?)
             }
         };
         let mut own = |task: &TaskConfig| {
