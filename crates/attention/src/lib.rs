@@ -38,6 +38,7 @@ mod per_position_attention;
 pub mod reference;
 mod relative;
 mod rope;
+mod rotary;
 
 pub use alibi::alibi_slopes;
 pub use config::{AttentionConfig, Position, Queries, QueryKeyNorm};
@@ -50,6 +51,7 @@ pub use op::{AttentionArgs, attention, attention_kv, attention_qkv};
 pub use per_position::{PerPositionLinear, per_position_linear};
 pub use per_position_attention::PerPositionAttention;
 pub use relative::{RelativeBias, RelativeBuckets};
+pub use rotary::RopeScaling;
 pub use rope::{RopeArgs, RopePairing, RopeTable, rope, rope_with};
 
 #[cfg(doctest)]

@@ -21,6 +21,8 @@
 mod config;
 pub mod data;
 mod error;
+pub mod families;
+pub mod generate;
 pub mod iarc;
 pub mod inspect;
 mod models;
