@@ -51,8 +51,8 @@ pub use op::{AttentionArgs, attention, attention_kv, attention_qkv};
 pub use per_position::{PerPositionLinear, per_position_linear};
 pub use per_position_attention::PerPositionAttention;
 pub use relative::{RelativeBias, RelativeBuckets};
-pub use rotary::RopeScaling;
 pub use rope::{RopeArgs, RopePairing, RopeTable, rope, rope_with};
+pub use rotary::RopeScaling;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -181,25 +181,26 @@ impl<E: Element> MultiHeadAttention<E> {
     ) -> Result<Var<E>> {
         let t = x.shape()[1];
         let last = |x: &Var<E>| x.slice(1, t.saturating_sub(1)..t);
-        let mixed = if self.norms.is_some() || args.bias.is_some() || self.core.config.clip.is_some() {
-            let q = match args.queries {
-                Queries::All => self.q.forward(ctx, x)?,
-                Queries::Last => self.q.forward(ctx, &last(x)?)?,
-            };
-            let q = self.clipped(self.normed(ctx, 0, q)?)?;
-            let k = self.clipped(self.normed(ctx, 1, self.k.forward(ctx, x)?)?)?;
-            let v = self.clipped(self.v.forward(ctx, x)?)?;
-            self.core.apart(ctx, [&q, &k, &v], args.lengths, args.bias)?
-        } else {
-            match args.queries {
-                Queries::All => self.core.all(ctx, &self.project_qkv(ctx, x)?, args.lengths)?,
-                Queries::Last => {
-                    let q = self.q.forward(ctx, &last(x)?)?;
-                    let kv = Self::project(ctx, x, &[&self.k, &self.v])?;
-                    self.core.some(ctx, &q, &kv, args.lengths)?
+        let mixed =
+            if self.norms.is_some() || args.bias.is_some() || self.core.config.clip.is_some() {
+                let q = match args.queries {
+                    Queries::All => self.q.forward(ctx, x)?,
+                    Queries::Last => self.q.forward(ctx, &last(x)?)?,
+                };
+                let q = self.clipped(self.normed(ctx, 0, q)?)?;
+                let k = self.clipped(self.normed(ctx, 1, self.k.forward(ctx, x)?)?)?;
+                let v = self.clipped(self.v.forward(ctx, x)?)?;
+                self.core.apart(ctx, [&q, &k, &v], args.lengths, args.bias)?
+            } else {
+                match args.queries {
+                    Queries::All => self.core.all(ctx, &self.project_qkv(ctx, x)?, args.lengths)?,
+                    Queries::Last => {
+                        let q = self.q.forward(ctx, &last(x)?)?;
+                        let kv = Self::project(ctx, x, &[&self.k, &self.v])?;
+                        self.core.some(ctx, &q, &kv, args.lengths)?
+                    }
                 }
-            }
-        };
+            };
         Ok(self.o.forward(ctx, &mixed)?)
     }
 

@@ -137,8 +137,7 @@ fn scaling(decoder: &DecoderConfig) -> (RopeScaling, usize) {
 
 fn decoder(config: &HfConfig, decoder: &DecoderConfig) -> Result<Architecture> {
     let eps = decoder.rms_norm_eps;
-    let kind =
-        FeedForwardKind::Gated(activation(config, "hidden_act", decoder.activation)?);
+    let kind = FeedForwardKind::Gated(activation(config, "hidden_act", decoder.activation)?);
     let (rope_scaling, positions) = scaling(decoder);
     // Within the shortest sliding window attention is over all.
     let windows = decoder.windows.iter().flatten().copied();

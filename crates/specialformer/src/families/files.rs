@@ -65,7 +65,9 @@ impl<E: Element> PublishedModel<E> {
         let set = folder.tensors();
         let is_number = |name: &&str| {
             let kind = set.element_type(name);
-            !kind.is_some_and(|kind| kind.starts_with('I') || kind.starts_with('U') || kind == "BOOL")
+            !kind.is_some_and(|kind| {
+                kind.starts_with('I') || kind.starts_with('U') || kind == "BOOL"
+            })
         };
         let mut tensors = Tensors::new();
         for name in set.names().filter(is_number) {
@@ -206,9 +208,10 @@ impl<E: Element> PublishedModel<E> {
         if let Some(tokenizer) = &self.tokenizer {
             writer.file("tokenizer.json", tokenizer.to_json()?)?;
         }
-        let companions = self.source.iter().flat_map(|source| {
-            COMPANIONS.iter().map(move |name| (*name, source.join(name)))
-        });
+        let companions = self
+            .source
+            .iter()
+            .flat_map(|source| COMPANIONS.iter().map(move |name| (*name, source.join(name))));
         for (name, path) in companions.filter(|(_, path)| path.is_file()) {
             let io = |source| Error::Io { path: path.display().to_string(), source };
             writer.file(name, fs::read(&path).map_err(io)?)?;

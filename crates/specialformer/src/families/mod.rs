@@ -33,3 +33,4 @@ mod names;
 pub use architecture::SUPPORTED_MODELS;
 pub use input::{TextInput, TextStates};
 pub use model::PublishedModel;
+pub(crate) use model::last_of_rows;

@@ -245,10 +245,7 @@ impl<E: Element> PublishedModel<E> {
     ///
     /// # Errors
     /// If the routings are not of one model.
-    pub fn balance_loss(
-        &self,
-        routings: &[(usize, Routing<E>)],
-    ) -> Result<Option<BalanceTerm<E>>> {
+    pub fn balance_loss(&self, routings: &[(usize, Routing<E>)]) -> Result<Option<BalanceTerm<E>>> {
         match &self.architecture.balance {
             Some(config) => {
                 Ok(balance::pooled(config, routings.iter().map(|(_, routing)| routing))?)

@@ -4,9 +4,13 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Naming {
     /// Llama and its relatives; experts stand in the module of this name.
-    Decoder { experts: &'static str },
+    Decoder {
+        experts: &'static str,
+    },
     Bert,
-    T5 { gated: bool },
+    T5 {
+        gated: bool,
+    },
 }
 
 impl Naming {
@@ -95,9 +99,7 @@ fn bert(ours: &str) -> Option<String> {
     ];
     match in_block(ours) {
         None => replaced(ours, &TOP),
-        Some((layer, rest)) => {
-            Some(format!("encoder.layer.{layer}.{}", replaced(rest, &MODULES)?))
-        }
+        Some((layer, rest)) => Some(format!("encoder.layer.{layer}.{}", replaced(rest, &MODULES)?)),
     }
 }
 

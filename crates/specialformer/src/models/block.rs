@@ -2,8 +2,8 @@
 //! read, and a feed-forward layer, each with a norm and a residual path.
 
 use specialformer_attention::{
-    AttentionConfig, CacheElement, LayerCache, MultiHeadAttention, PerPositionAttention, PerPositionLinear, Position,
-    Queries, SelfAttention,
+    AttentionConfig, CacheElement, LayerCache, MultiHeadAttention, PerPositionAttention,
+    PerPositionLinear, Position, Queries, SelfAttention,
 };
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{

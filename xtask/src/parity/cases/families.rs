@@ -127,7 +127,8 @@ pub(super) fn bert(case: &GoldenCase, judge: &mut Judge<'_>) -> Result<()> {
     let model = PublishedModel::<f32>::open(case.folder())?;
     let (ids, types) = (Ids::of(case, "input_ids")?, Ids::of(case, "token_type_ids")?);
     let lengths = lengths(case)?;
-    let input = TextInput::new(ids.tokens()?).with_lengths(&lengths)?.with_token_types(&types.ids)?;
+    let input =
+        TextInput::new(ids.tokens()?).with_lengths(&lengths)?.with_token_types(&types.ids)?;
     let ctx = Ctx::eval();
     let states = model.states(&ctx, &input)?;
     judge.check("last_hidden_state", &array(&states.hidden))?;
