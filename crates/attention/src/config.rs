@@ -5,6 +5,7 @@ use specialformer_nn::NnError;
 
 use crate::error::Result;
 use crate::kernel::AttentionKind;
+use crate::rotary::RopeScaling;
 
 /// How attention knows about positions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
@@ -70,6 +71,13 @@ pub struct AttentionConfig {
     pub scale: Option<f64>,
     /// RMS norm of queries and keys before their rotation.
     pub query_key_norm: Option<QueryKeyNorm>,
+    /// Queries, keys and values are clamped to ± this after their norms
+    /// (OLMo).
+    pub clip: Option<f64>,
+    /// How rotary frequencies are scaled, with [`Position::Rope`].
+    pub rope_scaling: RopeScaling,
+    /// Elements of a head that are rotated, the first; all D if `None`.
+    pub rotary_width: Option<usize>,
     /// The attention function.
     pub kind: AttentionKind,
     /// How positions enter.
@@ -94,6 +102,9 @@ impl AttentionConfig {
             output_bias: None,
             scale: None,
             query_key_norm: None,
+            clip: None,
+            rope_scaling: RopeScaling::None,
+            rotary_width: None,
             kind: AttentionKind::Softmax,
             position: Position::None,
             causal: true,
@@ -119,12 +130,23 @@ impl AttentionConfig {
             let reason = format!("must divide the number of heads, {}", self.heads);
             return fail("kv_heads", self.kv_heads, reason);
         }
-        if matches!(self.position, Position::Rope { .. }) && !self.head_width.is_multiple_of(2) {
-            return fail(
-                "head_width",
-                self.head_width,
-                "rotary positions need an even width".into(),
-            );
+        if matches!(self.position, Position::Rope { .. }) {
+            match self.rotary_width {
+                None if !self.head_width.is_multiple_of(2) => {
+                    let what = "rotary positions need an even width";
+                    return fail("head_width", self.head_width, what.into());
+                }
+                Some(width)
+                    if width == 0 || width > self.head_width || !width.is_multiple_of(2) =>
+                {
+                    let what = format!("must be even and in 2..={}", self.head_width);
+                    return fail("rotary_width", width, what);
+                }
+                _ => {}
+            }
+        }
+        if let Some(clip) = self.clip.filter(|clip| !(*clip > 0.0)) {
+            return Err(NnError::config(layer, "clip", clip, "must be positive").into());
         }
         if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
             return Err(NnError::config(layer, "scale", scale, "must be finite").into());

@@ -6,26 +6,57 @@ use specialformer_tensor::{Element, Parameter, Var};
 use crate::alibi::alibi_slopes;
 use crate::config::{AttentionConfig, Position};
 use crate::error::Result;
-use crate::kernel::Dropout;
+use crate::kernel::{Dropout, QueryOffset};
 use crate::op::{AttentionArgs, attention, attention_kv, attention_qkv};
-use crate::rope::{RopeTable, rope};
+use crate::rope::{RopeArgs, rope_with};
+use crate::rotary::Rotary;
 
 /// Attention itself, with its positions.
 #[derive(Debug, Clone)]
 pub(crate) struct Core<E: Element> {
     pub(crate) config: AttentionConfig,
     pub(crate) slopes: Option<Vec<f64>>,
-    pub(crate) rope: Option<RopeTable<E>>,
+    pub(crate) rotary: Option<Rotary<E>>,
 }
 
 impl<E: Element> Core<E> {
     pub(crate) fn new(config: AttentionConfig, max_length: usize) -> Result<Self> {
         let slopes = (config.position == Position::Alibi).then(|| alibi_slopes(config.heads));
-        let rope = match config.position {
-            Position::Rope { theta } => Some(RopeTable::new(config.head_width, theta, max_length)?),
+        let rotary = match config.position {
+            Position::Rope { theta } => {
+                let width = config.rotary_width.unwrap_or(config.head_width);
+                let scaling = config.rope_scaling;
+                let frequencies = scaling.frequencies(width, theta)?;
+                Some(Rotary::new(frequencies, scaling.magnitude(), max_length)?)
+            }
             _ => None,
         };
-        Ok(Self { config, slopes, rope })
+        Ok(Self { config, slopes, rotary })
+    }
+
+    /// x with the first `rotated` of `heads` heads rotated, if positions are
+    /// rotary.
+    pub(crate) fn rotate(
+        &self,
+        x: &Var<E>,
+        heads: usize,
+        rotated: usize,
+        offset: QueryOffset<'_>,
+        lengths: Option<&[usize]>,
+    ) -> Result<Var<E>> {
+        let Some(rotary) = &self.rotary else {
+            return Ok(x.clone());
+        };
+        let shape = x.shape();
+        let end = |row: usize| {
+            let count = lengths.map_or(shape[1], |lengths| lengths[row]);
+            offset.of(row).saturating_add(count)
+        };
+        let rows = lengths.map_or(shape[0], |lengths| lengths.len().min(shape[0]));
+        let table = rotary.up_to((0..rows).map(end).max().unwrap_or(0))?;
+        let head_width = Some(self.config.head_width);
+        let args = RopeArgs { offset, lengths, head_width, ..RopeArgs::new(heads, rotated) };
+        rope_with(x, &table, &args)
     }
 
     fn args<'a>(
@@ -60,12 +91,9 @@ impl<E: Element> Core<E> {
         key_lengths: Option<&[usize]>,
     ) -> Result<Var<E>> {
         let AttentionConfig { heads, kv_heads, .. } = self.config;
-        let rotated = match &self.rope {
-            Some(table) => Some(rope(qkv, heads + 2 * kv_heads, heads + kv_heads, table, 0)?),
-            None => None,
-        };
+        let qkv = self.rotate(qkv, heads + 2 * kv_heads, heads + kv_heads, 0.into(), None)?;
         let args = self.args(ctx, 0, key_lengths)?;
-        attention_qkv(rotated.as_ref().unwrap_or(qkv), heads, kv_heads, &args)
+        attention_qkv(&qkv, heads, kv_heads, &args)
     }
 
     /// Attention of queries [B, Tq, H·D] at the end of the keys and values
@@ -80,14 +108,9 @@ impl<E: Element> Core<E> {
         let AttentionConfig { heads, kv_heads, .. } = self.config;
         let offset = kv.shape()[1].saturating_sub(q.shape()[1]);
         let args = self.args(ctx, offset, key_lengths)?;
-        match &self.rope {
-            Some(table) => {
-                let q = rope(q, heads, heads, table, offset)?;
-                let kv = rope(kv, 2 * kv_heads, kv_heads, table, 0)?;
-                attention_kv(&q, &kv, heads, kv_heads, &args)
-            }
-            None => attention_kv(q, kv, heads, kv_heads, &args),
-        }
+        let q = self.rotate(q, heads, heads, offset.into(), None)?;
+        let kv = self.rotate(kv, 2 * kv_heads, kv_heads, 0.into(), None)?;
+        attention_kv(&q, &kv, heads, kv_heads, &args)
     }
 
     /// Attention of memory [B, Tk, 2·Hkv·D] without a common order of queries
@@ -115,20 +138,14 @@ impl<E: Element> Core<E> {
         let AttentionConfig { heads, kv_heads, head_width, .. } = self.config;
         let offset = k.shape()[1].saturating_sub(q.shape()[1]);
         let args = AttentionArgs { bias, ..self.args(ctx, offset, key_lengths)? };
-        let rotated = match &self.rope {
-            Some(table) => Some((
-                rope(q, heads, heads, table, offset)?,
-                rope(k, kv_heads, kv_heads, table, 0)?,
-            )),
-            None => None,
-        };
-        let (q, k) = rotated.as_ref().map_or((q, k), |(q, k)| (q, k));
+        let q = self.rotate(q, heads, heads, offset.into(), None)?;
+        let k = self.rotate(k, kv_heads, kv_heads, 0.into(), None)?;
         let by_head = |x: &Var<E>, heads| {
             let shape = x.shape();
             x.reshape([shape[0], shape[1], heads, head_width])
         };
         let shape = q.shape();
-        let (q, k, v) = (by_head(q, heads)?, by_head(k, kv_heads)?, by_head(v, kv_heads)?);
+        let (q, k, v) = (by_head(&q, heads)?, by_head(&k, kv_heads)?, by_head(v, kv_heads)?);
         Ok(attention(&q, &k, &v, &args)?.reshape(shape)?)
     }
 }

@@ -38,6 +38,7 @@ mod per_position_attention;
 pub mod reference;
 mod relative;
 mod rope;
+mod rotary;
 
 pub use alibi::alibi_slopes;
 pub use config::{AttentionConfig, Position, Queries, QueryKeyNorm};
@@ -51,6 +52,7 @@ pub use per_position::{PerPositionLinear, per_position_linear};
 pub use per_position_attention::PerPositionAttention;
 pub use relative::{RelativeBias, RelativeBuckets};
 pub use rope::{RopeArgs, RopePairing, RopeTable, rope, rope_with};
+pub use rotary::RopeScaling;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -11,7 +11,6 @@ use crate::error::{AttentionError, Result};
 use crate::kernel::{KernelArgs, QueryOffset};
 use crate::layer_cache::{CacheElement, LayerCache};
 use crate::layer_core::{Core, scale_start};
-use crate::rope::{RopeArgs, rope_with};
 
 /// What self-attention is told besides its input.
 #[derive(Debug, Clone, Copy)]
@@ -130,6 +129,22 @@ impl<E: Element> MultiHeadAttention<E> {
         Ok(norms[which].forward(ctx, &heads)?.reshape(shape)?)
     }
 
+    /// x within the bounds for queries, keys and values.
+    fn clipped(&self, x: Var<E>) -> Result<Var<E>> {
+        match self.core.config.clip {
+            Some(clip) => Ok(x.clamp(E::from_f64(-clip), E::from_f64(clip))?),
+            None => Ok(x),
+        }
+    }
+
+    /// Rotates by the other layer's table from now on if it holds the same
+    /// numbers, so that a stack of layers keeps one.
+    pub fn share_rotary(&mut self, other: &Self) {
+        if let (Some(own), Some(other)) = (&mut self.core.rotary, &other.core.rotary) {
+            own.share(other);
+        }
+    }
+
     /// The projections before attention: queries [B, T, H·D], keys
     /// [B, T, Hkv·D], values [B, T, Hkv·D], normed and packed as q|k|v, before
     /// their rotation.
@@ -138,11 +153,11 @@ impl<E: Element> MultiHeadAttention<E> {
     /// If the shapes do not fit.
     pub fn project_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
         if self.norms.is_none() {
-            return Self::project(ctx, x, &[&self.q, &self.k, &self.v]);
+            return self.clipped(Self::project(ctx, x, &[&self.q, &self.k, &self.v])?);
         }
         let q = self.normed(ctx, 0, self.q.forward(ctx, x)?)?;
         let k = self.normed(ctx, 1, self.k.forward(ctx, x)?)?;
-        Ok(Var::concat(&[&q, &k, &self.v.forward(ctx, x)?], 2)?)
+        self.clipped(Var::concat(&[&q, &k, &self.v.forward(ctx, x)?], 2)?)
     }
 
     /// Self-attention: all positions, or only the last query's output
@@ -166,25 +181,26 @@ impl<E: Element> MultiHeadAttention<E> {
     ) -> Result<Var<E>> {
         let t = x.shape()[1];
         let last = |x: &Var<E>| x.slice(1, t.saturating_sub(1)..t);
-        let mixed = if self.norms.is_some() || args.bias.is_some() {
-            let q = match args.queries {
-                Queries::All => self.q.forward(ctx, x)?,
-                Queries::Last => self.q.forward(ctx, &last(x)?)?,
-            };
-            let q = self.normed(ctx, 0, q)?;
-            let k = self.normed(ctx, 1, self.k.forward(ctx, x)?)?;
-            let v = self.v.forward(ctx, x)?;
-            self.core.apart(ctx, [&q, &k, &v], args.lengths, args.bias)?
-        } else {
-            match args.queries {
-                Queries::All => self.core.all(ctx, &self.project_qkv(ctx, x)?, args.lengths)?,
-                Queries::Last => {
-                    let q = self.q.forward(ctx, &last(x)?)?;
-                    let kv = Self::project(ctx, x, &[&self.k, &self.v])?;
-                    self.core.some(ctx, &q, &kv, args.lengths)?
+        let mixed =
+            if self.norms.is_some() || args.bias.is_some() || self.core.config.clip.is_some() {
+                let q = match args.queries {
+                    Queries::All => self.q.forward(ctx, x)?,
+                    Queries::Last => self.q.forward(ctx, &last(x)?)?,
+                };
+                let q = self.clipped(self.normed(ctx, 0, q)?)?;
+                let k = self.clipped(self.normed(ctx, 1, self.k.forward(ctx, x)?)?)?;
+                let v = self.clipped(self.v.forward(ctx, x)?)?;
+                self.core.apart(ctx, [&q, &k, &v], args.lengths, args.bias)?
+            } else {
+                match args.queries {
+                    Queries::All => self.core.all(ctx, &self.project_qkv(ctx, x)?, args.lengths)?,
+                    Queries::Last => {
+                        let q = self.q.forward(ctx, &last(x)?)?;
+                        let kv = Self::project(ctx, x, &[&self.k, &self.v])?;
+                        self.core.some(ctx, &q, &kv, args.lengths)?
+                    }
                 }
-            }
-        };
+            };
         Ok(self.o.forward(ctx, &mixed)?)
     }
 
@@ -288,14 +304,11 @@ impl<E: Element> MultiHeadAttention<E> {
             let what = "a cache passes no gradient on; use an evaluation context without recording";
             return Err(AttentionError::argument(OP, "ctx", "training or recording", what));
         }
-        if let Some(table) = &self.core.rope {
+        if self.core.rotary.is_some() {
             let positions = cache.positions();
-            let args = RopeArgs {
-                offset: QueryOffset::PerRow(&positions),
-                lengths: counts,
-                ..RopeArgs::new(heads + 2 * kv_heads, heads + kv_heads)
-            };
-            qkv = rope_with(&qkv, table, &args)?;
+            let offset = QueryOffset::PerRow(&positions);
+            let (all, rotated) = (heads + 2 * kv_heads, heads + kv_heads);
+            qkv = self.core.rotate(&qkv, all, rotated, offset, counts)?;
         }
         let (b, t, queries, keys) = (shape[0], shape[1], heads * head_width, kv_heads * head_width);
         let all = qkv.value().view_as::<Ix3>()?;

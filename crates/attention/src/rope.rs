@@ -38,12 +38,17 @@ impl<E: Element> RopeTable<E> {
     /// # Errors
     /// [`AttentionError::Argument`] if there is no frequency.
     pub fn from_frequencies(frequencies: &[f64], positions: usize) -> Result<Self> {
+        Self::scaled(frequencies, 1.0, positions)
+    }
+
+    /// Cosines and sines multiplied by `magnitude`.
+    pub(crate) fn scaled(frequencies: &[f64], magnitude: f64, positions: usize) -> Result<Self> {
         if frequencies.is_empty() {
             return Err(AttentionError::argument("rope", "frequencies", "[]", "must not be empty"));
         }
         let angles = |f: fn(f64) -> f64| {
             let pairs = (0..positions)
-                .flat_map(|m| frequencies.iter().map(move |theta| f(m as f64 * theta)));
+                .flat_map(|m| frequencies.iter().map(move |theta| magnitude * f(m as f64 * theta)));
             Tensor::from_vec(pairs.map(E::from_f64).collect(), [positions, frequencies.len()])
         };
         Ok(Self { cos: angles(f64::cos)?, sin: angles(f64::sin)? })

@@ -22,6 +22,8 @@ mod calibration;
 mod config;
 pub mod data;
 mod error;
+pub mod families;
+pub mod generate;
 pub mod iarc;
 pub mod inspect;
 mod models;

@@ -2,12 +2,12 @@
 //! read, and a feed-forward layer, each with a norm and a residual path.
 
 use specialformer_attention::{
-    AttentionConfig, MultiHeadAttention, PerPositionAttention, PerPositionLinear, Position,
-    Queries, SelfAttention,
+    AttentionConfig, CacheElement, LayerCache, MultiHeadAttention, PerPositionAttention,
+    PerPositionLinear, Position, Queries, SelfAttention,
 };
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{
-    Activation, Ctx, FeedForward, FeedForwardKind, Module, Norm, ParameterVisitor,
+    Activation, Ctx, FeedForward, FeedForwardKind, Linear, Module, Norm, ParameterVisitor,
 };
 use specialformer_routing::{RouteInput, Routing};
 use specialformer_tensor::{Element, RngStream, Var};
@@ -257,6 +257,88 @@ impl<E: Element> Block<E> {
             };
             self.after(&self.attention_norm, ctx, &residual, change)?
         };
+        self.after_attention(ctx, x, first, input)
+    }
+
+    /// The output of new positions x [B, Tnew, C] behind those in the cache,
+    /// of which row b has `counts[b]`: for inference.
+    pub(crate) fn forward_cached<S: CacheElement>(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        counts: Option<&[usize]>,
+        cache: &mut LayerCache<S>,
+        route: RouteInput<'_>,
+    ) -> Result<BlockOutput<E>> {
+        let Attention::Shared(layer) = &self.attention else {
+            let what = "attention with parameters of each position's own has no cache";
+            return Err(Error::Input { model: "block", what: what.into() });
+        };
+        let change = {
+            let _scope = ctx.scope("attention");
+            let read = self.before(&self.attention_norm, ctx, x)?;
+            let mixed = match counts {
+                Some(counts) => layer.forward_cached_padded(ctx, &read, counts, cache)?,
+                None => layer.forward_cached(ctx, &read, cache)?,
+            };
+            match &self.adapters {
+                Some(adapters) => adapters.after_attention(ctx, &read, mixed)?,
+                None => mixed,
+            }
+        };
+        let x = self.after(&self.attention_norm, ctx, x, change)?;
+        let input = BlockInput { route, ..BlockInput::new(Queries::All) };
+        self.after_attention(ctx, x, 0, &input)
+    }
+
+    /// An empty cache of `rows` rows.
+    pub(crate) fn new_cache<S: CacheElement>(&self, rows: usize) -> Result<LayerCache<S>> {
+        match &self.attention {
+            Attention::Shared(layer) => Ok(layer.new_cache(rows)?),
+            Attention::PerPosition(_) => {
+                let what = "attention with parameters of each position's own has no cache";
+                Err(Error::Input { model: "block", what: what.into() })
+            }
+        }
+    }
+
+    /// Keeps one table of rotary positions with the other block.
+    pub(crate) fn share_rotary(&mut self, other: &Self) {
+        if let (Attention::Shared(own), Attention::Shared(other)) =
+            (&mut self.attention, &other.attention)
+        {
+            own.share_rotary(other);
+        }
+    }
+
+    /// The shared matrices by their names in the block, for giving them other
+    /// weights.
+    pub(crate) fn projections_mut(&mut self) -> Vec<(String, &mut Linear<E>)> {
+        let mut all = Vec::new();
+        let name = |module: &str, name: &str| format!("{module}.{name}");
+        if let Attention::Shared(attention) = &mut self.attention {
+            let parts = attention.projections_mut().into_iter();
+            all.extend(parts.map(|(part, linear)| (name("attention", part), linear)));
+        }
+        if let Some(cross) = &mut self.cross {
+            let parts = cross.attention.projections_mut().into_iter();
+            all.extend(parts.map(|(part, linear)| (name("cross_attention", part), linear)));
+        }
+        if let Some(FeedForwardLayer::Shared(layer)) = &mut self.feed_forward {
+            let parts = layer.projections_mut().into_iter();
+            all.extend(parts.map(|(part, linear)| (name("feed_forward", part), linear)));
+        }
+        all
+    }
+
+    /// What follows self-attention, of positions from `first` on.
+    fn after_attention(
+        &self,
+        ctx: &Ctx<E>,
+        x: Var<E>,
+        first: usize,
+        input: &BlockInput<'_, E>,
+    ) -> Result<BlockOutput<E>> {
         let x = self.attend_memory(ctx, x, input)?;
         let _scope = ctx.scope("feed_forward");
         let normed = self.before(&self.feed_forward_norm, ctx, &x)?;

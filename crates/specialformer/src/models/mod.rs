@@ -12,6 +12,7 @@ pub use block::{Block, BlockInput, BlockOutput, Memory, PerPositionFeedForward};
 pub use lstm::LstmModel;
 pub use mlp::MlpModel;
 pub use specialformer::{Specialformer, States};
+pub(crate) use stack::{Stack, StackInput};
 pub use transformer::Transformer;
 
 use specialformer_nn::{Ctx, Module, ParameterVisitor};

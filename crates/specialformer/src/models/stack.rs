@@ -1,6 +1,8 @@
 //! A stack of blocks with its positions and its last norm.
 
-use specialformer_attention::{AttentionConfig, Position, Queries, RelativeBias, alibi_slopes};
+use specialformer_attention::{
+    AttentionConfig, CacheElement, LayerCache, Position, Queries, RelativeBias, alibi_slopes,
+};
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Module, Norm, ParameterVisitor, init};
 use specialformer_routing::{RouteInput, Routing};
@@ -66,8 +68,14 @@ impl<E: Element> Stack<E> {
                 RelativeBias::new(buckets, attention.heads, !attention.causal, RELATIVE_STD, rng)
             })
             .transpose()?;
-        let blocks = config.blocks.iter();
-        let blocks = blocks.map(|parts| Block::new(&config, parts, rng)).collect::<Result<_>>()?;
+        let mut blocks: Vec<Block<E>> = Vec::with_capacity(config.blocks.len());
+        for parts in &config.blocks {
+            let mut block = Block::new(&config, parts, rng)?;
+            if let Some(first) = blocks.first() {
+                block.share_rotary(first);
+            }
+            blocks.push(block);
+        }
         let norm = (config.norm_position == NormPosition::Pre)
             .then(|| Norm::new(config.norm, width, config.norm_eps))
             .transpose()?;
@@ -183,6 +191,50 @@ impl<E: Element> Stack<E> {
             routings.extend(routing.map(|routing| (i, routing)));
         }
         Ok(StackOutput { output: x, routings })
+    }
+
+    /// Empty caches of `rows` rows, one for each block.
+    pub(crate) fn new_caches<S: CacheElement>(&self, rows: usize) -> Result<Vec<LayerCache<S>>> {
+        let bidirectional = !self.config.attention.causal;
+        if bidirectional || self.relative.is_some() || self.config.cross_attention {
+            let what = "causal stacks alone have a cache, without relative biases and a memory";
+            return Err(Error::Input { model: "stack", what: what.into() });
+        }
+        self.blocks.iter().map(|block| block.new_cache(rows)).collect()
+    }
+
+    /// The output of the blocks, before the last norm, of new positions x
+    /// [B, Tnew, C] behind those in the caches; row b has `counts[b]` of them.
+    /// For inference.
+    pub(crate) fn forward_cached<S: CacheElement>(
+        &self,
+        ctx: &Ctx<E>,
+        x: Var<E>,
+        counts: Option<&[usize]>,
+        caches: &mut [LayerCache<S>],
+        tokens: &[u32],
+    ) -> Result<Var<E>> {
+        let length = x.shape()[1];
+        let live: Option<Vec<bool>> = counts
+            .map(|counts| counts.iter().flat_map(|&n| (0..length).map(move |t| t < n)).collect());
+        let route = RouteInput {
+            live: live.as_deref(),
+            tokens: Some(tokens),
+            causal: true,
+            ..RouteInput::default()
+        };
+        let blocks = self.blocks.iter().zip(caches).enumerate();
+        let mut x = x;
+        for (i, (block, cache)) in blocks {
+            let _scope = ctx.indexed_scope("blocks", i);
+            x = block.forward_cached(ctx, &x, counts, cache, route)?.output;
+        }
+        Ok(x)
+    }
+
+    /// The blocks, for giving them other weights.
+    pub(crate) fn blocks_mut(&mut self) -> &mut [Block<E>] {
+        &mut self.blocks
     }
 
     /// The blocks' experts, with the blocks that have them.

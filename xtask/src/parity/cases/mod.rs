@@ -2,6 +2,7 @@
 //! that computes every output and hands it to the judge.
 
 mod attention;
+mod families;
 mod lstm;
 mod norm_activation_loss;
 mod optimizer;
@@ -16,8 +17,17 @@ use super::Runner;
 
 /// All of them.
 pub(super) const RUNNERS: &[Runner] = &[
+    Runner { number: 1, topic: "llama", run: families::decoder },
+    Runner { number: 2, topic: "llama_rope3", run: families::decoder },
+    Runner { number: 3, topic: "qwen3", run: families::decoder },
+    Runner { number: 4, topic: "mixtral", run: families::decoder },
+    Runner { number: 5, topic: "olmoe", run: families::decoder },
+    Runner { number: 6, topic: "qwen3_moe", run: families::decoder },
+    Runner { number: 7, topic: "bert", run: families::bert },
+    Runner { number: 8, topic: "t5", run: families::t5 },
     Runner { number: 9, topic: "attention", run: attention::run },
     Runner { number: 10, topic: "svf", run: svf::run },
+    Runner { number: 11, topic: "lora", run: families::lora },
     Runner { number: 12, topic: "lstm", run: lstm::run },
     Runner { number: 13, topic: "tokenizer", run: tokenizer::run },
     Runner { number: 20, topic: "iarc_transformer", run: training::transformer },
