@@ -145,7 +145,7 @@ impl AttentionConfig {
                 _ => {}
             }
         }
-        if let Some(clip) = self.clip.filter(|clip| !(*clip > 0.0)) {
+        if let Some(clip) = self.clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
             return Err(NnError::config(layer, "clip", clip, "must be positive").into());
         }
         if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
