@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use specialformer_attention::{CacheElement, Queries};
 use specialformer_checkpoint::{HfConfig, Tokenizer};
 use specialformer_nn::{
-    Activation, Ctx, Embedding, Linear, Module, Norm, NormKind, ParameterVisitor, Weight,
+    Activation, Ctx, Embedding, Linear, Module, Norm, NormKind, ParameterVisitor,
 };
 use specialformer_routing::{BalanceTerm, Routing, balance};
 use specialformer_tensor::{Element, Seed, Tensor, Var};
@@ -85,9 +85,7 @@ impl<E: Element> PublishedModel<E> {
         let head = match architecture.head {
             HeadKind::None => None,
             HeadKind::Own => Some(Linear::new(width, architecture.vocabulary, false, rng)?),
-            HeadKind::Tied => {
-                Some(Linear::from_weight(embedding.weight().clone(), None)?)
-            }
+            HeadKind::Tied => Some(Linear::from_weight(embedding.weight().clone(), None)?),
         };
         Ok(Self {
             config: config.clone(),

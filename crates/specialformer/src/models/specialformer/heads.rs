@@ -27,9 +27,7 @@ impl<E: Element> Heads<E> {
         let shared = match (config.has_shared_head(), config.tied_embeddings) {
             (false, _) => None,
             (true, false) => Some(Linear::new(width, outputs, bias, rng)?),
-            (true, true) => {
-                Some(Linear::from_weight(embedding.weight().clone(), None)?)
-            }
+            (true, true) => Some(Linear::from_weight(embedding.weight().clone(), None)?),
         };
         let mut own = |task: &TaskConfig| {
             let has_own = config.own_heads || task.head != Head::LanguageModel;
