@@ -3,3 +3,4 @@
 mod adapters;
 mod gradients;
 mod parameters;
+mod quantized;

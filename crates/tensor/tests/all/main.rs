@@ -4,3 +4,4 @@ mod golden;
 mod gradients;
 mod properties;
 mod segments;
+mod svd;
