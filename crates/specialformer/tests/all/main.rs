@@ -6,6 +6,7 @@ mod data_records;
 mod data_runs;
 mod data_tasks;
 mod data_text;
+mod families;
 mod golden_moe;
 mod models;
 mod specialformer;
