@@ -223,7 +223,7 @@ struct FeedForwardAlone {
 }
 
 enum SparseOrDense {
-    Sparse(MoeFeedForward),
+    Sparse(Box<MoeFeedForward>),
     Dense(FeedForward),
 }
 
@@ -236,7 +236,7 @@ impl FeedForwardAlone {
     fn sparse() -> Self {
         let config = MoeConfig::new(RouterConfig::new(16, 2), Self::HIDDEN / 2);
         let layer = MoeFeedForward::new(config, Self::WIDTH, &mut Seed::new(1).stream("init"));
-        Self::new(SparseOrDense::Sparse(layer.expect("the configuration is valid")))
+        Self::new(SparseOrDense::Sparse(Box::new(layer.expect("the configuration is valid"))))
     }
 
     fn dense() -> Self {
