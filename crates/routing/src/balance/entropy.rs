@@ -45,7 +45,7 @@ impl<E: Element> Op<E, 1> for Entropy<E> {
 /// probabilities [T, E], `live` \[T\] → scalar.
 ///
 /// # Errors
-/// [`RoutingError::Shape`] for other shapes.
+/// [`RoutingError::Shape`](crate::RoutingError::Shape) for other shapes.
 ///
 /// # Gradient
 /// −(ln p + 1)/T in each live row; ln p counts as ln 1e-37 below that, so that

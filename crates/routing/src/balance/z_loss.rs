@@ -44,7 +44,7 @@ impl<E: Element> Op<E, 1> for ZLoss<E> {
 /// logits [T, E], `live` \[T\] → scalar.
 ///
 /// # Errors
-/// [`RoutingError::Shape`] for other shapes.
+/// [`RoutingError::Shape`](crate::RoutingError::Shape) for other shapes.
 ///
 /// # Gradient
 /// 2·z·softmax(logits)/T in each live row, z its logsumexp.

@@ -65,7 +65,7 @@ impl Sampling {
         Ok(())
     }
 
-    /// The next token after `text`. `logits` [V] are changed.
+    /// The next token after `text`. `logits` \[V\] are changed.
     ///
     /// # Errors
     /// If no logit is a number to choose by: all are NaN or −∞.
