@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use specialformer_tensor::quantized::{QuantizedFormat, QuantizedMatrix};
+use specialformer_tensor::quantized::QuantizedMatrix;
 use specialformer_tensor::{Shape, Tensor};
 
 use super::{StorageType, dequantize, encode_f32};
@@ -130,19 +130,8 @@ impl RawTensor {
     /// tensor holds.
     pub fn to_quantized(&self) -> Result<QuantizedMatrix> {
         let failed = |what: String| CheckpointError::Encode { kind: self.kind, what };
-        let format = match self.kind {
-            StorageType::F16 => QuantizedFormat::F16,
-            StorageType::BF16 => QuantizedFormat::BF16,
-            StorageType::Q4_0 => QuantizedFormat::Q4_0,
-            StorageType::Q4_1 => QuantizedFormat::Q4_1,
-            StorageType::Q5_0 => QuantizedFormat::Q5_0,
-            StorageType::Q5_1 => QuantizedFormat::Q5_1,
-            StorageType::Q8_0 => QuantizedFormat::Q8_0,
-            StorageType::Q4_K => QuantizedFormat::Q4_K,
-            StorageType::Q5_K => QuantizedFormat::Q5_K,
-            StorageType::Q6_K => QuantizedFormat::Q6_K,
-            _ => return Err(failed("no products are done in this form".into())),
-        };
+        let format = self.kind.quantized_format();
+        let format = format.ok_or_else(|| failed("no products are done in this form".into()))?;
         let bytes = Arc::new(self.bytes.clone());
         QuantizedMatrix::new(format, self.rows(), self.row_len(), bytes)
             .map_err(|error| failed(error.to_string()))

@@ -3,24 +3,13 @@
 use std::fmt;
 
 use safetensors::Dtype;
+use specialformer_tensor::quantized::QuantizedFormat;
 
 /// The form in which a tensor's values are stored. Plain formats hold one
 /// value per element; block formats quantise 32 or 256 consecutive values of a
 /// row together with their scales.
 ///
-/// # Block formats
-/// With d and m half-precision factors of the block and q the integers:
-///
-/// | format | values | bytes | value |
-/// |---|---|---|---|
-/// | `Q4_0` | 32 | 18 | d·(q − 8), q of 4 bits |
-/// | `Q4_1` | 32 | 20 | d·q + m, q of 4 bits |
-/// | `Q5_0` | 32 | 22 | d·(q − 16), q of 5 bits |
-/// | `Q5_1` | 32 | 24 | d·q + m, q of 5 bits |
-/// | `Q8_0` | 32 | 34 | d·q, q a signed byte |
-/// | `Q4_K` | 256 | 144 | d·s·q − m·t, q of 4 bits, (s, t) of 6 bits per 32 values |
-/// | `Q5_K` | 256 | 176 | d·s·q − m·t, q of 5 bits, (s, t) of 6 bits per 32 values |
-/// | `Q6_K` | 256 | 210 | d·s·(q − 32), q of 6 bits, s a signed byte per 16 values |
+/// [`QuantizedFormat`] has the table of the block formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[expect(non_camel_case_types, reason = "the names that the formats have everywhere")]
@@ -62,6 +51,12 @@ pub enum StorageType {
 use StorageType::{BF16, F16, F32, F64, I8, I16, I32, I64};
 use StorageType::{Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 
+/// A type by who knows it: its name and bytes, or the tensor core's format.
+enum Form {
+    Plain(&'static str, usize),
+    Quantized(QuantizedFormat),
+}
+
 /// Every type with its number in GGUF files.
 const GGUF_NUMBERS: [(u32, StorageType); 16] = [
     (0, F32),
@@ -88,52 +83,57 @@ impl StorageType {
         GGUF_NUMBERS.into_iter().map(|(_, kind)| kind)
     }
 
+    fn form(self) -> Form {
+        Form::Quantized(match self {
+            F64 => return Form::Plain("F64", 8),
+            F32 => return Form::Plain("F32", 4),
+            I8 => return Form::Plain("I8", 1),
+            I16 => return Form::Plain("I16", 2),
+            I32 => return Form::Plain("I32", 4),
+            I64 => return Form::Plain("I64", 8),
+            F16 => QuantizedFormat::F16,
+            BF16 => QuantizedFormat::BF16,
+            Q4_0 => QuantizedFormat::Q4_0,
+            Q4_1 => QuantizedFormat::Q4_1,
+            Q5_0 => QuantizedFormat::Q5_0,
+            Q5_1 => QuantizedFormat::Q5_1,
+            Q8_0 => QuantizedFormat::Q8_0,
+            Q4_K => QuantizedFormat::Q4_K,
+            Q5_K => QuantizedFormat::Q5_K,
+            Q6_K => QuantizedFormat::Q6_K,
+        })
+    }
+
+    /// The format for products with the stored values; `None` for single and
+    /// double precision and integers.
+    pub fn quantized_format(self) -> Option<QuantizedFormat> {
+        match self.form() {
+            Form::Plain(..) => None,
+            Form::Quantized(format) => Some(format),
+        }
+    }
+
     /// The name, as the formats spell it.
     pub fn name(self) -> &'static str {
-        match self {
-            F64 => "F64",
-            F32 => "F32",
-            F16 => "F16",
-            BF16 => "BF16",
-            I8 => "I8",
-            I16 => "I16",
-            I32 => "I32",
-            I64 => "I64",
-            Q4_0 => "Q4_0",
-            Q4_1 => "Q4_1",
-            Q5_0 => "Q5_0",
-            Q5_1 => "Q5_1",
-            Q8_0 => "Q8_0",
-            Q4_K => "Q4_K",
-            Q5_K => "Q5_K",
-            Q6_K => "Q6_K",
+        match self.form() {
+            Form::Plain(name, _) => name,
+            Form::Quantized(format) => format.name(),
         }
     }
 
     /// How many consecutive values are stored together; 1 in plain formats.
     pub fn block_len(self) -> usize {
-        match self {
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
-            Q4_K | Q5_K | Q6_K => 256,
-            _ => 1,
+        match self.form() {
+            Form::Plain(..) => 1,
+            Form::Quantized(format) => format.block_len(),
         }
     }
 
     /// Bytes of one block, or of one value in plain formats.
     pub fn block_bytes(self) -> usize {
-        match self {
-            F64 | I64 => 8,
-            F32 | I32 => 4,
-            F16 | BF16 | I16 => 2,
-            I8 => 1,
-            Q4_0 => 18,
-            Q4_1 => 20,
-            Q5_0 => 22,
-            Q5_1 => 24,
-            Q8_0 => 34,
-            Q4_K => 144,
-            Q5_K => 176,
-            Q6_K => 210,
+        match self.form() {
+            Form::Plain(_, bytes) => bytes,
+            Form::Quantized(format) => format.block_bytes(),
         }
     }
 

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::widen::widen;
+use crate::simd::selection;
+
 /// In which form the values of a row are stored, little-endian.
 ///
 /// With d and m half-precision factors of a block and q its integers:
@@ -96,6 +99,33 @@ impl QuantizedFormat {
             Self::Q5_K => 176,
             Self::Q6_K => 210,
         }
+    }
+
+    /// Widens stored values to single precision.
+    ///
+    /// ```
+    /// use specialformer_tensor::quantized::QuantizedFormat;
+    /// let mut out = [0.0; 2];
+    /// QuantizedFormat::BF16.widen(&[0x80, 0x3f, 0x00, 0xc0], &mut out);
+    /// assert_eq!(out, [1.0, -2.0]);
+    /// ```
+    ///
+    /// # Numerics
+    /// The 16-bit formats are exact. Blocks compute in single precision, one
+    /// rounding for a product and one for a sum, which is what ggml's reference
+    /// code does; the same bits at every SIMD level.
+    ///
+    /// # Panics
+    /// Unless `bytes` are whole blocks for exactly `out.len()` values.
+    pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
+        let (len, width) = (self.block_len(), self.block_bytes());
+        assert!(
+            out.len().is_multiple_of(len) && out.len() / len * width == bytes.len(),
+            "widen: {} values of {self} in {} bytes",
+            out.len(),
+            bytes.len()
+        );
+        widen(selection().level, self, bytes, out);
     }
 }
 

@@ -162,3 +162,24 @@ impl Blocks for Q6K {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_of_six_bits_unpack() {
+        // Scale j = 8·j + 1 and minimum j = 63 − 7·j, packed by hand.
+        let (scale, minimum) = (|j: u8| 8 * j + 1, |j: u8| 63 - 7 * j);
+        let mut packed = [0u8; 12];
+        for j in 0..4u8 {
+            let i = usize::from(j);
+            packed[i] = scale(j) | scale(j + 4) >> 4 << 6;
+            packed[i + 4] = minimum(j) | minimum(j + 4) >> 4 << 6;
+            packed[i + 8] = scale(j + 4) & 15 | (minimum(j + 4) & 15) << 4;
+        }
+        for j in 0..8u8 {
+            assert_eq!(scale_and_minimum(&packed, j.into()), (scale(j), minimum(j)), "{j}");
+        }
+    }
+}
