@@ -6,6 +6,7 @@ use specialformer_tensor::{Element, RngStream, Seed};
 
 use super::cache::TextCache;
 use super::sampling::Sampling;
+use super::text_model::TextModel;
 use crate::error::{Error, Result};
 use crate::families::{PublishedModel, last_of_rows};
 use crate::models::Tokens;
@@ -76,12 +77,12 @@ pub enum Flow {
 }
 
 /// A text in work.
-struct Row {
+pub(super) struct Row {
     /// Its number among the prompts.
-    number: usize,
+    pub number: usize,
     /// Prompt and new tokens.
-    text: Vec<u32>,
-    rng: RngStream,
+    pub text: Vec<u32>,
+    pub rng: RngStream,
 }
 
 /// Continues prompts of any lengths in one batch. `on_token` is told each new
@@ -113,36 +114,49 @@ struct Row {
 /// # Ok::<(), specialformer::Error>(())
 /// ```
 pub fn generate<E: Element, S: CacheElement>(
-    model: &PublishedModel<E>,
+    model: &impl TextModel<E>,
     prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    on_token: impl FnMut(usize, u32) -> Flow,
+) -> Result<Vec<Generated>> {
+    config.sampling.validate()?;
+    for (number, prompt) in prompts.iter().enumerate() {
+        check(model, number, prompt)?;
+    }
+    if prompts.is_empty() || config.max_tokens == 0 {
+        let nothing = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
+        return Ok(vec![nothing; prompts.len()]);
+    }
+    let ctx = Ctx::eval();
+    let mut cache: TextCache<S> = model.new_cache(prompts.len())?;
+    let logits = read(model, &ctx, prompts, &mut cache)?;
+    let rows = prompts.iter().enumerate();
+    let rows = rows.map(|(number, prompt)| Row {
+        number,
+        text: prompt.clone(),
+        rng: config.seed.stream_at("generate", number as u64),
+    });
+    continue_rows(model, &ctx, rows.collect(), logits, &mut cache, config, on_token)
+}
+
+/// Continues rows whose texts are in the cache but for the tokens that
+/// `logits` lead to.
+pub(super) fn continue_rows<E: Element, S: CacheElement>(
+    model: &impl TextModel<E>,
+    ctx: &Ctx<E>,
+    mut rows: Vec<Row>,
+    mut logits: Vec<f32>,
+    cache: &mut TextCache<S>,
     config: &GenerateConfig,
     mut on_token: impl FnMut(usize, u32) -> Flow,
 ) -> Result<Vec<Generated>> {
-    config.sampling.validate()?;
-    check(model, prompts)?;
     let unfinished = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
-    let mut results = vec![unfinished; prompts.len()];
-    if prompts.is_empty() || config.max_tokens == 0 {
-        return Ok(results);
-    }
-    let mut rows: Vec<Row> = prompts
-        .iter()
-        .enumerate()
-        .map(|(number, prompt)| Row {
-            number,
-            text: prompt.clone(),
-            rng: config.seed.stream_at("generate", number as u64),
-        })
-        .collect();
-    let mut cache: TextCache<S> = model.new_cache(rows.len())?;
-    let mut logits = prefill(model, prompts, &mut cache)?;
+    let mut results = vec![unfinished; rows.len()];
     let mut cancelled = false;
     loop {
-        let vocabulary = model.vocabulary();
         let mut going = Vec::with_capacity(rows.len());
-        for (i, (row, logits)) in
-            rows.iter_mut().zip(logits.chunks_exact_mut(vocabulary)).enumerate()
-        {
+        let parts = logits.chunks_exact_mut(model.vocabulary());
+        for (i, (row, logits)) in rows.iter_mut().zip(parts).enumerate() {
             let result = &mut results[row.number];
             if cancelled {
                 result.finish = Finish::Cancelled;
@@ -184,48 +198,48 @@ pub fn generate<E: Element, S: CacheElement>(
             });
         }
         let last: Vec<u32> = rows.iter().filter_map(|row| row.text.last().copied()).collect();
-        let ctx = Ctx::eval();
-        let hidden =
-            model.states_cached(&ctx, Tokens::new(&last, rows.len())?, None, &mut cache)?;
-        logits = to_f32(model.head(&ctx, &hidden)?.value().as_slice());
+        let hidden = model.states_cached(ctx, Tokens::new(&last, rows.len())?, None, cache)?;
+        logits = to_f32(model.head(ctx, &hidden)?.value().as_slice());
     }
 }
 
-fn check<E: Element>(model: &PublishedModel<E>, prompts: &[Vec<u32>]) -> Result<()> {
-    for (number, prompt) in prompts.iter().enumerate() {
-        let what = if prompt.is_empty() {
-            "has no token to begin with".to_owned()
-        } else if let Some(window) = model.window().filter(|&window| prompt.len() > window) {
-            format!("has {} tokens, the model's window is {window}", prompt.len())
-        } else if let Some(id) = prompt.iter().find(|&&id| id as usize >= model.vocabulary()) {
-            format!("has token {id}, the vocabulary has {}", model.vocabulary())
-        } else {
-            continue;
-        };
-        return Err(Error::Input { model: "generate", what: format!("prompt {number} {what}") });
-    }
-    Ok(())
+pub(super) fn check<E: Element>(
+    model: &impl TextModel<E>,
+    number: usize,
+    prompt: &[u32],
+) -> Result<()> {
+    let what = if prompt.is_empty() {
+        "has no token to begin with".to_owned()
+    } else if let Some(window) = model.window().filter(|&window| prompt.len() > window) {
+        format!("has {} tokens, the model's window is {window}", prompt.len())
+    } else if let Some(id) = prompt.iter().find(|&&id| id as usize >= model.vocabulary()) {
+        format!("has token {id}, the vocabulary has {}", model.vocabulary())
+    } else {
+        return Ok(());
+    };
+    Err(Error::Input { model: "generate", what: format!("prompt {number} {what}") })
 }
 
-/// Reads the prompts; the logits [B, V] that follow each.
-fn prefill<E: Element, S: CacheElement>(
-    model: &PublishedModel<E>,
-    prompts: &[Vec<u32>],
+/// Reads tokens behind those in the cache; the logits [B, V] that follow each
+/// row.
+pub(super) fn read<E: Element, S: CacheElement>(
+    model: &impl TextModel<E>,
+    ctx: &Ctx<E>,
+    rows: &[impl AsRef<[u32]>],
     cache: &mut TextCache<S>,
 ) -> Result<Vec<f32>> {
-    let counts: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    let counts: Vec<usize> = rows.iter().map(|row| row.as_ref().len()).collect();
     let longest = counts.iter().copied().max().unwrap_or(0);
-    let mut tokens = vec![0u32; prompts.len() * longest];
-    for (row, prompt) in tokens.chunks_exact_mut(longest).zip(prompts) {
-        row[..prompt.len()].copy_from_slice(prompt);
+    let mut tokens = vec![0u32; rows.len() * longest];
+    for (place, row) in tokens.chunks_exact_mut(longest).zip(rows) {
+        place[..row.as_ref().len()].copy_from_slice(row.as_ref());
     }
     let padded = counts.iter().any(|&count| count != longest).then_some(counts.as_slice());
-    let ctx = Ctx::eval();
-    let tokens = Tokens::new(&tokens, prompts.len())?;
-    let hidden = model.states_cached(&ctx, tokens, padded, cache)?;
+    let tokens = Tokens::new(&tokens, rows.len())?;
+    let hidden = model.states_cached(ctx, tokens, padded, cache)?;
     // The head is the largest product of small models: only where it counts.
     let last = last_of_rows(&hidden, padded)?;
-    Ok(to_f32(model.head(&ctx, &last)?.value().as_slice()))
+    Ok(to_f32(model.head(ctx, &last)?.value().as_slice()))
 }
 
 fn to_f32<E: Element>(values: &[E]) -> Vec<f32> {

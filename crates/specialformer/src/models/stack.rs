@@ -8,6 +8,7 @@ use specialformer_nn::{Ctx, Module, Norm, ParameterVisitor, init};
 use specialformer_routing::{RouteInput, Routing};
 use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
+use super::Tokens;
 use super::block::{Block, BlockInput, BlockOutput, Memory};
 use crate::config::{NormPosition, StackConfig};
 use crate::error::{Error, Result};
@@ -109,6 +110,23 @@ impl<E: Element> Stack<E> {
             return Err(Error::Input { model, what });
         }
         Ok(())
+    }
+
+    /// Fails if tokens do not continue texts of these lengths.
+    pub(crate) fn check_cached(
+        &self,
+        model: &'static str,
+        tokens: Tokens<'_>,
+        counts: Option<&[usize]>,
+        positions: &[usize],
+    ) -> Result<()> {
+        let rows = positions.len();
+        if tokens.batch() != rows || counts.is_some_and(|counts| counts.len() != rows) {
+            return Err(Error::Input { model, what: format!("the cache has {rows} rows") });
+        }
+        let new = |row: usize| counts.map_or(tokens.length(), |counts| counts[row]);
+        let longest = positions.iter().enumerate().map(|(row, &n)| n + new(row)).max();
+        self.check_length(model, longest.unwrap_or(0))
     }
 
     /// x with learned positions, if there are any: row b counts from

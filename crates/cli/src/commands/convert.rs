@@ -1,0 +1,37 @@
+//! `specialformer convert`.
+
+use specialformer::checkpoint::{LoraFolder, StorageType};
+use specialformer::families::PublishedModel;
+
+use super::published::check_path;
+use crate::failure::Failure;
+use crate::text_args::{ConvertArgs, Target};
+
+pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
+    check_path(&args.model)?;
+    let out = &args.out;
+    if out.exists() {
+        let what = "is there already; nothing is written over";
+        return Err(Failure::input(format!("{}: {what}", out.display())));
+    }
+    let mut model = PublishedModel::<f32>::open(&args.model)?;
+    if let Some(adapter) = &args.adapter {
+        let adapter = LoraFolder::open(adapter).map_err(|e| Failure::input(e.to_string()))?;
+        model.apply_lora(&adapter)?;
+        model.merge_adapters()?;
+    }
+    match args.to {
+        Target::F32 => model.save_as(out, StorageType::F32)?,
+        Target::F16 => model.save_as(out, StorageType::F16)?,
+        Target::Bf16 => model.save_as(out, StorageType::BF16)?,
+        Target::GgufF32 => model.save_gguf(out, StorageType::F32)?,
+        Target::GgufF16 => model.save_gguf(out, StorageType::F16)?,
+        Target::GgufQ8_0 => model.save_gguf(out, StorageType::Q8_0)?,
+    }
+    if args.common.json {
+        println!("{:#}", serde_json::json!({ "saved": out }));
+    } else {
+        println!("saved {}", out.display());
+    }
+    Ok(())
+}
