@@ -60,7 +60,7 @@ pub use gguf::{
     halves_to_pairs_order, pairs_to_halves_order, reorder_rows,
 };
 pub use hf::{
-    Activation, BertConfig, DecoderConfig, ExpertNaming, ExpertsConfig, HfConfig, LoraConfig,
+    Activation, BertConfig, DecoderConfig, ExpertNaming, ExpertTensor, ExpertsConfig, HfConfig, LoraConfig,
     LoraFolder, LoraPair, ModelFamily, ModelFolder, ModelFolderWriter, QueryKeyNorm, RopeConfig,
     RopeScaling, T5Config, stack_experts, unstack_experts,
 };

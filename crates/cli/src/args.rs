@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
-use crate::text_args::{ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs};
+use crate::text_args::{
+    ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
+};
 
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Save a published model in another form.
     Convert(ConvertArgs),
+    /// The tokens of a text.
+    Tokenize(TokenizeArgs),
     /// Show version, kernels, SIMD level and threads.
     Info(InfoArgs),
 }

@@ -41,6 +41,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Perplexity(args) => &args.common,
         Command::Inspect(args) => &args.common,
         Command::Convert(args) => &args.common,
+        Command::Tokenize(args) => &args.common,
         Command::Info(args) => &args.common,
     };
     start_logging(common);
@@ -56,6 +57,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
+        Command::Tokenize(args) => commands::tokenize::run(&args),
         Command::Info(args) => commands::info::run(&args),
     }
 }

@@ -82,6 +82,9 @@ pub(crate) struct GenerateArgs {
     /// What the model is told before the question.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
+    /// Go on after tokens that end a text.
+    #[arg(long)]
+    pub(crate) no_stop: bool,
     /// Sampling.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
@@ -184,6 +187,24 @@ pub(crate) struct ConvertArgs {
     /// A folder with a LoRA adapter to merge into the weights.
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// `specialformer tokenize`.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct TokenizeArgs {
+    /// A model folder or a .gguf file.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: PathBuf,
+    /// The text; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The file is a JSON list of messages, each with `role` and `content`:
+    /// the model's chat template makes the text.
+    #[arg(long)]
+    pub(crate) messages: bool,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,

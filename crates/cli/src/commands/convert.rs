@@ -1,20 +1,29 @@
 //! `specialformer convert`.
 
+use std::path::Path;
+
 use specialformer::checkpoint::{LoraFolder, StorageType};
 use specialformer::families::PublishedModel;
+use specialformer::prelude::Model;
 
 use super::published::check_path;
 use crate::failure::Failure;
 use crate::text_args::{ConvertArgs, Target};
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
-    check_path(&args.model)?;
+    let is_run = args.model.join("config.toml").is_file();
+    if !is_run {
+        check_path(&args.model)?;
+    }
     let out = &args.out;
     if out.exists() {
         let what = "is there already; nothing is written over";
         return Err(Failure::input(format!("{}: {what}", out.display())));
     }
-    let mut model = PublishedModel::<f32>::open(&args.model)?;
+    let mut model = match is_run {
+        true => trained(&args.model)?,
+        false => PublishedModel::open(&args.model)?,
+    };
     if let Some(adapter) = &args.adapter {
         let adapter = LoraFolder::open(adapter).map_err(|e| Failure::input(e.to_string()))?;
         model.apply_lora(&adapter)?;
@@ -34,4 +43,15 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         println!("saved {}", out.display());
     }
     Ok(())
+}
+
+/// The published model that a run trained further.
+fn trained(run: &Path) -> Result<PublishedModel, Failure> {
+    match specialformer::load(run)?.1 {
+        Model::Published(model) => Ok(*model),
+        _ => {
+            let what = "is a run, but not of a published model";
+            Err(Failure::input(format!("{}: {what}", run.display())))
+        }
+    }
 }

@@ -22,7 +22,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let opened = published::open(&args.model)?;
     let Opened { model, files } = &opened;
-    let config = published::settings(&args.sampling, files, DEFAULTS)?;
+    let mut config = published::settings(&args.sampling, files, DEFAULTS)?;
+    if args.no_stop {
+        config.stop_tokens.clear();
+    }
     let load_seconds = start.elapsed().as_secs_f64();
     let ids = prompts.iter().map(|prompt| tokens(&opened, args, prompt));
     let ids = ids.collect::<Result<Vec<_>, _>>()?;

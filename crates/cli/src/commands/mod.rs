@@ -11,4 +11,5 @@ pub(crate) mod perplexity;
 pub(crate) mod predict;
 pub(crate) mod published;
 pub(crate) mod route;
+pub(crate) mod tokenize;
 pub(crate) mod train;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use specialformer::generate::{Reading, perplexity};
+use specialformer::generate::{Reading, TextModel as _, perplexity};
 
 use super::published;
 use crate::failure::Failure;

@@ -7,9 +7,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use specialformer::checkpoint::LoraFolder;
+use specialformer::data::TokenizerKind;
 use specialformer::families::{PublishedModel, TextFiles};
 use specialformer::generate::{GenerateConfig, Sampling};
-use specialformer::prelude::Seed;
+use specialformer::prelude::{DataConfig, Model, Seed};
 use specialformer::tensor::quantized::Precision;
 
 use crate::failure::Failure;
@@ -17,23 +18,52 @@ use crate::text_args::{ModelArgs, SamplingArgs, Weights};
 
 /// A model with what reads and writes its text.
 pub(crate) struct Opened {
-    pub(crate) model: PublishedModel,
+    pub(crate) model: Model,
     pub(crate) files: TextFiles,
 }
 
 /// Opens both at once.
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
+    if args.model.join("config.toml").is_file() {
+        return open_run(args);
+    }
     check_path(&args.model)?;
     std::thread::scope(|scope| {
         let files = scope.spawn(|| TextFiles::open(&args.model));
-        let model = open_model(args);
+        let model = open_published(args);
         let files = files.join().map_err(|_| Failure::work("reading the tokenizer failed"))?;
-        Ok(Opened { model: model?, files: files? })
+        Ok(Opened { model: Model::Published(Box::new(model?)), files: files? })
     })
 }
 
-pub(crate) fn open_model(args: &ModelArgs) -> Result<PublishedModel, Failure> {
-    check_path(&args.model)?;
+/// A run that was trained on text.
+fn open_run(args: &ModelArgs) -> Result<Opened, Failure> {
+    let name = args.model.display();
+    if args.weights.is_some_and(|weights| weights != Weights::F32) {
+        return Err(Failure::input(format!("{name}: a run's weights are in single precision")));
+    }
+    let (config, mut model) = specialformer::load(&args.model)?;
+    let DataConfig::Text(data) = &config.data else {
+        return Err(Failure::input(format!("{name}: the run was not trained on text")));
+    };
+    let files = match &data.tokenizer {
+        TokenizerKind::Bytes => TextFiles::bytes(),
+        TokenizerKind::Model(path) => TextFiles::open(path)?,
+    };
+    if let Some(adapter) = &args.adapter {
+        let Model::Published(model) = &mut model else {
+            return Err(Failure::input("--adapter is for published models"));
+        };
+        model.apply_lora(&lora(adapter)?)?;
+    }
+    Ok(Opened { model, files })
+}
+
+fn lora(path: &Path) -> Result<LoraFolder, Failure> {
+    LoraFolder::open(path).map_err(|e| Failure::input(e.to_string()))
+}
+
+fn open_published(args: &ModelArgs) -> Result<PublishedModel, Failure> {
     let path = &args.model;
     let weights = args.weights.unwrap_or(match path.is_dir() {
         true => Weights::F32,
@@ -45,8 +75,7 @@ pub(crate) fn open_model(args: &ModelArgs) -> Result<PublishedModel, Failure> {
         Weights::QuantizedExact => PublishedModel::open_stored(path, Precision::Exact)?,
     };
     if let Some(adapter) = &args.adapter {
-        let adapter = LoraFolder::open(adapter).map_err(|e| Failure::input(e.to_string()))?;
-        model.apply_lora(&adapter)?;
+        model.apply_lora(&lora(adapter)?)?;
     }
     Ok(model)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use specialformer_checkpoint::{
-    Access, CheckpointError, GgufFile, HfConfig, Mismatch, ModelFolder, RawTensor, RotaryRows,
+    Access, CheckpointError, ExpertTensor, GgufFile, HfConfig, Mismatch, ModelFolder, RawTensor, RotaryRows,
     StorageType, pairs_to_halves_order, stack_experts,
 };
 use specialformer_nn::{NamedParameters, QuantizedWeight, Weight};
@@ -108,7 +108,7 @@ impl<E: Element> PublishedModel<E> {
         let mut carried = BTreeMap::new();
         let (prefix, mut tensors) = match bert {
             true => plain_bert(tensors, &mut carried),
-            false => ("", stacked(tensors)?),
+            false => ("", stack_experts(tensors)?),
         };
         let pooler = bert && tensors.keys().any(|name| name.starts_with("pooler."));
         let mut model = Self::build(config, pooler, &mut RngStream::blank())?;
@@ -297,27 +297,40 @@ fn rotary_rows(name: &str, raw: &RawTensor, order: &[usize]) -> Result<RawTensor
     Ok(reordered)
 }
 
-/// Experts of one layer each as one stack.
-fn stacked(tensors: Tensors) -> Result<Tensors> {
-    let is_single = |name: &str| name.contains(".experts.") && !is_stack(name);
-    if !tensors.keys().any(|name| is_single(name)) {
-        return Ok(tensors);
+impl ExpertTensor for Stored {
+    fn shape(&self) -> Shape {
+        Self::shape(self)
     }
-    let (single, mut all): (Tensors, Tensors) =
-        tensors.into_iter().partition(|(name, _)| is_single(name));
-    let dense = single.into_iter().map(|(name, tensor)| (name, tensor.into_dense::<f32>()));
-    for (name, stack) in stack_experts(dense.collect())? {
-        if all.contains_key(&name) {
-            let what = "is there twice, in different layouts".into();
-            return Err(CheckpointError::Layout { tensor: name, what }.into());
-        }
-        all.insert(name, Stored::Dense(stack));
-    }
-    Ok(all)
-}
 
-fn is_stack(name: &str) -> bool {
-    [".experts.gate", ".experts.up", ".experts.down"].iter().any(|end| name.ends_with(end))
+    fn stack(matrices: Vec<Self>) -> Result<Self, String> {
+        let kind = |stored: &Self| match stored {
+            Self::Raw(raw) => Some(raw.kind()),
+            Self::Dense(_) => None,
+        };
+        let first = matrices.first().and_then(kind);
+        if first.is_some() && matrices.iter().all(|stored| kind(stored) == first) {
+            let raw = matrices.into_iter().filter_map(|stored| match stored {
+                Self::Raw(raw) => Some(raw),
+                Self::Dense(_) => None,
+            });
+            return Ok(Self::Raw(RawTensor::stack(raw.collect())?));
+        }
+        let dense = matrices.into_iter().map(Self::into_dense).collect();
+        Ok(Self::Dense(<Tensor<f32> as ExpertTensor>::stack(dense)?))
+    }
+
+    fn halves(&self) -> (Self, Self) {
+        match self {
+            Self::Dense(tensor) => {
+                let (first, second) = tensor.halves();
+                (Self::Dense(first), Self::Dense(second))
+            }
+            Self::Raw(raw) => {
+                let (first, second) = raw.halves();
+                (Self::Raw(first), Self::Raw(second))
+            }
+        }
+    }
 }
 
 /// BERT's tensors without the prefix that files of models with a head have,
@@ -354,7 +367,5 @@ mod tests {
     fn what_a_gguf_file_is() {
         assert!(is_gguf(Path::new("a/b.GGUF")));
         assert!(!is_gguf(Path::new("a/b.safetensors")) && !is_gguf(Path::new("gguf")));
-        assert!(is_stack("model.layers.0.mlp.experts.up"));
-        assert!(!is_stack("model.layers.0.mlp.experts.3.up_proj.weight"));
     }
 }

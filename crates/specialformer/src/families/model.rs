@@ -120,6 +120,16 @@ impl<E: Element> PublishedModel<E> {
         self.encoder.is_some()
     }
 
+    /// Whether training keeps only the input of each block for the backward
+    /// pass and computes the rest again: memory for activations falls to that
+    /// of one block, for one more forward pass. Gradients are the same bit for
+    /// bit. Blocks with experts or cross-attention keep everything.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        for stack in self.encoder.iter_mut().chain([&mut self.main]) {
+            stack.set_recompute(recompute);
+        }
+    }
+
     /// What published files call a parameter, experts stacked.
     pub fn published_name(&self, ours: &str) -> Option<String> {
         self.architecture.naming.published(ours).map(|name| format!("{}{name}", self.prefix))
@@ -287,11 +297,9 @@ impl<E: Element> TextModel<E> for PublishedModel<E> {
         counts: Option<&[usize]>,
         cache: &mut TextCache<S>,
     ) -> Result<Var<E>> {
-        self.main.check_cached("published model", tokens, counts, &cache.positions())?;
         let shape = [tokens.batch(), tokens.length()];
         let x = self.embedding.forward(ctx, tokens.ids(), shape)?;
-        let x = self.main.forward_cached(ctx, x, counts, cache.layers_mut(), tokens.ids())?;
-        self.main.finish(ctx, &x)
+        self.main.continue_texts("published model", ctx, x, tokens, counts, cache)
     }
 
     fn head(&self, ctx: &Ctx<E>, hidden: &Var<E>) -> Result<Var<E>> {

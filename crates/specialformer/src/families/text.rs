@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde_json::json;
 use specialformer_checkpoint::{ChatMessage, ChatTemplate, GgufFile, HfConfig, Tokenizer};
 
 use super::load::is_gguf;
@@ -64,6 +65,15 @@ impl TextFiles {
         Ok(Self { tokenizer, template, stop_tokens })
     }
 
+    /// Bytes as tokens, with 256 as the end of a text: what runs on text read
+    /// unless their configuration names another tokenizer.
+    pub fn bytes() -> Self {
+        let json = byte_tokenizer().to_string();
+        let tokenizer = Tokenizer::from_json("bytes", json.as_bytes());
+        let tokenizer = tokenizer.expect("a tokenizer of bytes is well-formed");
+        Self { tokenizer, template: None, stop_tokens: vec![256] }
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -84,12 +94,51 @@ impl TextFiles {
     /// # Errors
     /// If the model has no chat template, or it refuses the messages.
     pub fn chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(&self.render(messages)?, false)?)
+    }
+
+    /// The text of a conversation up to where the model's answer begins.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat).
+    pub fn render(&self, messages: &[ChatMessage]) -> Result<String> {
         let Some(template) = &self.template else {
             let what = "the model has no chat template: it continues text, it does not converse";
             return Err(Error::Input { model: "chat", what: what.into() });
         };
-        Ok(self.tokenizer.encode(&template.render(messages, true)?, false)?)
+        Ok(template.render(messages, true)?)
     }
+}
+
+/// Byte-level BPE without merges, whose ids are the bytes.
+fn byte_tokenizer() -> serde_json::Value {
+    let mut vocabulary = serde_json::Map::new();
+    let mut other = 256;
+    for byte in 0..=255u32 {
+        // Bytes that print stand for themselves, the others for characters
+        // from U+0100 on.
+        let prints = matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let spelt = if prints { byte } else { other };
+        other += u32::from(!prints);
+        let spelt = char::from_u32(spelt).expect("below the surrogates");
+        vocabulary.insert(spelt.to_string(), byte.into());
+    }
+    let bytes = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false
+    });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{
+            "id": 256, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true
+        }],
+        "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": false, "vocab": vocabulary, "merges": []
+        }
+    })
 }
 
 /// The ids that end a text by the folder's `generation_config.json`, else by
@@ -114,4 +163,19 @@ fn folder_stops(path: &Path) -> Result<Vec<u32>> {
         all.extend(ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_their_own_tokens() {
+        let files = TextFiles::bytes();
+        let text = "né\n\u{1f600} 12";
+        let ids = files.tokenizer().encode(text, true).unwrap();
+        assert_eq!(ids, text.bytes().map(u32::from).collect::<Vec<_>>());
+        assert_eq!(files.tokenizer().decode(&ids, true).unwrap(), text);
+        assert_eq!(files.stop_tokens(), [256]);
+    }
 }

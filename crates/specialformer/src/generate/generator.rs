@@ -2,7 +2,7 @@
 
 use specialformer_attention::CacheElement;
 use specialformer_nn::Ctx;
-use specialformer_tensor::{Element, RngStream, Seed};
+use specialformer_tensor::{Element, Parallelism, RngStream, Seed, Tape, TapeConfig};
 
 use super::cache::TextCache;
 use super::sampling::Sampling;
@@ -127,7 +127,7 @@ pub fn generate<E: Element, S: CacheElement>(
         let nothing = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
         return Ok(vec![nothing; prompts.len()]);
     }
-    let ctx = Ctx::eval();
+    let ctx = context();
     let mut cache: TextCache<S> = model.new_cache(prompts.len())?;
     let logits = read(model, &ctx, prompts, &mut cache)?;
     let rows = prompts.iter().enumerate();
@@ -137,6 +137,12 @@ pub fn generate<E: Element, S: CacheElement>(
         rng: config.seed.stream_at("generate", number as u64),
     });
     continue_rows(model, &ctx, rows.collect(), logits, &mut cache, config, on_token)
+}
+
+/// Evaluation that records nothing and uses all threads.
+pub(super) fn context<E: Element>() -> Ctx<E> {
+    let parallelism = Parallelism::Rayon;
+    Ctx::eval_on(Tape::with_config(TapeConfig { record: false, parallelism, ..TapeConfig::default() }))
 }
 
 /// Continues rows whose texts are in the cache but for the tokens that

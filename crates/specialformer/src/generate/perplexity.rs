@@ -1,10 +1,10 @@
 //! [`perplexity`]: how well a model predicts a text.
 
 use rayon::prelude::*;
-use specialformer_nn::Ctx;
 use specialformer_tensor::Element;
 
 use super::cache::TextCache;
+use super::generator::context;
 use super::text_model::TextModel;
 use crate::error::{Error, Result};
 use crate::models::Tokens;
@@ -59,7 +59,7 @@ pub fn perplexity<E: Element>(
         let most = model.window().map_or(String::new(), |most| format!(" and at most {most}"));
         return fail(format!("a window of {window} tokens: must be at least 1{most}"));
     }
-    let ctx = Ctx::eval();
+    let ctx = context();
     let (mut sum, mut done) = (0.0, 0);
     for start in (0..text.len() - 1).step_by(window) {
         let end = (start + window).min(text.len() - 1);

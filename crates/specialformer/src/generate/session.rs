@@ -1,11 +1,10 @@
 //! [`Session`]: a text that grows from call to call.
 
 use specialformer_attention::CacheElement;
-use specialformer_nn::Ctx;
 use specialformer_tensor::Element;
 
 use super::cache::TextCache;
-use super::generator::{Finish, Flow, GenerateConfig, Generated, Row, check, continue_rows, read};
+use super::generator::{Finish, Flow, GenerateConfig, Generated, Row, check, context, continue_rows, read};
 use super::text_model::TextModel;
 use crate::error::Result;
 
@@ -82,7 +81,7 @@ impl<S: CacheElement> Session<S> {
         let known = self.known(text);
         self.cache.truncate(&[known])?;
         self.tokens.truncate(known);
-        let ctx = Ctx::eval();
+        let ctx = context();
         let logits = read(model, &ctx, &[&text[known..]], &mut self.cache)?;
         self.tokens.extend_from_slice(&text[known..]);
         let rng = config.seed.stream_at("generate", text.len() as u64);
