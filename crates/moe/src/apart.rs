@@ -62,12 +62,7 @@ impl<E: Element> ApartExperts<E> {
     ///
     /// # Shapes
     /// `x` [T, C] → [T, C].
-    pub(crate) fn forward(
-        &self,
-        ctx: &Ctx<E>,
-        x: &Var<E>,
-        routing: &Routing<E>,
-    ) -> Result<Var<E>> {
+    pub(crate) fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, routing: &Routing<E>) -> Result<Var<E>> {
         let plan: &DispatchPlan = &routing.plan;
         let width = self.width();
         let choices = routing.weights.shape().elements();

@@ -149,7 +149,8 @@ impl<E: Element> MoeFeedForward<E> {
         if given == wanted {
             return Ok(());
         }
-        let what = format!("the layer has (experts, width, hidden, kind) {wanted:?}, got {given:?}");
+        let what =
+            format!("the layer has (experts, width, hidden, kind) {wanted:?}, got {given:?}");
         Err(MoeError::argument("MoeFeedForward", what))
     }
 

@@ -11,8 +11,8 @@ use std::time::Instant;
 use specialformer::families::{PublishedModel, TextInput};
 use specialformer::generate::{Flow, GenerateConfig, generate};
 use specialformer::prelude::*;
-use specialformer::tensor::{CrossEntropy, TapeConfig};
 use specialformer::tensor::quantized::Precision;
+use specialformer::tensor::{CrossEntropy, TapeConfig};
 
 /// Tokens of a prompt that is read.
 const PREFILL: usize = 256;

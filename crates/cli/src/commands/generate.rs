@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use serde_json::json;
 use specialformer::checkpoint::ChatMessage;
-use specialformer::generate::{Finish, Flow, Generated, generate};
+use specialformer::families::PublishedModel;
+use specialformer::generate::{Finish, Flow, Generated, generate, generate_from};
+use specialformer::prelude::Model;
 
 use super::published::{self, Opened};
 use crate::failure::Failure;
@@ -31,11 +33,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let ids = ids.collect::<Result<Vec<_>, _>>()?;
     let live = ids.len() == 1 && !args.common.json;
     let mut stream = files.tokenizer().stream(true);
-    if live && !args.chat {
+    if live && !args.chat && encoder_decoder(model).is_none() {
         show(&prompts[0])?;
     }
     let (start, mut first) = (Instant::now(), None);
-    let texts = generate::<f32, f32>(model, &ids, &config, |_, token| {
+    let mut on_token = |_, token| {
         first.get_or_insert_with(|| start.elapsed().as_secs_f64());
         let shown = !live
             || match stream.push(token) {
@@ -44,7 +46,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
             };
         // Nobody reads on where the pipe is closed.
         if published::interrupted(false) || !shown { Flow::Cancel } else { Flow::Continue }
-    })?;
+    };
+    let texts = match encoder_decoder(model) {
+        Some(model) => generate_from(model, &ids, &config, &mut on_token)?,
+        None => generate::<f32, f32>(model, &ids, &config, &mut on_token)?,
+    };
     let seconds = start.elapsed().as_secs_f64();
     let first = first.unwrap_or(seconds);
     let prompt_tokens: usize = ids.iter().map(Vec::len).sum();
@@ -90,6 +96,14 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     match published::interrupted(true) {
         true => Err(Failure::interrupted("interrupted")),
         false => Ok(()),
+    }
+}
+
+/// The model if it answers prompts in place of continuing them.
+fn encoder_decoder(model: &Model) -> Option<&PublishedModel> {
+    match model {
+        Model::Published(model) if model.is_encoder_decoder() => Some(model),
+        _ => None,
     }
 }
 

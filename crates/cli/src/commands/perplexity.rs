@@ -17,9 +17,9 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
     let opened = published::open(&args.model)?;
     let ids = opened.files.tokenizer().encode(&text, true);
     let ids = ids.map_err(|e| Failure::input(e.to_string()))?;
-    let window = args.window.unwrap_or_else(|| {
-        opened.model.window().map_or(WINDOW, |window| window.min(WINDOW))
-    });
+    let window = args
+        .window
+        .unwrap_or_else(|| opened.model.window().map_or(WINDOW, |window| window.min(WINDOW)));
     let reading = if args.decode { Reading::TokenByToken } else { Reading::Whole };
     let start = Instant::now();
     let found = perplexity(&opened.model, &ids, window, reading, |_| {})?;

@@ -117,6 +117,7 @@ pub(crate) fn settings(
         max_tokens: args.max_tokens.unwrap_or(most),
         stop_tokens: files.stop_tokens().to_vec(),
         seed: Seed::new(args.seed),
+        tasks: Vec::new(),
     })
 }
 

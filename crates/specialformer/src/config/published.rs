@@ -49,17 +49,13 @@ impl PublishedConfig {
 
     /// Checks that there is a decoder.
     pub(super) fn validate(&self) -> Result<()> {
-        let fail = |reason: &str| {
-            Err(Error::config("model", "path", self.path.display(), reason))
-        };
+        let fail = |reason: &str| Err(Error::config("model", "path", self.path.display(), reason));
         let summary = ModelSummary::open(&self.path)?;
         match summary.window {
             _ if !summary.supported => fail("its architecture is not supported"),
             Some(window) if summary.cache_bytes_per_token > 0 => match self.window {
                 Some(0) => fail("window = 0: must be positive"),
-                Some(wanted) if wanted > window => {
-                    fail(&format!("the model's window is {window}"))
-                }
+                Some(wanted) if wanted > window => fail(&format!("the model's window is {window}")),
                 _ => Ok(()),
             },
             _ => fail("is not a decoder"),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use specialformer_checkpoint::{
-    Access, CheckpointError, ExpertTensor, GgufFile, HfConfig, Mismatch, ModelFolder, RawTensor, RotaryRows,
-    StorageType, pairs_to_halves_order, stack_experts,
+    Access, CheckpointError, ExpertTensor, GgufFile, HfConfig, Mismatch, ModelFolder, RawTensor,
+    RotaryRows, StorageType, pairs_to_halves_order, stack_experts,
 };
 use specialformer_nn::{NamedParameters, QuantizedWeight, Weight};
 use specialformer_tensor::quantized::Precision;
@@ -181,11 +181,9 @@ impl<E: Element> PublishedModel<E> {
         {
             head.set_weight(weight)?;
         }
-        self.each_projection(|module, linear| {
-            match take(&format!("{module}.weight"), tensors) {
-                Some(weight) => Ok(linear.set_weight(weight)?),
-                None => Ok(()),
-            }
+        self.each_projection(|module, linear| match take(&format!("{module}.weight"), tensors) {
+            Some(weight) => Ok(linear.set_weight(weight)?),
+            None => Ok(()),
         })?;
         self.each_experts(|module, moe| {
             let stacks = ["gate", "up", "down"].map(|matrix| format!("{module}.{matrix}"));

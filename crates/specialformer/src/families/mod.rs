@@ -38,6 +38,6 @@ mod text;
 pub use architecture::SUPPORTED_MODELS;
 pub use input::{TextInput, TextStates};
 pub use model::PublishedModel;
+pub(crate) use model::last_of_rows;
 pub use summary::{ExpertsSummary, ModelSummary, TensorSummary};
 pub use text::TextFiles;
-pub(crate) use model::last_of_rows;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use specialformer_attention::{CacheElement, Queries};
-use specialformer_checkpoint::HfConfig;
+use specialformer_checkpoint::{HfConfig, ModelFamily};
 use specialformer_nn::{
     Activation, Ctx, Embedding, Linear, Module, Norm, NormKind, ParameterVisitor, Weight,
 };
@@ -210,6 +210,43 @@ impl<E: Element> PublishedModel<E> {
         let output = self.main.forward(ctx, x, &stack_input)?;
         let hidden = self.main.finish(ctx, &output.output)?;
         Ok(TextStates { hidden, encoder: encoded, routings: output.routings })
+    }
+
+    /// The token that an encoder-decoder's texts begin with.
+    pub(crate) fn decoder_start(&self) -> Option<u32> {
+        match &self.config.family {
+            ModelFamily::T5(t5) => Some(t5.decoder_start_token_id),
+            _ => None,
+        }
+    }
+
+    /// What the encoder makes of a source [B, S, C].
+    pub(crate) fn encoded(
+        &self,
+        ctx: &Ctx<E>,
+        tokens: Tokens<'_>,
+        lengths: &[usize],
+    ) -> Result<Var<E>> {
+        match &self.encoder {
+            Some(encoder) => self.encode(ctx, encoder, Source { tokens, lengths: Some(lengths) }),
+            None => fail("the model has no encoder"),
+        }
+    }
+
+    /// The last hidden states of texts beside an encoded source.
+    pub(crate) fn decoded(
+        &self,
+        ctx: &Ctx<E>,
+        tokens: Tokens<'_>,
+        states: &Var<E>,
+        lengths: &[usize],
+    ) -> Result<Var<E>> {
+        let _scope = ctx.scope("decoder");
+        let x = self.embed(ctx, &self.main, tokens, None)?;
+        let memory = Some(Memory { states, lengths: Some(lengths) });
+        let input = StackInput { memory, ..StackInput::new(Queries::All) };
+        let output = self.main.forward(ctx, x, &input)?.output;
+        self.main.finish(ctx, &output)
     }
 
     fn encode(&self, ctx: &Ctx<E>, encoder: &Stack<E>, source: Source<'_>) -> Result<Var<E>> {

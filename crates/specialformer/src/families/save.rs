@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use specialformer_checkpoint::{
-    ChatTemplate, ExpertNaming, GgufFile, ModelFolderWriter, StorageType, Tokenizer, unstack_experts,
+    ChatTemplate, ExpertNaming, GgufFile, ModelFolderWriter, StorageType, Tokenizer,
+    unstack_experts,
 };
 use specialformer_nn::NamedParameters;
 use specialformer_tensor::{Element, Shape, Tensor};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use specialformer_checkpoint::{
-    CheckpointError, ChatTemplate, DecoderConfig, GgufFile, GgufNames, GgufWriter, HfConfig,
+    ChatTemplate, CheckpointError, DecoderConfig, GgufFile, GgufNames, GgufWriter, HfConfig,
     RawTensor, RopeScaling, RotaryRows, StorageType, Tokenizer, halves_to_pairs_order,
     reorder_rows,
 };

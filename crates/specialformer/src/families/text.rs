@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use serde_json::json;
-use specialformer_checkpoint::{ChatMessage, ChatTemplate, GgufFile, HfConfig, Tokenizer};
+use specialformer_checkpoint::{
+    ChatMessage, ChatTemplate, GgufFile, HfConfig, ModelFamily, Tokenizer,
+};
 
 use super::load::is_gguf;
 use crate::error::{Error, Result};
@@ -145,8 +147,10 @@ fn byte_tokenizer() -> serde_json::Value {
 /// its configuration.
 fn folder_stops(path: &Path) -> Result<Vec<u32>> {
     let config = HfConfig::open(path.join("config.json"))?;
-    let of_config = config.family.decoder().map(|decoder| decoder.eos_token_ids.clone());
-    let mut all: Vec<u32> = of_config.unwrap_or_default();
+    let mut all = match &config.family {
+        ModelFamily::T5(t5) => t5.eos_token_ids.clone(),
+        family => family.decoder().map_or_else(Vec::new, |of| of.eos_token_ids.clone()),
+    };
     let generation = path.join("generation_config.json");
     if generation.is_file() {
         let io = |source| Error::Io { path: generation.display().to_string(), source };

@@ -1,7 +1,8 @@
 //! [`generate`]: continues texts token by token.
 
 use specialformer_attention::CacheElement;
-use specialformer_nn::Ctx;
+use specialformer_checkpoint::ModelFamily;
+use specialformer_nn::{Ctx, TaskRows};
 use specialformer_tensor::{Element, Parallelism, RngStream, Seed, Tape, TapeConfig};
 
 use super::cache::TextCache;
@@ -23,20 +24,28 @@ pub struct GenerateConfig {
     /// Each text draws from a stream of its own, so that what stands beside it
     /// in the batch changes nothing.
     pub seed: Seed,
+    /// The task of each prompt, for models that answer rows of one batch with
+    /// different experts; see [`Ctx::with_tasks`]. Empty for none.
+    pub tasks: Vec<u32>,
 }
 
 impl GenerateConfig {
     /// Greedy, up to `max_tokens`.
     pub fn new(max_tokens: usize) -> Self {
         let sampling = Sampling::greedy();
-        Self { sampling, max_tokens, stop_tokens: Vec::new(), seed: Seed::new(0) }
+        let (stop_tokens, tasks) = (Vec::new(), Vec::new());
+        Self { sampling, max_tokens, stop_tokens, seed: Seed::new(0), tasks }
     }
 
     /// Ends texts with the tokens that the model's configuration names.
     #[must_use]
     pub fn stopping_as<E: Element>(mut self, model: &PublishedModel<E>) -> Self {
-        if let Some(decoder) = model.config().family.decoder() {
+        let family = &model.config().family;
+        if let Some(decoder) = family.decoder() {
             self.stop_tokens.extend(&decoder.eos_token_ids);
+        }
+        if let ModelFamily::T5(t5) = family {
+            self.stop_tokens.extend(&t5.eos_token_ids);
         }
         self
     }
@@ -120,6 +129,7 @@ pub fn generate<E: Element, S: CacheElement>(
     on_token: impl FnMut(usize, u32) -> Flow,
 ) -> Result<Vec<Generated>> {
     config.sampling.validate()?;
+    check_tasks(config, prompts.len())?;
     for (number, prompt) in prompts.iter().enumerate() {
         check(model, number, prompt)?;
     }
@@ -128,21 +138,52 @@ pub fn generate<E: Element, S: CacheElement>(
         return Ok(vec![nothing; prompts.len()]);
     }
     let ctx = context();
-    let mut cache: TextCache<S> = model.new_cache(prompts.len())?;
-    let logits = read(model, &ctx, prompts, &mut cache)?;
     let rows = prompts.iter().enumerate();
     let rows = rows.map(|(number, prompt)| Row {
         number,
         text: prompt.clone(),
         rng: config.seed.stream_at("generate", number as u64),
     });
-    continue_rows(model, &ctx, rows.collect(), logits, &mut cache, config, on_token)
+    let rows: Vec<Row> = rows.collect();
+    let mut cache: TextCache<S> = model.new_cache(prompts.len())?;
+    let logits = read(model, &of_rows(&ctx, config, &rows)?, prompts, &mut cache)?;
+    continue_rows(model, &ctx, rows, logits, &mut cache, config, on_token)
+}
+
+/// Fails unless there is a task for each prompt, or none.
+pub(super) fn check_tasks(config: &GenerateConfig, prompts: usize) -> Result<()> {
+    if config.tasks.is_empty() || config.tasks.len() == prompts {
+        return Ok(());
+    }
+    let what = format!("{} tasks for {prompts} prompts", config.tasks.len());
+    Err(Error::Input { model: "generate", what })
+}
+
+/// The context of a pass over the rows that are left.
+pub(super) fn of_rows<E: Element>(
+    ctx: &Ctx<E>,
+    config: &GenerateConfig,
+    rows: &[Row],
+) -> Result<Ctx<E>> {
+    let tasks = config.tasks.iter().filter(|&&task| task != TaskRows::NONE);
+    let tasks = match tasks.max() {
+        Some(&largest) => {
+            let ids: Vec<u32> = rows.iter().map(|row| config.tasks[row.number]).collect();
+            Some(TaskRows::new(&ids, largest as usize + 1)?)
+        }
+        None => None,
+    };
+    Ok(ctx.with_tasks(tasks))
 }
 
 /// Evaluation that records nothing and uses all threads.
 pub(super) fn context<E: Element>() -> Ctx<E> {
     let parallelism = Parallelism::Rayon;
-    Ctx::eval_on(Tape::with_config(TapeConfig { record: false, parallelism, ..TapeConfig::default() }))
+    Ctx::eval_on(Tape::with_config(TapeConfig {
+        record: false,
+        parallelism,
+        ..TapeConfig::default()
+    }))
 }
 
 /// Continues rows whose texts are in the cache but for the tokens that
@@ -150,20 +191,57 @@ pub(super) fn context<E: Element>() -> Ctx<E> {
 pub(super) fn continue_rows<E: Element, S: CacheElement>(
     model: &impl TextModel<E>,
     ctx: &Ctx<E>,
-    mut rows: Vec<Row>,
+    rows: Vec<Row>,
     mut logits: Vec<f32>,
     cache: &mut TextCache<S>,
     config: &GenerateConfig,
     mut on_token: impl FnMut(usize, u32) -> Flow,
 ) -> Result<Vec<Generated>> {
-    let unfinished = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
-    let mut results = vec![unfinished; rows.len()];
-    let mut cancelled = false;
+    let mut batch = Batch::new(rows, model.vocabulary(), model.window());
     loop {
-        let mut going = Vec::with_capacity(rows.len());
-        let parts = logits.chunks_exact_mut(model.vocabulary());
-        for (i, (row, logits)) in rows.iter_mut().zip(parts).enumerate() {
-            let result = &mut results[row.number];
+        let before = batch.rows.len();
+        let going = batch.choose(&mut logits, config, &mut on_token)?;
+        if batch.rows.is_empty() {
+            return Ok(batch.results);
+        }
+        if going.len() < before {
+            cache.reorder(&going)?;
+        }
+        let last: Vec<u32> = batch.rows.iter().filter_map(|row| row.text.last().copied()).collect();
+        let ctx = &of_rows(ctx, config, &batch.rows)?;
+        let hidden = model.states_cached(ctx, Tokens::new(&last, last.len())?, None, cache)?;
+        logits = to_f32(model.head(ctx, &hidden)?.value().as_slice());
+    }
+}
+
+/// Texts in work, and what has become of all.
+pub(super) struct Batch {
+    pub rows: Vec<Row>,
+    pub results: Vec<Generated>,
+    vocabulary: usize,
+    window: Option<usize>,
+}
+
+impl Batch {
+    pub(super) fn new(rows: Vec<Row>, vocabulary: usize, window: Option<usize>) -> Self {
+        let unfinished = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
+        let results = vec![unfinished; rows.len()];
+        Self { rows, results, vocabulary, window }
+    }
+
+    /// Gives each row the token that its logits [B, V] lead to, and drops the
+    /// rows that end. The places of those that go on.
+    pub(super) fn choose(
+        &mut self,
+        logits: &mut [f32],
+        config: &GenerateConfig,
+        on_token: &mut impl FnMut(usize, u32) -> Flow,
+    ) -> Result<Vec<usize>> {
+        let mut going = Vec::with_capacity(self.rows.len());
+        let mut cancelled = false;
+        let parts = logits.chunks_exact_mut(self.vocabulary);
+        for (i, (row, logits)) in self.rows.iter_mut().zip(parts).enumerate() {
+            let result = &mut self.results[row.number];
             if cancelled {
                 result.finish = Finish::Cancelled;
                 continue;
@@ -180,7 +258,7 @@ pub(super) fn continue_rows<E: Element, S: CacheElement>(
             } else if result.tokens.len() >= config.max_tokens {
                 Some(Finish::MaxTokens)
             } else {
-                model.window().filter(|&w| row.text.len() > w).map(|_| Finish::Window)
+                self.window.filter(|&w| row.text.len() > w).map(|_| Finish::Window)
             };
             match ended {
                 Some(finish) => result.finish = finish,
@@ -189,23 +267,16 @@ pub(super) fn continue_rows<E: Element, S: CacheElement>(
         }
         if cancelled {
             for &i in &going {
-                results[rows[i].number].finish = Finish::Cancelled;
+                self.results[self.rows[i].number].finish = Finish::Cancelled;
             }
+            going.clear();
         }
-        if going.is_empty() || cancelled {
-            return Ok(results);
-        }
-        if going.len() < rows.len() {
-            cache.reorder(&going)?;
-            let mut place = 0;
-            rows.retain(|_| {
-                place += 1;
-                going.binary_search(&(place - 1)).is_ok()
-            });
-        }
-        let last: Vec<u32> = rows.iter().filter_map(|row| row.text.last().copied()).collect();
-        let hidden = model.states_cached(ctx, Tokens::new(&last, rows.len())?, None, cache)?;
-        logits = to_f32(model.head(ctx, &hidden)?.value().as_slice());
+        let mut place = 0;
+        self.rows.retain(|_| {
+            place += 1;
+            going.binary_search(&(place - 1)).is_ok()
+        });
+        Ok(going)
     }
 }
 
@@ -248,6 +319,6 @@ pub(super) fn read<E: Element, S: CacheElement>(
     Ok(to_f32(model.head(ctx, &last)?.value().as_slice()))
 }
 
-fn to_f32<E: Element>(values: &[E]) -> Vec<f32> {
+pub(super) fn to_f32<E: Element>(values: &[E]) -> Vec<f32> {
     values.iter().map(|value| value.to_f64() as f32).collect()
 }

@@ -6,6 +6,7 @@
 //! conversation does.
 
 mod cache;
+mod from_source;
 mod generator;
 mod perplexity;
 mod sampling;
@@ -13,6 +14,7 @@ mod session;
 mod text_model;
 
 pub use cache::TextCache;
+pub use from_source::generate_from;
 pub use generator::{Finish, Flow, GenerateConfig, Generated, generate};
 pub use perplexity::{Perplexity, Reading, perplexity};
 pub use sampling::Sampling;

@@ -70,8 +70,7 @@ pub fn perplexity<E: Element>(
             Reading::TokenByToken => 1,
         };
         for (inputs, targets) in inputs.chunks(step).zip(targets.chunks(step)) {
-            let hidden =
-                model.states_cached(&ctx, Tokens::new(inputs, 1)?, None, &mut cache)?;
+            let hidden = model.states_cached(&ctx, Tokens::new(inputs, 1)?, None, &mut cache)?;
             for first in (0..targets.len()).step_by(HEAD_ROWS) {
                 let last = (first + HEAD_ROWS).min(targets.len());
                 let logits = model.head(&ctx, &hidden.slice(1, first..last)?)?;

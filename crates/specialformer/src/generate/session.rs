@@ -4,7 +4,10 @@ use specialformer_attention::CacheElement;
 use specialformer_tensor::Element;
 
 use super::cache::TextCache;
-use super::generator::{Finish, Flow, GenerateConfig, Generated, Row, check, context, continue_rows, read};
+use super::generator::{
+    Finish, Flow, GenerateConfig, Generated, Row, check, check_tasks, context, continue_rows,
+    of_rows, read,
+};
 use super::text_model::TextModel;
 use crate::error::Result;
 
@@ -74,6 +77,7 @@ impl<S: CacheElement> Session<S> {
         mut on_token: impl FnMut(u32) -> Flow,
     ) -> Result<Generated> {
         config.sampling.validate()?;
+        check_tasks(config, 1)?;
         check(model, 0, text)?;
         if config.max_tokens == 0 {
             return Ok(Generated { tokens: Vec::new(), finish: Finish::MaxTokens });
@@ -82,10 +86,11 @@ impl<S: CacheElement> Session<S> {
         self.cache.truncate(&[known])?;
         self.tokens.truncate(known);
         let ctx = context();
-        let logits = read(model, &ctx, &[&text[known..]], &mut self.cache)?;
-        self.tokens.extend_from_slice(&text[known..]);
         let rng = config.seed.stream_at("generate", text.len() as u64);
         let rows = vec![Row { number: 0, text: text.to_vec(), rng }];
+        let of_row = of_rows(&ctx, config, &rows)?;
+        let logits = read(model, &of_row, &[&text[known..]], &mut self.cache)?;
+        self.tokens.extend_from_slice(&text[known..]);
         let (cache, on_token) = (&mut self.cache, |_, token| on_token(token));
         let result = continue_rows(model, &ctx, rows, logits, cache, config, on_token);
         let lengths = self.cache.lengths();

@@ -8,8 +8,8 @@ use specialformer_nn::{Ctx, Module, Norm, ParameterVisitor, init};
 use specialformer_routing::{RouteInput, Routing};
 use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
-use super::{Tokens, recompute};
 use super::block::{Block, BlockInput, BlockOutput, Memory};
+use super::{Tokens, recompute};
 use crate::config::{NormPosition, StackConfig};
 use crate::error::{Error, Result};
 use crate::generate::TextCache;
