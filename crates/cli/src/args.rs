@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
+use crate::text_args::{
+    ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
+};
+
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
 /// Without a command it runs the quick job: `specialformer iarc`.
@@ -24,6 +28,8 @@ Examples:
   specialformer eval runs/my-run          score a trained run on its test set
   specialformer predict runs/my-run --task sort inputs.txt
   specialformer route stats runs/my-run   where a mixture of experts sends its tokens
+  specialformer generate MODEL --prompt 'Once upon a time'
+  specialformer chat MODEL                MODEL: a model folder or a .gguf file
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
     /// What to do.
@@ -45,6 +51,18 @@ pub(crate) enum Command {
     /// Look at the routing of a mixture of experts.
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Continue a text with a published model.
+    Generate(GenerateArgs),
+    /// Talk to a published model.
+    Chat(ChatArgs),
+    /// How well a published model predicts a text.
+    Perplexity(PerplexityArgs),
+    /// Architecture, sizes and tensors of a published model.
+    Inspect(InspectArgs),
+    /// Save a published model in another form.
+    Convert(ConvertArgs),
+    /// The tokens of a text.
+    Tokenize(TokenizeArgs),
     /// Show version, kernels, SIMD level and threads.
     Info(InfoArgs),
 }
