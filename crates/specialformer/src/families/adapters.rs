@@ -57,7 +57,7 @@ impl<E: Element> PublishedModel<E> {
 
     /// Visits the matrices of all blocks with the published names of their
     /// modules, always in the same order.
-    fn each_projection(
+    pub(crate) fn each_projection(
         &mut self,
         mut visit: impl FnMut(&str, &mut Linear<E>) -> Result<()>,
     ) -> Result<()> {

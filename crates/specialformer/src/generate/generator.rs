@@ -1,7 +1,7 @@
 //! [`generate`]: continues texts token by token.
 
 use specialformer_attention::CacheElement;
-use specialformer_nn::Ctx;
+use specialformer_nn::{Ctx, TaskRows};
 use specialformer_tensor::{Element, RngStream, Seed};
 
 use super::cache::TextCache;
@@ -22,13 +22,17 @@ pub struct GenerateConfig {
     /// Each text draws from a stream of its own, so that what stands beside it
     /// in the batch changes nothing.
     pub seed: Seed,
+    /// The task of each prompt, for models that answer rows of one batch with
+    /// different experts; see [`Ctx::with_tasks`]. Empty for none.
+    pub tasks: Vec<u32>,
 }
 
 impl GenerateConfig {
     /// Greedy, up to `max_tokens`.
     pub fn new(max_tokens: usize) -> Self {
         let sampling = Sampling::greedy();
-        Self { sampling, max_tokens, stop_tokens: Vec::new(), seed: Seed::new(0) }
+        let (stop_tokens, tasks) = (Vec::new(), Vec::new());
+        Self { sampling, max_tokens, stop_tokens, seed: Seed::new(0), tasks }
     }
 
     /// Ends texts with the tokens that the model's configuration names.
@@ -120,6 +124,10 @@ pub fn generate<E: Element, S: CacheElement>(
 ) -> Result<Vec<Generated>> {
     config.sampling.validate()?;
     check(model, prompts)?;
+    if !config.tasks.is_empty() && config.tasks.len() != prompts.len() {
+        let what = format!("{} tasks for {} prompts", config.tasks.len(), prompts.len());
+        return Err(Error::Input { model: "generate", what });
+    }
     let unfinished = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
     let mut results = vec![unfinished; prompts.len()];
     if prompts.is_empty() || config.max_tokens == 0 {
@@ -135,7 +143,7 @@ pub fn generate<E: Element, S: CacheElement>(
         })
         .collect();
     let mut cache: TextCache<S> = model.new_cache(rows.len())?;
-    let mut logits = prefill(model, prompts, &mut cache)?;
+    let mut logits = prefill(model, prompts, &context(config, &rows)?, &mut cache)?;
     let mut cancelled = false;
     loop {
         let vocabulary = model.vocabulary();
@@ -184,7 +192,7 @@ pub fn generate<E: Element, S: CacheElement>(
             });
         }
         let last: Vec<u32> = rows.iter().filter_map(|row| row.text.last().copied()).collect();
-        let ctx = Ctx::eval();
+        let ctx = context(config, &rows)?;
         let hidden =
             model.states_cached(&ctx, Tokens::new(&last, rows.len())?, None, &mut cache)?;
         logits = to_f32(model.head(&ctx, &hidden)?.value().as_slice());
@@ -211,6 +219,7 @@ fn check<E: Element>(model: &PublishedModel<E>, prompts: &[Vec<u32>]) -> Result<
 fn prefill<E: Element, S: CacheElement>(
     model: &PublishedModel<E>,
     prompts: &[Vec<u32>],
+    ctx: &Ctx<E>,
     cache: &mut TextCache<S>,
 ) -> Result<Vec<f32>> {
     let counts: Vec<usize> = prompts.iter().map(Vec::len).collect();
@@ -220,12 +229,21 @@ fn prefill<E: Element, S: CacheElement>(
         row[..prompt.len()].copy_from_slice(prompt);
     }
     let padded = counts.iter().any(|&count| count != longest).then_some(counts.as_slice());
-    let ctx = Ctx::eval();
     let tokens = Tokens::new(&tokens, prompts.len())?;
-    let hidden = model.states_cached(&ctx, tokens, padded, cache)?;
+    let hidden = model.states_cached(ctx, tokens, padded, cache)?;
     // The head is the largest product of small models: only where it counts.
     let last = last_of_rows(&hidden, padded)?;
-    Ok(to_f32(model.head(&ctx, &last)?.value().as_slice()))
+    Ok(to_f32(model.head(ctx, &last)?.value().as_slice()))
+}
+
+/// The context of a pass over the rows that are left.
+fn context<E: Element>(config: &GenerateConfig, rows: &[Row]) -> Result<Ctx<E>> {
+    let ctx = Ctx::eval();
+    let Some(largest) = config.tasks.iter().filter(|&&task| task != TaskRows::NONE).max() else {
+        return Ok(ctx);
+    };
+    let tasks: Vec<u32> = rows.iter().map(|row| config.tasks[row.number]).collect();
+    Ok(ctx.with_tasks(Some(TaskRows::new(&tasks, *largest as usize + 1)?)))
 }
 
 fn to_f32<E: Element>(values: &[E]) -> Vec<f32> {
