@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
+use crate::commands::svf::args::SvfCommand;
+
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
 /// Without a command it runs the quick job: `specialformer iarc`.
@@ -24,6 +26,7 @@ Examples:
   specialformer eval runs/my-run          score a trained run on its test set
   specialformer predict runs/my-run --task sort inputs.txt
   specialformer route stats runs/my-run   where a mixture of experts sends its tokens
+  specialformer svf train MODEL --task json-field   an expert for a published model
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
     /// What to do.
@@ -45,6 +48,9 @@ pub(crate) enum Command {
     /// Look at the routing of a mixture of experts.
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Singular-value fine-tuning: small experts for a published model.
+    #[command(subcommand)]
+    Svf(SvfCommand),
     /// Show version, kernels, SIMD level and threads.
     Info(InfoArgs),
 }

@@ -35,6 +35,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => &args.common,
         Command::Predict(args) => &args.common,
         Command::Route(RouteCommand::Stats(args)) => &args.common,
+        Command::Svf(command) => command.common(),
         Command::Info(args) => &args.common,
     };
     start_logging(common);
@@ -45,6 +46,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Predict(args) => commands::predict::run(&args),
         Command::Route(RouteCommand::Stats(args)) => commands::route::stats(&args),
+        Command::Svf(command) => commands::svf::run(&command),
         Command::Info(args) => commands::info::run(&args),
     }
 }

@@ -113,9 +113,8 @@ impl Reinforce {
         let clip = self.config.clip_reward;
         // Rounding of equal rewards is no signal.
         let deviation = variance.sqrt();
-        (deviation > 1e-9 * (1.0 + mean.abs())).then(|| {
-            rewards.iter().map(|r| ((r - mean) / deviation).clamp(-clip, clip)).collect()
-        })
+        (deviation > 1e-9 * (1.0 + mean.abs()))
+            .then(|| rewards.iter().map(|r| ((r - mean) / deviation).clamp(-clip, clip)).collect())
     }
 }
 
@@ -154,7 +153,8 @@ where
         let normalised = self.normalised(&rewards);
         let no_signal = f64::from(u8::from(normalised.is_none()));
         let advantages = normalised.unwrap_or_else(|| vec![0.0; rewards.len()]);
-        let tokens: Vec<usize> = rollouts.iter().flat_map(|r| &r.tokens).map(|&t| t as usize).collect();
+        let tokens: Vec<usize> =
+            rollouts.iter().flat_map(|r| &r.tokens).map(|&t| t as usize).collect();
         let of_token = rollouts.iter().zip(&advantages);
         let weights = of_token.flat_map(|(r, &a)| vec![E::from_f64(a / count); r.tokens.len()]);
         let weights: Vec<E> = weights.collect();

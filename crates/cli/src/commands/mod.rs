@@ -5,4 +5,5 @@ pub(crate) mod iarc;
 pub(crate) mod info;
 pub(crate) mod predict;
 pub(crate) mod route;
+pub(crate) mod svf;
 pub(crate) mod train;

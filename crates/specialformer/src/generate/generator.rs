@@ -2,7 +2,7 @@
 
 use specialformer_attention::CacheElement;
 use specialformer_nn::{Ctx, TaskRows};
-use specialformer_tensor::{Element, RngStream, Seed};
+use specialformer_tensor::{Element, Parallelism, RngStream, Seed, Tape, TapeConfig};
 
 use super::cache::TextCache;
 use super::sampling::Sampling;
@@ -238,7 +238,9 @@ fn prefill<E: Element, S: CacheElement>(
 
 /// The context of a pass over the rows that are left.
 fn context<E: Element>(config: &GenerateConfig, rows: &[Row]) -> Result<Ctx<E>> {
-    let ctx = Ctx::eval();
+    let parallelism = Parallelism::Rayon;
+    let tape = TapeConfig { record: false, parallelism, ..TapeConfig::default() };
+    let ctx = Ctx::eval_on(Tape::with_config(tape));
     let Some(largest) = config.tasks.iter().filter(|&&task| task != TaskRows::NONE).max() else {
         return Ok(ctx);
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use specialformer_nn::{Linear, Weight};
 use specialformer_svd_finetune::{
-    Base, BaseOptions, ExpertVector, Progress, Selection, SvfBank, SvfModel,
+    Base, BaseOptions, ExpertVector, MatrixHash, Progress, Selection, SvfBank, SvfError, SvfModel,
 };
 use specialformer_tensor::Tensor;
 
@@ -28,7 +28,7 @@ pub struct Decomposition {
 /// may stop the rest; what is done by then is in the cache.
 ///
 /// # Errors
-/// [`SvfError::NothingSelected`](specialformer_svd_finetune::SvfError) and
+/// [`SvfError::NothingSelected`] and
 /// those of [`Base::decompose`].
 pub fn decompose(
     model: &mut PublishedModel,
@@ -55,6 +55,32 @@ pub(crate) fn matrices(model: &mut PublishedModel) -> Result<Vec<(String, Tensor
 
 pub(crate) fn weight_name(module: &str) -> String {
     format!("{module}.weight")
+}
+
+/// Checks that an expert belongs to a model, by the hashes of the matrices
+/// that it scales: before anything is decomposed.
+///
+/// # Errors
+/// [`SvfError::UnknownMatrix`] or [`SvfError::OtherBase`].
+pub fn check_expert(model: &mut PublishedModel, expert: &ExpertVector) -> Result<()> {
+    let matrices: BTreeMap<String, Tensor> = matrices(model)?.into_iter().collect();
+    for (name, scaled) in &expert.matrices {
+        let matrix = matrices.get(name).ok_or_else(|| SvfError::UnknownMatrix {
+            expert: expert.task.clone(),
+            matrix: name.clone(),
+        })?;
+        let found = MatrixHash::of(matrix);
+        if found != scaled.hash {
+            return Err(SvfError::OtherBase {
+                expert: expert.task.clone(),
+                matrix: name.clone(),
+                wanted: scaled.hash.short().to_owned(),
+                found: found.short().to_owned(),
+            }
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// Puts the weights W(z) into the model, in place of its own.

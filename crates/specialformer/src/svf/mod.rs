@@ -40,12 +40,12 @@ mod objective;
 mod policy;
 mod tuned;
 
-pub use attach::{Decomposition, attach_bank, decompose};
+pub use attach::{Decomposition, attach_bank, check_expert, decompose};
 pub use evaluate::{PromptScore, perplexity, score_prompts};
 pub use fine_tune::{TuneReport, fine_tune, reinforce};
 pub use objective::AnswerLoss;
 pub use policy::{PromptPolicy, Rewards};
-pub use tuned::{Tuned, TuneMethod};
+pub use tuned::{TuneMethod, Tuned};
 
 use specialformer_nn::Ctx;
 use specialformer_tensor::{Parallelism, Tape, TapeConfig};
@@ -53,5 +53,9 @@ use specialformer_tensor::{Parallelism, Tape, TapeConfig};
 /// A context for inference whose operations use the workers.
 pub(crate) fn eval_ctx() -> Ctx {
     let parallelism = Parallelism::Rayon;
-    Ctx::eval_on(Tape::with_config(TapeConfig { record: false, parallelism, ..TapeConfig::default() }))
+    Ctx::eval_on(Tape::with_config(TapeConfig {
+        record: false,
+        parallelism,
+        ..TapeConfig::default()
+    }))
 }

@@ -74,9 +74,10 @@ impl PromptPolicy<'_> {
         let texts = texts.into_iter().zip(&golds).enumerate();
         texts
             .map(|(row, (text, gold))| {
-                let right = self.format.read_answer(&text.tokens)? == self.format.read_answer(gold)?;
-                let ended = text.finish == Finish::Stop
-                    && !self.format.line_is_over(&text.tokens)?;
+                let right =
+                    self.format.read_answer(&text.tokens)? == self.format.read_answer(gold)?;
+                let ended =
+                    text.finish == Finish::Stop && !self.format.line_is_over(&text.tokens)?;
                 let reward = match (right, ended) {
                     (true, true) => self.rewards.right,
                     (true, false) => self.rewards.unended,
@@ -114,21 +115,12 @@ impl Policy for PromptPolicy<'_> {
         Ok(self.rollouts(rows, seed)?)
     }
 
-    fn logits(
-        &self,
-        ctx: &Ctx,
-        rows: &Rows<'_>,
-        rollouts: &[Rollout],
-    ) -> Result<Var, BoxError> {
+    fn logits(&self, ctx: &Ctx, rows: &Rows<'_>, rollouts: &[Rollout]) -> Result<Var, BoxError> {
         let batch = self.batch(rows, rollouts)?;
         Ok(answer_logits(self.tuned.model(), ctx, &batch.all())?.0)
     }
 
-    fn reference_logits(
-        &self,
-        rows: &Rows<'_>,
-        rollouts: &[Rollout],
-    ) -> Result<Tensor, BoxError> {
+    fn reference_logits(&self, rows: &Rows<'_>, rollouts: &[Rollout]) -> Result<Tensor, BoxError> {
         let batch = self.batch(rows, rollouts)?;
         let logits = self.tuned.at_start(|model| {
             Ok(answer_logits(model, &eval_ctx(), &batch.all())?.0.into_value())

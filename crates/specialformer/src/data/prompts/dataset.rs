@@ -92,9 +92,8 @@ impl PromptDataset {
         window: Option<usize>,
         seed: u64,
     ) -> Result<Self> {
-        let encode = |examples: &[PromptExample]| {
-            EncodedPrompt::all(&data.task, examples, format, window)
-        };
+        let encode =
+            |examples: &[PromptExample]| EncodedPrompt::all(&data.task, examples, format, window);
         let (train, validation) = (encode(&data.train)?, encode(&data.validation)?);
         let test = encode(&data.test)?;
         let Some(count) = u32::try_from(train.len()).ok().filter(|&count| count > 0) else {

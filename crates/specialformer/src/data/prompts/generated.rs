@@ -48,71 +48,141 @@ macro_rules! task {
 /// `two-digit-sum`, `even-or-odd`), things (`upper-case`, `sort-words`,
 /// `second-word`, `count-items`), names (`last-letter`, `initials`).
 pub const GENERATED_TASKS: [GeneratedTask; 13] = [
-    task!("json-field", true, json_field, "reading a field of a JSON object", [
-        "What is the value of \"{0}\" in this JSON object?\n{1}",
-        "{1}\nGive the value of the key \"{0}\".",
-        "Look up {0} in the following record: {1}",
-    ]),
-    task!("larger-number", true, larger_number, "finding the larger of two numbers", [
-        "Which number is larger, {0} or {1}?",
-        "Give the greater of the numbers {0} and {1}.",
-        "{0} or {1}: which one is bigger?",
-    ]),
-    task!("second-word", true, second_word, "finding the second word of a sentence", [
-        "What is the second word of this sentence? {0}",
-        "Repeat only the second word of: {0}",
-        "\"{0}\" Which word comes second here?",
-    ]),
-    task!("two-digit-sum", true, two_digit_sum, "adding two numbers", [
-        "What is {0} plus {1}?",
-        "Add {0} and {1}.",
-        "Calculate the sum {0} + {1}.",
-    ]),
-    task!("sentiment", true, sentiment, "telling whether a review is positive or negative", [
-        "Is this review positive or negative? {0}",
-        "{0}\nSay whether this opinion is positive or negative.",
-        "Classify the sentiment: {0}",
-    ]),
-    task!("upper-case", true, upper_case, "writing text in capital letters", [
-        "Write this in capital letters: {0}",
-        "Convert \"{0}\" to upper case.",
-        "How does {0} look in all capitals?",
-    ]),
-    task!("iso-date", true, iso_date, "writing a date as YYYY-MM-DD", [
-        "Write the date {0} as YYYY-MM-DD.",
-        "Convert {0} to the format YYYY-MM-DD.",
-        "Give {0} as an ISO date.",
-    ]),
-    task!("last-letter", true, last_letter, "finding the last letter of a name", [
-        "What is the last letter of the name {0}?",
-        "Give the final letter of {0}.",
-        "With which letter does {0} end?",
-    ]),
-    task!("sort-words", true, sort_words, "sorting words alphabetically", [
-        "Sort these words alphabetically: {0}",
-        "Put the words {0} in alphabetical order.",
-        "Arrange from A to Z: {0}",
-    ]),
-    task!("even-or-odd", true, even_or_odd, "telling whether a number is even or odd", [
-        "Is {0} even or odd?",
-        "Say whether the number {0} is even or odd.",
-        "{0}: even or odd?",
-    ]),
-    task!("email-domain", false, email_domain, "finding the domain of an e-mail address", [
-        "Which domain does the address {0} belong to?",
-        "Give the part of {0} after the at sign.",
-        "Extract the domain: {0}",
-    ]),
-    task!("initials", false, initials, "giving the initials of a name", [
-        "What are the initials of {0}? Write them without dots.",
-        "Give the first letters of the names {0} as one word.",
-        "Abbreviate {0} to its initials, without dots.",
-    ]),
-    task!("count-items", false, count_items, "counting the items of a list", [
-        "How many items are in this list? {0}",
-        "Count the entries: {0}",
-        "{0}. How many things are these?",
-    ]),
+    task!(
+        "json-field",
+        true,
+        json_field,
+        "reading a field of a JSON object",
+        [
+            "What is the value of \"{0}\" in this JSON object?\n{1}",
+            "{1}\nGive the value of the key \"{0}\".",
+            "Look up {0} in the following record: {1}",
+        ]
+    ),
+    task!(
+        "larger-number",
+        true,
+        larger_number,
+        "finding the larger of two numbers",
+        [
+            "Which number is larger, {0} or {1}?",
+            "Give the greater of the numbers {0} and {1}.",
+            "{0} or {1}: which one is bigger?",
+        ]
+    ),
+    task!(
+        "second-word",
+        true,
+        second_word,
+        "finding the second word of a sentence",
+        [
+            "What is the second word of this sentence? {0}",
+            "Repeat only the second word of: {0}",
+            "\"{0}\" Which word comes second here?",
+        ]
+    ),
+    task!(
+        "two-digit-sum",
+        true,
+        two_digit_sum,
+        "adding two numbers",
+        ["What is {0} plus {1}?", "Add {0} and {1}.", "Calculate the sum {0} + {1}.",]
+    ),
+    task!(
+        "sentiment",
+        true,
+        sentiment,
+        "telling whether a review is positive or negative",
+        [
+            "Is this review positive or negative? {0}",
+            "{0}\nSay whether this opinion is positive or negative.",
+            "Classify the sentiment: {0}",
+        ]
+    ),
+    task!(
+        "upper-case",
+        true,
+        upper_case,
+        "writing text in capital letters",
+        [
+            "Write this in capital letters: {0}",
+            "Convert \"{0}\" to upper case.",
+            "How does {0} look in all capitals?",
+        ]
+    ),
+    task!(
+        "iso-date",
+        true,
+        iso_date,
+        "writing a date as YYYY-MM-DD",
+        [
+            "Write the date {0} as YYYY-MM-DD.",
+            "Convert {0} to the format YYYY-MM-DD.",
+            "Give {0} as an ISO date.",
+        ]
+    ),
+    task!(
+        "last-letter",
+        true,
+        last_letter,
+        "finding the last letter of a name",
+        [
+            "What is the last letter of the name {0}?",
+            "Give the final letter of {0}.",
+            "With which letter does {0} end?",
+        ]
+    ),
+    task!(
+        "sort-words",
+        true,
+        sort_words,
+        "sorting words alphabetically",
+        [
+            "Sort these words alphabetically: {0}",
+            "Put the words {0} in alphabetical order.",
+            "Arrange from A to Z: {0}",
+        ]
+    ),
+    task!(
+        "even-or-odd",
+        true,
+        even_or_odd,
+        "telling whether a number is even or odd",
+        ["Is {0} even or odd?", "Say whether the number {0} is even or odd.", "{0}: even or odd?",]
+    ),
+    task!(
+        "email-domain",
+        false,
+        email_domain,
+        "finding the domain of an e-mail address",
+        [
+            "Which domain does the address {0} belong to?",
+            "Give the part of {0} after the at sign.",
+            "Extract the domain: {0}",
+        ]
+    ),
+    task!(
+        "initials",
+        false,
+        initials,
+        "giving the initials of a name",
+        [
+            "What are the initials of {0}? Write them without dots.",
+            "Give the first letters of the names {0} as one word.",
+            "Abbreviate {0} to its initials, without dots.",
+        ]
+    ),
+    task!(
+        "count-items",
+        false,
+        count_items,
+        "counting the items of a list",
+        [
+            "How many items are in this list? {0}",
+            "Count the entries: {0}",
+            "{0}. How many things are these?",
+        ]
+    ),
 ];
 
 impl GeneratedTask {
@@ -257,7 +327,9 @@ mod tests {
                 .unwrap()
                 .iter()
                 .filter(|(key, _)| {
-                    example.prompt.replacen(&example.prompt[start..=end], "", 1)
+                    example
+                        .prompt
+                        .replacen(&example.prompt[start..=end], "", 1)
                         .contains(&format!("\"{key}\""))
                 })
                 .map(|(_, value)| value.to_string().trim_matches('"').to_owned())
