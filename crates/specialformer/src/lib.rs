@@ -18,6 +18,7 @@
 //! # Ok::<(), specialformer::Error>(())
 //! ```
 
+pub mod adaptation;
 mod calibration;
 mod config;
 pub mod data;

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use specialformer_tensor::{CrossEntropy, Reduction};
-use specialformer_train::Batch;
+use specialformer_train::{Batch, Rows};
 
 use super::eval_ctx;
-use super::objective::logits_at;
+use super::objective::{answer_logits, exact_rows, hits, logits_at};
 use crate::data::prompts::{PromptExample, PromptFormat};
 use crate::error::{Error, Result};
 use crate::families::PublishedModel;
@@ -131,4 +131,15 @@ pub fn perplexity(model: &PublishedModel, tokens: &[u32], window: usize) -> Resu
         count += part.len() - 1;
     }
     Ok((sum / count as f64).exp())
+}
+
+/// The share of rows all of whose targets are the most probable tokens (what
+/// greedy decoding would say), and the mean log-likelihood of a row's targets.
+pub(crate) fn answer_likelihood(model: &PublishedModel, rows: &Rows<'_>) -> Result<(f64, f64)> {
+    let (logits, targets) = answer_logits(model, &eval_ctx(), rows)?;
+    let hits = hits(logits.value(), &targets);
+    let options = CrossEntropy { reduction: Reduction::Sum, ..Default::default() };
+    let loss = f64::from(logits.cross_entropy(&targets, &options)?.value().item()?);
+    let count = rows.rows().max(1) as f64;
+    Ok((exact_rows(rows, &hits) as f64 / count, -loss / count))
 }

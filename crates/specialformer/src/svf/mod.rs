@@ -41,6 +41,7 @@ mod policy;
 mod tuned;
 
 pub use attach::{Decomposition, attach_bank, check_expert, decompose};
+pub(crate) use evaluate::answer_likelihood;
 pub use evaluate::{PromptScore, perplexity, score_prompts};
 pub use fine_tune::{TuneReport, fine_tune, reinforce};
 pub use objective::AnswerLoss;
