@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
+use crate::commands::adapt::AdaptArgs;
 use crate::commands::svf::args::SvfCommand;
 
 /// Transformers that specialise by task, on an ordinary CPU.
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     /// Singular-value fine-tuning: small experts for a published model.
     #[command(subcommand)]
     Svf(SvfCommand),
+    /// Choose or mix experts for a prompt, then answer it.
+    Adapt(Box<AdaptArgs>),
     /// Show version, kernels, SIMD level and threads.
     Info(InfoArgs),
 }

@@ -36,6 +36,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Predict(args) => &args.common,
         Command::Route(RouteCommand::Stats(args)) => &args.common,
         Command::Svf(command) => command.common(),
+        Command::Adapt(args) => &args.common,
         Command::Info(args) => &args.common,
     };
     start_logging(common);
@@ -47,6 +48,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Predict(args) => commands::predict::run(&args),
         Command::Route(RouteCommand::Stats(args)) => commands::route::stats(&args),
         Command::Svf(command) => commands::svf::run(&command),
+        Command::Adapt(args) => commands::adapt::run(&args),
         Command::Info(args) => commands::info::run(&args),
     }
 }

@@ -10,3 +10,4 @@ mod families;
 mod golden_moe;
 mod models;
 mod specialformer;
+mod svf;
