@@ -8,6 +8,8 @@ use specialformer::training::HeldOut;
 use crate::text_args::{
     ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
 };
+use crate::commands::adapt::AdaptArgs;
+use crate::commands::svf::args::SvfCommand;
 
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
@@ -30,6 +32,7 @@ Examples:
   specialformer route stats runs/my-run   where a mixture of experts sends its tokens
   specialformer generate MODEL --prompt 'Once upon a time'
   specialformer chat MODEL                MODEL: a model folder or a .gguf file
+  specialformer svf train MODEL --task json-field   an expert for a published model
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
     /// What to do.
@@ -63,6 +66,11 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// The tokens of a text.
     Tokenize(TokenizeArgs),
+    /// Singular-value fine-tuning: small experts for a published model.
+    #[command(subcommand)]
+    Svf(SvfCommand),
+    /// Choose or mix experts for a prompt, then answer it.
+    Adapt(Box<AdaptArgs>),
     /// Show version, kernels, SIMD level and threads.
     Info(InfoArgs),
 }

@@ -42,6 +42,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => &args.common,
         Command::Convert(args) => &args.common,
         Command::Tokenize(args) => &args.common,
+        Command::Svf(command) => command.common(),
+        Command::Adapt(args) => &args.common,
         Command::Info(args) => &args.common,
     };
     start_logging(common);
@@ -58,6 +60,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),
+        Command::Svf(command) => commands::svf::run(&command),
+        Command::Adapt(args) => commands::adapt::run(&args),
         Command::Info(args) => commands::info::run(&args),
     }
 }

@@ -18,6 +18,7 @@
 //! # Ok::<(), specialformer::Error>(())
 //! ```
 
+pub mod adaptation;
 mod calibration;
 mod config;
 pub mod data;
@@ -28,9 +29,11 @@ pub mod iarc;
 pub mod inspect;
 mod models;
 mod parameter_count;
+mod peak_memory;
 mod predict;
 mod routing_report;
 mod run;
+pub mod svf;
 mod threads;
 
 pub use calibration::{Calibration, CalibrationScore, calibration};
@@ -47,6 +50,7 @@ pub use models::{
     PerPositionFeedForward, Specialformer, States, Tokens, Transformer,
 };
 pub use parameter_count::ParameterCount;
+pub use peak_memory::PeakMemory;
 pub use predict::{Prediction, Predictor};
 pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};
 pub use run::{RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train};
@@ -58,6 +62,7 @@ pub use specialformer_iarc_data as iarc_data;
 pub use specialformer_moe as moe;
 pub use specialformer_nn as nn;
 pub use specialformer_routing as routing;
+pub use specialformer_svd_finetune as svd_finetune;
 pub use specialformer_tensor as tensor;
 pub use specialformer_train as training;
 

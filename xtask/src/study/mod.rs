@@ -11,6 +11,7 @@ mod multitask;
 mod process;
 mod queue;
 mod statistics;
+mod svf;
 
 /// Which experiment, and how much of it.
 #[derive(Args)]
@@ -38,7 +39,11 @@ pub(crate) struct Options {
 
 /// All experiments.
 fn experiments() -> Vec<Box<dyn Experiment>> {
-    vec![Box::new(iarc::Iarc::default()), Box::new(multitask::Multitask::default())]
+    vec![
+        Box::new(iarc::Iarc::default()),
+        Box::new(multitask::Multitask::default()),
+        Box::new(svf::Svf::default()),
+    ]
 }
 
 /// Runs what is left of an experiment and prints its table.

@@ -2,6 +2,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod convert;
+pub(crate) mod adapt;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod iarc;
@@ -12,4 +13,5 @@ pub(crate) mod predict;
 pub(crate) mod published;
 pub(crate) mod route;
 pub(crate) mod tokenize;
+pub(crate) mod svf;
 pub(crate) mod train;

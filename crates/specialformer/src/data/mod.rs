@@ -41,6 +41,7 @@ mod layout;
 mod config;
 mod draws;
 mod multitask;
+pub mod prompts;
 mod records;
 mod shuffle;
 mod sources;
