@@ -283,7 +283,7 @@ impl<E: Element> Module<E> for TypeVectors<E> {
 /// let layer = TypeModulation::<f32>::new(2, 3)?;
 /// let ctx = Ctx::eval();
 /// let x = ctx.constant(Tensor::ones([2, 3]));
-/// assert_eq!(layer.forward(&ctx, &x, &[1, NO_TYPE])?.value(), x.value());
+/// assert_eq!(layer.forward(&ctx, &x, &[1, NO_TYPE])?.value().as_slice(), [1.0; 6]);
 /// # Ok::<(), specialformer_embedding::EmbeddingError>(())
 /// ```
 ///

@@ -35,9 +35,11 @@ mod threads;
 
 pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
-    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget,
-    LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
-    SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
+    AdapterConfig, AdapterSite, AdaptiveAt, AtLayers, BaseConfig, CisformerConfig, ConditionSource,
+    DynamicConfig, ExpertsConfig, Head, InputConfig, LayerSwitch, LoraTarget, LstmConfig,
+    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, PrefixAt, Sharing,
+    SpecialformerConfig, Specialisation, TaskConfig, TaskInput, TokenInput, Topology,
+    TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
@@ -53,6 +55,7 @@ pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;
 pub use specialformer_checkpoint as checkpoint;
+pub use specialformer_embedding as embedding;
 pub use specialformer_iarc_data as iarc_data;
 pub use specialformer_moe as moe;
 pub use specialformer_nn as nn;

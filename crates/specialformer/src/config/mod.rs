@@ -3,13 +3,18 @@
 
 mod base;
 mod check;
+mod dynamic;
 mod heads;
+mod input;
 mod specialformer;
 mod stack;
 mod transformer;
 
 pub use base::BaseConfig;
+pub use dynamic::{DynamicConfig, LayerSwitch};
 pub use heads::{Head, TaskConfig};
+pub(crate) use input::in_input;
+pub use input::{AdaptiveAt, AtLayers, ConditionSource, InputConfig, PrefixAt, TokenInput};
 pub use specialformer::{
     AdapterConfig, AdapterSite, ExpertsConfig, LoraTarget, PolicyConfig, Pooling, Sharing,
     SpecialformerConfig, Specialisation, TaskInput, Topology,
