@@ -33,6 +33,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Iarc(args) => &args.common,
         Command::Train(args) => &args.common,
         Command::Eval(args) => &args.common,
+        Command::Ask(args) => &args.common,
         Command::Predict(args) => &args.common,
         Command::Route(RouteCommand::Stats(args)) => &args.common,
         Command::Info(args) => &args.common,
@@ -44,6 +45,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Train(args) => commands::train::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Predict(args) => commands::predict::run(&args),
+        Command::Ask(args) => commands::ask::run(&args),
         Command::Route(RouteCommand::Stats(args)) => commands::route::stats(&args),
         Command::Info(args) => commands::info::run(&args),
     }

@@ -34,12 +34,14 @@ impl<E: Element> Op<E, 2> for WeightedLookup<E> {
             parallelism.for_each_chunk(out, part * width, |i, out| {
                 let rows = i * part..i * part + out.len() / width;
                 for (n, g) in g.chunks_exact(width).enumerate() {
-                    for a in self.offsets[n] as usize..self.offsets[n + 1] as usize {
-                        let row = self.index[a] as usize;
+                    let entries = self.offsets[n] as usize..self.offsets[n + 1] as usize;
+                    let index = self.index[entries.clone()].iter();
+                    for (&row, &weight) in index.zip(&weights[entries]) {
+                        let row = row as usize;
                         if rows.contains(&row) {
                             let out = &mut out[(row - rows.start) * width..][..width];
                             for (out, &g) in out.iter_mut().zip(g) {
-                                *out += weights[a] * g;
+                                *out += weight * g;
                             }
                         }
                     }

@@ -26,7 +26,9 @@ pub mod families;
 pub mod generate;
 pub mod iarc;
 pub mod inspect;
+mod inventory;
 mod models;
+mod multimodal;
 mod parameter_count;
 mod predict;
 mod routing_report;
@@ -43,10 +45,12 @@ pub use config::{
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
+pub use inventory::{Inventory, TypeInventory};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
     PerPositionFeedForward, Specialformer, States, Tokens, Transformer,
 };
+pub use multimodal::{MultimodalAnswer, MultimodalPredictor};
 pub use parameter_count::ParameterCount;
 pub use predict::{Prediction, Predictor};
 pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub(crate) mod ask;
 pub(crate) mod eval;
 pub(crate) mod iarc;
 pub(crate) mod info;

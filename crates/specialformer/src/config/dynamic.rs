@@ -41,11 +41,6 @@ pub struct DynamicConfig {
 }
 
 impl DynamicConfig {
-    /// The block whose parameters block `layer` has.
-    pub(crate) fn owner(&self, layer: usize) -> usize {
-        self.share.as_ref().map_or(layer, |share| share[layer])
-    }
-
     pub(super) fn validate(&self, model: &SpecialformerConfig) -> Result<()> {
         let fail = |field, value: &dyn std::fmt::Display, reason: String| {
             Err(Error::config("model.dynamic", field, value, reason))

@@ -42,7 +42,7 @@ mod layout;
 
 mod config;
 mod draws;
-mod multimodal;
+pub(crate) mod multimodal;
 mod multitask;
 mod records;
 mod shuffle;
@@ -57,9 +57,7 @@ pub use config::{DataConfig, DataShape, LoadedData};
 pub use example::{Example, ExampleTarget, Task, TaskKind, TaskSpec};
 pub(crate) use layout::Size;
 pub use layout::{Answers, Format, Layout, TaskHead};
-pub use multimodal::{
-    MULTIMODAL_TASKS, MultimodalConfig, MultimodalDataset, MultimodalExample,
-};
+pub use multimodal::{MULTIMODAL_TASKS, MultimodalConfig, MultimodalDataset, MultimodalExample};
 pub use multitask::MultitaskConfig;
 pub use records::{RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, save_specs};
 pub use task_dataset::TaskDataset;

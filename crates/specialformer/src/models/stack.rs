@@ -1,6 +1,7 @@
 //! A stack of blocks with its positions and its last norm.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use specialformer_attention::{
@@ -48,7 +49,13 @@ pub(crate) struct StackInput<'a, E: Element> {
     pub tokens: Option<&'a [u32]>,
     /// What the positions are, where parts of the stack ask.
     pub streams: Option<&'a Streams>,
+    /// Where to put what each block reads.
+    pub probe: Option<&'a Probe<E>>,
 }
+
+/// What each block of a pass read: the block, its input, and the places of its positions
+/// if they are known.
+pub(crate) type Probe<E> = RefCell<Vec<(usize, Var<E>, Option<Vec<u32>>)>>;
 
 /// What a stack returns.
 #[derive(Debug)]
@@ -63,7 +70,7 @@ pub(crate) struct StackOutput<E: Element> {
 
 impl<E: Element> StackInput<'_, E> {
     pub(crate) const fn new(queries: Queries) -> Self {
-        Self { queries, lengths: None, memory: None, tokens: None, streams: None }
+        Self { queries, lengths: None, memory: None, tokens: None, streams: None, probe: None }
     }
 }
 
@@ -207,6 +214,7 @@ impl<E: Element> Stack<E> {
                 lengths: padded.then_some(&streams.lengths),
                 // Learned tokens have no id.
                 tokens: input.tokens.filter(|_| inserted.is_empty()),
+                streams: Some(&streams),
                 ..*input
             };
             self.pass(ctx, &mut x, i..i + 1, streams.length, &own, &mut routings)?;
@@ -258,6 +266,10 @@ impl<E: Element> Stack<E> {
             live.as_ref().map(|live| at_last.map(|at| live[at]).collect());
         for i in range {
             let block = &self.blocks[i];
+            if let Some(probe) = input.probe {
+                let places = input.streams.map(|streams| streams.places.clone());
+                probe.borrow_mut().push((i, x.clone(), places));
+            }
             let _scope = ctx.indexed_scope("blocks", i);
             let all = BlockInput {
                 queries: Queries::All,
@@ -326,6 +338,11 @@ impl<E: Element> Stack<E> {
             x = block.forward_cached(ctx, &x, counts, cache, route)?.output;
         }
         Ok(x)
+    }
+
+    /// The blocks.
+    pub(crate) fn blocks(&self) -> &[Block<E>] {
+        &self.blocks
     }
 
     /// The blocks, for giving them other weights.

@@ -83,9 +83,8 @@ impl MultimodalConfig {
     /// # Errors
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
-        let fail = |field, value: &str, reason: String| {
-            Err(Error::config("data", field, value, reason))
-        };
+        let fail =
+            |field, value: &str, reason: String| Err(Error::config("data", field, value, reason));
         if self.tasks.is_empty() {
             return fail("tasks", "[]", "there must be at least one".into());
         }
@@ -171,8 +170,12 @@ impl MultimodalConfig {
             MULTIMODAL_TASKS.iter().position(|task| task == name).expect("checked") as u32
         });
         let sizes = vec![1; self.tasks.len()];
-        let sampler =
-            TaskSampler::new(&specialformer_train::Sampling::Uniform, &self.tasks, &sizes, Seed::new(seed))?;
+        let sampler = TaskSampler::new(
+            &specialformer_train::Sampling::Uniform,
+            &self.tasks,
+            &sizes,
+            Seed::new(seed),
+        )?;
         Ok(MultimodalDataset {
             tasks: ids.collect(),
             source: Source::new(images, self.augment, self.shifted, seed),
@@ -202,6 +205,15 @@ pub(crate) struct RowParts {
     targets: Vec<u32>,
 }
 
+impl RowParts {
+    /// Ends the row where its answer's token `count` is to be predicted.
+    pub(crate) fn ends_before(&mut self, count: usize) {
+        let separator = self.text.iter().position(|&token| token == SEP).unwrap_or(0);
+        self.text.truncate(separator + 1 + count);
+        self.targets.clear();
+    }
+}
+
 impl RowLayout {
     /// The side of the images.
     pub(crate) fn side(&self) -> usize {
@@ -211,9 +223,10 @@ impl RowLayout {
     /// The parts of an example's row. Without an answer it ends at SEP.
     pub(crate) fn parts(&self, example: &MultimodalExample) -> Result<RowParts> {
         let side = self.side();
-        let images = example.images.iter().map(|pixels| {
-            Ok(image_patches(pixels, [side, side], 1, self.patch)?)
-        });
+        let images = example
+            .images
+            .iter()
+            .map(|pixels| Ok(image_patches(pixels, [side, side], 1, self.patch)?));
         let mut text = example.question.clone();
         text.push(SEP);
         let mut targets = example.answer.clone();
@@ -243,9 +256,9 @@ impl RowLayout {
                     all.push(Segment::Features { of: words::SERIES, values });
                 }
                 let runs = row.text.chunk_by(|a, b| words::type_of(*a) == words::type_of(*b));
-                all.extend(runs.map(|tokens| {
-                    Segment::Tokens { of: words::type_of(tokens[0]), tokens }
-                }));
+                all.extend(
+                    runs.map(|tokens| Segment::Tokens { of: words::type_of(tokens[0]), tokens }),
+                );
                 all
             })
             .collect();
@@ -257,8 +270,7 @@ impl RowLayout {
         for (row, (parts, &n)) in rows.iter().zip(&made.streams.lengths).enumerate() {
             batch.lengths_mut()[row] = n as u32;
             let first = row * length + n - parts.targets.len().min(n);
-            batch.targets_mut()[first..first + parts.targets.len()]
-                .copy_from_slice(&parts.targets);
+            batch.targets_mut()[first..first + parts.targets.len()].copy_from_slice(&parts.targets);
         }
         let streams = made.streams;
         batch.set_streams(streams.types, streams.places, made.feature_width, made.features)?;
@@ -299,8 +311,10 @@ impl MultimodalDataset {
     }
 
     fn rows(&self, rows: &[(u32, MultimodalExample)], batch: &mut Batch) -> Result<()> {
-        let parts =
-            rows.iter().map(|(_, example)| self.layout.parts(example)).collect::<Result<Vec<_>>>()?;
+        let parts = rows
+            .iter()
+            .map(|(_, example)| self.layout.parts(example))
+            .collect::<Result<Vec<_>>>()?;
         let tasks: Vec<u32> = rows.iter().map(|(task, _)| *task).collect();
         self.layout.batch(&parts, &tasks, batch)
     }

@@ -84,8 +84,7 @@ impl Source {
             (false, _) => Change::NONE,
         };
         let side = self.images.side;
-        let show =
-            |image, words: &mut Words| change.apply(self.images.pixels(image), side, words);
+        let show = |image, words: &mut Words| change.apply(self.images.pixels(image), side, words);
         let mut example = MultimodalExample::default();
         let ask = |questions: &[&str], words: &mut Words| {
             let question = questions[words.below(questions.len() as u32) as usize];
@@ -143,11 +142,11 @@ impl Source {
                 // One letter in two is Greek; one in six where shifted.
                 let greek = if self.shifted { 6 } else { 2 };
                 let count = words.between(3, 8);
-                let letters: Vec<(bool, u32)> = (0..count)
-                    .map(|_| (words.below(greek) == 0, words.below(LETTERS)))
-                    .collect();
+                let letters: Vec<(bool, u32)> =
+                    (0..count).map(|_| (words.below(greek) == 0, words.below(LETTERS))).collect();
                 let text = letters.iter().map(|&(greek, i)| words::letter(greek, i));
-                let question: Vec<u32> = ask(&["write the word in the other script backwards"], words);
+                let question: Vec<u32> =
+                    ask(&["write the word in the other script backwards"], words);
                 example.question = text.chain(question).collect();
                 example.answer =
                     letters.iter().rev().map(|&(greek, i)| words::letter(!greek, i)).collect();

@@ -24,7 +24,7 @@ use self::routing::LayerRouting;
 use self::streams::{StreamLayers, TokenLayer};
 use super::between::Between;
 use super::block::Memory;
-use super::stack::{Stack, StackInput};
+use super::stack::{Probe, Stack, StackInput};
 use super::transformer::EMBEDDING_STD;
 use super::{Outputs, Tokens};
 use crate::config::SpecialformerConfig;
@@ -91,6 +91,8 @@ struct Reading<'a, E: Element> {
     /// Tokens that stand before a row's own.
     prefix: usize,
     memory: Option<Memory<'a, E>>,
+    /// Where to put what each block reads.
+    probe: Option<&'a Probe<E>>,
 }
 
 impl<E: Element> Specialformer<E> {
@@ -187,7 +189,7 @@ impl<E: Element> Specialformer<E> {
         tasks: &[usize],
         passed: &mut Routings<E>,
     ) -> Result<Var<E>> {
-        let Reading { stack, sequences, prefix, memory, .. } = *reading;
+        let Reading { stack, sequences, prefix, memory, probe, .. } = *reading;
         let [own, all] = self.streams(reading, tasks.len())?;
         let (x, mixture) = self.embed(ctx, reading, tasks, own.as_ref())?;
         passed.mixture = mixture;
@@ -200,6 +202,7 @@ impl<E: Element> Specialformer<E> {
             memory,
             tokens: Some(&ids),
             streams: all.as_ref(),
+            probe,
         };
         let output = stack.forward(ctx, x, &input)?;
         let decided = output.routings.into_iter().zip(output.lengths);
@@ -222,14 +225,15 @@ impl<E: Element> Specialformer<E> {
         // The task's token stands before what is read first.
         let prefix = self.task.prefix();
         let (stack, sequences) = (&self.main, &arranged.main);
-        let main = Reading { stack, name: "", sequences, prefix, memory: None };
+        let main = Reading { stack, name: "", sequences, prefix, memory: None, probe: None };
         let hidden = match (&self.encoder, &arranged.source) {
             (None, None) => self.read(&ctx, &main, &tasks, &mut routings)?,
             (Some(stack), Some(sequences)) => {
                 let states = {
                     let _scope = ctx.scope("encoder");
                     let name = "encoder.";
-                    let source = Reading { stack, name, sequences, prefix, memory: None };
+                    let source =
+                        Reading { stack, name, sequences, prefix, memory: None, probe: None };
                     self.read(&ctx, &source, &tasks, &mut routings)?
                 };
                 let lengths: Option<Vec<usize>> = sequences.lengths.clone();
@@ -255,6 +259,31 @@ impl<E: Element> Specialformer<E> {
     fn keeps_order(&self) -> bool {
         let capacity = self.config.moe.as_ref().and_then(|experts| experts.moe.router.capacity);
         capacity.is_some_and(|capacity| capacity.keep == Keep::FirstCome)
+    }
+
+    /// What each block of an encoder or decoder reads, with the places of its
+    /// positions.
+    pub(crate) fn block_inputs(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<Probe<E>> {
+        let arranged = Arranged::new(input, self.config.tasks.len(), true)?;
+        let ctx = ctx.with_tasks(arranged.tasks.clone());
+        let probe = Probe::default();
+        let reading = Reading {
+            stack: &self.main,
+            name: "",
+            sequences: &arranged.main,
+            prefix: self.task.prefix(),
+            memory: None,
+            probe: Some(&probe),
+        };
+        let mut routings = Routings { layers: Vec::new(), mixture: None };
+        self.read(&ctx, &reading, &arranged.task_indices(), &mut routings)?;
+        drop(reading);
+        Ok(probe)
+    }
+
+    /// The stack that is answered from.
+    pub(crate) fn main_stack(&self) -> &Stack<E> {
+        &self.main
     }
 
     /// Hidden states and routings of rows, in the rows' order.
