@@ -7,6 +7,7 @@ use crate::shell::{Result, root};
 use queue::{Experiment, Queue};
 
 mod iarc;
+mod mpt;
 mod multitask;
 mod process;
 mod queue;
@@ -38,7 +39,11 @@ pub(crate) struct Options {
 
 /// All experiments.
 fn experiments() -> Vec<Box<dyn Experiment>> {
-    vec![Box::new(iarc::Iarc::default()), Box::new(multitask::Multitask::default())]
+    vec![
+        Box::new(iarc::Iarc::default()),
+        Box::new(multitask::Multitask::default()),
+        Box::new(mpt::Mpt::default()),
+    ]
 }
 
 /// Runs what is left of an experiment and prints its table.
