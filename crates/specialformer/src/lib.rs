@@ -50,7 +50,7 @@ pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
     PerPositionFeedForward, Specialformer, States, Tokens, Transformer,
 };
-pub use multimodal::{MultimodalAnswer, MultimodalPredictor};
+pub use multimodal::{MultimodalAnswer, MultimodalPredictor, MultimodalSample};
 pub use parameter_count::ParameterCount;
 pub use predict::{Prediction, Predictor};
 pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};

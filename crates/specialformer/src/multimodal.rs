@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde::Serialize;
 use specialformer_nn::Ctx;
-use specialformer_train::Batch;
+use specialformer_train::{Batch, HeldOut};
 
 use crate::data::multimodal::{RowLayout, words};
-use crate::data::{DataConfig, EOS, MULTIMODAL_TASKS, MultimodalExample};
+use crate::data::{DataConfig, EOS, MULTIMODAL_TASKS, MultimodalConfig, MultimodalExample};
 use crate::error::{Error, Result};
 use crate::inspect::{RowAttention, row_attention};
 use crate::models::Model;
@@ -29,6 +29,26 @@ pub struct MultimodalAnswer {
     /// image rows by columns, averaged over layers and heads. They sum to the
     /// share that goes to images.
     pub patches: Vec<Vec<f64>>,
+}
+
+/// A test example with a model's answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MultimodalSample {
+    /// The task's name.
+    pub task: String,
+    /// Pixels of each image, row by row, in [0, 1].
+    pub images: Vec<Vec<f32>>,
+    /// The series, if there is one.
+    pub series: Vec<f32>,
+    /// What should have been answered.
+    pub expected: String,
+    /// What the model answered.
+    pub answer: MultimodalAnswer,
+}
+
+/// Tokens as text; letters of one word stand side by side.
+fn text_of(tokens: &[u32]) -> String {
+    tokens.iter().map(|&token| words::name(token)).collect()
 }
 
 /// Answers questions with a model that a run trained on several modalities.
@@ -97,12 +117,41 @@ impl MultimodalPredictor {
         series: &[f32],
         question: &str,
     ) -> Result<MultimodalAnswer> {
-        let mut example = MultimodalExample {
+        self.answer_example(MultimodalExample {
             images: images.to_vec(),
             series: series.to_vec(),
             question: words::parse(question)?,
             answer: Vec::new(),
-        };
+        })
+    }
+
+    /// The model's answers to the first `each` test examples of every task that
+    /// the data draw.
+    ///
+    /// # Errors
+    /// As [`MultimodalPredictor::answer`].
+    pub fn samples(&self, data: &MultimodalConfig, each: usize) -> Result<Vec<MultimodalSample>> {
+        let dataset = data.dataset(0)?;
+        let mut samples = Vec::new();
+        for (task, name) in MULTIMODAL_TASKS.iter().enumerate() {
+            if !data.tasks.iter().any(|drawn| drawn == name) {
+                continue;
+            }
+            for index in 0..each {
+                let example = dataset.held_out_example(task, HeldOut::Test, index)?;
+                let expected = text_of(&example.answer);
+                let (images, series) = (example.images.clone(), example.series.clone());
+                let answer = self.answer_example(example)?;
+                let task = (*name).to_string();
+                samples.push(MultimodalSample { task, images, series, expected, answer });
+            }
+        }
+        Ok(samples)
+    }
+
+    /// The answer to an example, whose own answer is not looked at.
+    fn answer_example(&self, mut example: MultimodalExample) -> Result<MultimodalAnswer> {
+        let images = example.images.len();
         let task = task_of(&example)?;
         let asked: Vec<String> = example.question.iter().map(|&t| words::name(t)).collect();
         let ctx = Ctx::eval();
@@ -149,14 +198,12 @@ impl MultimodalPredictor {
                 break;
             }
         }
-        let separator = if task as usize + 1 == MULTIMODAL_TASKS.len() { "" } else { " " };
-        let text: Vec<String> = answer.iter().map(|&t| words::name(t)).collect();
         let attention = attention.expect("there was a first pass");
         Ok(MultimodalAnswer {
             question: asked.join(" "),
-            text: text.join(separator),
+            text: text_of(&answer),
             probability,
-            patches: self.patches(&attention, images.len()),
+            patches: self.patches(&attention, images),
         })
     }
 
@@ -164,6 +211,9 @@ impl MultimodalPredictor {
     fn patches(&self, attention: &RowAttention, images: usize) -> Vec<Vec<f64>> {
         let grid = self.layout.types[words::IMAGE].grid.unwrap_or([0, 0]);
         let count = grid[0] * grid[1];
+        if attention.last.is_empty() {
+            return Vec::new();
+        }
         // Behind the row's first token.
         (0..images).map(|i| attention.last[1 + i * count..][..count].to_vec()).collect()
     }

@@ -258,9 +258,8 @@ fn table(records: &[Record]) -> Result<String> {
     for Variant { name, .. } in &VARIANTS {
         let Some(runs) = by_variant.get(name) else { continue };
         let of = |shifted: bool, tasks: &[&str]| {
-            let scores = |run: &Trained| {
-                accuracy(if shifted { &run.shifted } else { &run.tasks }, tasks)
-            };
+            let scores =
+                |run: &Trained| accuracy(if shifted { &run.shifted } else { &run.tasks }, tasks);
             mean_std(&runs.iter().filter_map(scores).collect::<Vec<_>>())
         };
         let parameters = runs[0].parameters;

@@ -99,8 +99,7 @@ fn every_mechanism_trains_and_its_gradients_are_whole() {
         }
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
-        specialformer::train(&config, &out, Start::New, (), || false)
-            .unwrap();
+        specialformer::train(&config, &out, Start::New, (), || false).unwrap();
         let (config, model) = specialformer::load(&out).unwrap();
         let predictor = MultimodalPredictor::new(&config, model).unwrap();
         let answer = predictor.answer(&[vec![0.5; 64]], &[], "Which digit?").unwrap();
