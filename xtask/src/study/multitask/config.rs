@@ -94,21 +94,21 @@ impl Variant {
                 "[model.adapter]\nkind = \"bottleneck\"\nwidth = {width}\nplacement = \"parallel\"\n"
             )
         };
-        let moe = |hidden: usize, balance: &str| {
+        let moe = |hidden: usize, experts: usize, top_k: usize, balance: &str| {
             format!(
                 "[model.moe]\nhidden = {hidden}\nkind = {{ plain = \"gelu\" }}\n\
-                 router = {{ experts = 8, top_k = 2, \
+                 router = {{ experts = {experts}, top_k = {top_k}, \
                  gate = {{ kind = \"softmax-top-k\", normalize = true }}, \
                  balance = {{ {balance} }} }}\n"
             )
         };
         const BALANCE: &str = "load_balance = 0.01, z = 0.001";
         let (kind, feed_forward, parts) = match self {
-            Self::Dense => ("none", 256, String::new()),
-            Self::Adapter => ("adapter", 224, adapter(16)),
-            Self::Hybrid => ("hybrid", 112, moe(64, BALANCE) + &adapter(8)),
-            Self::MoeUnbalanced => ("moe", 256, moe(128, "")),
-            Self::Moe | Self::MoeTaught => ("moe", 256, moe(128, BALANCE)),
+            Self::Dense => ("none", 64, String::new()),
+            Self::Adapter => ("adapter", 48, adapter(8)),
+            Self::Hybrid => ("hybrid", 12, moe(16, 8, 2, BALANCE) + &adapter(8)),
+            Self::MoeUnbalanced => ("moe", 64, moe(16, 16, 4, "")),
+            Self::Moe | Self::MoeTaught => ("moe", 64, moe(16, 16, 4, BALANCE)),
         };
         format!("feed_forward = {feed_forward}\nspecialisation = \"{kind}\"\n{{tasks}}\n{parts}")
     }
@@ -151,7 +151,7 @@ pub(super) fn toml(name: &str, variant: Variant, training: &Training<'_>) -> Str
     let _ = write!(
         text,
         "\n[model]\nkind = \"specialformer\"\ntopology = \"decoder\"\nvocabulary = {vocabulary}\n\
-         width = 64\nlayers = 2\nheads = 4\nwindow = 72\npositions = \"rope\"\n{}\n\
+         width = 32\nlayers = 2\nheads = 4\nwindow = 72\npositions = \"rope\"\n{}\n\
          [data]\nkind = \"multitask\"\nlayout = \"decoder\"\ntasks = {names}\n",
         variant.specialisation().replace("{tasks}", &format!("tasks = {heads}"))
     );

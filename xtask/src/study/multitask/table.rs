@@ -16,7 +16,6 @@ use crate::study::statistics::mean_std;
 struct Trained {
     parameters: u64,
     active_parameters: u64,
-    seconds: f64,
     tasks: Scores,
     calibration: f64,
     #[serde(default)]
@@ -132,8 +131,8 @@ impl Study {
              15 bins). *Shifted*: the tasks' held-out variants without, and after training on, \
              {SHIFTED_EXAMPLES} examples of each task.\n\n\
              | model | parameters | active | accuracy | R² of `mean` | gain | worst | ECE | shifted \
-             | shifted, adapted | seeds | seconds |\n\
-             |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+             | shifted, adapted | seeds |\n\
+             |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
         );
         for variant in Variant::ALL {
             let entries = self.of(variant, 1.0);
@@ -141,10 +140,9 @@ impl Study {
             let of = |f: &dyn Fn(&Entry) -> Option<f64>| {
                 mean_std(&entries.iter().filter_map(|e| f(e)).collect::<Vec<_>>())
             };
-            let seconds: Vec<f64> = entries.iter().map(|e| e.trained.seconds).collect();
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 variant.name(),
                 first.trained.parameters,
                 first.trained.active_parameters,
@@ -156,7 +154,6 @@ impl Study {
                 of(&|e| Some(mean_accuracy(e.trained.shifted.as_ref()?))),
                 of(&|e| Some(mean_accuracy(e.trained.adapted.as_ref()?))),
                 entries.len(),
-                mean(&seconds),
             );
         }
         text
@@ -283,7 +280,7 @@ mod tests {
             record("single-sort-seed1", json!({"sort": {"accuracy": 0.875}})),
         ];
         let text = table(&records).unwrap();
-        let wanted = "| moe | 10 | 8 | 75.00 | 0.50 | -12.50 | -12.50 | 2.00 | 25.00 | – | 1 | 2 |";
+        let wanted = "| moe | 10 | 8 | 75.00 | 0.50 | -12.50 | -12.50 | 2.00 | 25.00 | – | 1 |";
         assert!(text.contains(wanted), "{text}");
         assert!(text.contains("| moe | 50.00 | – | 75.00 |"), "{text}");
         assert!(text.contains("| moe | 1.50 | 0.90 | 1.00 | 0.50 | 10.00 |"), "{text}");
