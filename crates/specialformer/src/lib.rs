@@ -27,7 +27,9 @@ pub mod families;
 pub mod generate;
 pub mod iarc;
 pub mod inspect;
+mod inventory;
 mod models;
+mod multimodal;
 mod parameter_count;
 mod peak_memory;
 mod predict;
@@ -38,17 +40,20 @@ mod threads;
 
 pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
-    AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget,
-    LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions,
-    PublishedConfig, Sharing, SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology,
+    AdapterConfig, AdapterSite, AdaptiveAt, AtLayers, BaseConfig, CisformerConfig, ConditionSource,
+    DynamicConfig, ExpertsConfig, Head, InputConfig, LayerSwitch, LoraTarget, LstmConfig,
+    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, PrefixAt, PublishedConfig, Sharing,
+    SpecialformerConfig, Specialisation, TaskConfig, TaskInput, TokenInput, Topology,
     TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
+pub use inventory::{Inventory, TypeInventory};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
     PerPositionFeedForward, Specialformer, States, Tokens, Transformer,
 };
+pub use multimodal::{MultimodalAnswer, MultimodalPredictor, MultimodalSample};
 pub use parameter_count::ParameterCount;
 pub use peak_memory::PeakMemory;
 pub use predict::{Prediction, Predictor};
@@ -58,6 +63,7 @@ pub use threads::{ThreadsError, set_threads, threads};
 
 pub use specialformer_attention as attention;
 pub use specialformer_checkpoint as checkpoint;
+pub use specialformer_embedding as embedding;
 pub use specialformer_iarc_data as iarc_data;
 pub use specialformer_moe as moe;
 pub use specialformer_nn as nn;

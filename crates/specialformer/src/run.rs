@@ -145,13 +145,17 @@ impl RunConfig {
             DataConfig::Multitask(data) => {
                 Ok(Self { data: DataConfig::Multitask(data.shifted(examples)), ..self.clone() })
             }
+            DataConfig::Multimodal(data) => {
+                let data = crate::data::MultimodalConfig { shifted: true, ..data.clone() };
+                Ok(Self { data: DataConfig::Multimodal(data), ..self.clone() })
+            }
             other => {
                 let kind = match other {
                     DataConfig::Iarc(_) => "iarc",
                     DataConfig::Text(_) => "text",
                     _ => "records",
                 };
-                let reason = "only multitask data has a held-out domain";
+                let reason = "only multitask and multimodal data have a held-out domain";
                 Err(Error::config("data", "kind", kind, reason))
             }
         }

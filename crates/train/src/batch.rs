@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Result, TrainError};
+use crate::streams::{RowStreams, StreamParts};
 
 /// A target that carries no loss and is not scored.
 pub const IGNORE: u32 = <u32 as specialformer_tensor::TokenIndex>::IGNORE;
@@ -54,6 +55,7 @@ pub struct Batch {
     source: Vec<u32>,
     /// Empty if every row of `source` is full.
     source_lengths: Vec<u32>,
+    pub(crate) streams: StreamParts,
 }
 
 impl Batch {
@@ -100,6 +102,7 @@ impl Batch {
         self.values.clear();
         self.source.clear();
         self.source_lengths.clear();
+        self.streams.clear();
         Ok(())
     }
 
@@ -200,6 +203,7 @@ impl Batch {
         pick(&self.values, self.value_width, rows, &mut into.values);
         pick(&self.source, self.source_length, rows, &mut into.source);
         pick(&self.source_lengths, 1, rows, &mut into.source_lengths);
+        self.streams.select(self.length, rows, &mut into.streams);
     }
 
     /// All rows.
@@ -226,17 +230,18 @@ impl Batch {
             values: part_of(&self.values, self.value_width, &rows),
             source: part_of(&self.source, self.source_length, &rows),
             source_lengths: part_of(&self.source_lengths, 1, &rows),
+            streams: self.streams.slice(self.length, &rows),
         }
     }
 }
 
 /// The rows of something that a batch need not have.
-fn part_of<'a, T>(all: &'a [T], width: usize, rows: &Range<usize>) -> Option<&'a [T]> {
+pub(crate) fn part_of<'a, T>(all: &'a [T], width: usize, rows: &Range<usize>) -> Option<&'a [T]> {
     (!all.is_empty()).then(|| &all[rows.start * width..rows.end * width])
 }
 
 /// Copies rows of something that a batch need not have.
-fn pick<T: Copy>(all: &[T], width: usize, rows: &[usize], into: &mut Vec<T>) {
+pub(crate) fn pick<T: Copy>(all: &[T], width: usize, rows: &[usize], into: &mut Vec<T>) {
     into.clear();
     if !all.is_empty() {
         let rows = rows.iter().map(|&row| &all[row * width..(row + 1) * width]);
@@ -277,6 +282,7 @@ pub struct Rows<'a> {
     source_length: usize,
     source: Option<&'a [u32]>,
     source_lengths: Option<&'a [u32]>,
+    pub(crate) streams: Option<RowStreams<'a>>,
 }
 
 impl<'a> Rows<'a> {

@@ -90,6 +90,7 @@ mod sampler;
 mod score;
 mod shards;
 mod state;
+mod streams;
 mod task_score;
 mod trainer;
 
@@ -114,6 +115,7 @@ pub use run_folder::RunFolder;
 pub use sampler::{Ramp, Sampling, Stage, TaskSampler};
 pub use score::{Score, Tally};
 pub use state::Best;
+pub use streams::RowStreams;
 pub use task_score::{TaskScore, ValueScore};
 pub use trainer::{Outcome, Summary, Trainer};
 

@@ -7,6 +7,7 @@ use crate::shell::{Result, root};
 use queue::{Experiment, Queue};
 
 mod iarc;
+mod mpt;
 mod multitask;
 mod process;
 mod queue;
@@ -43,6 +44,7 @@ fn experiments() -> Vec<Box<dyn Experiment>> {
         Box::new(iarc::Iarc::default()),
         Box::new(multitask::Multitask::default()),
         Box::new(svf::Svf::default()),
+        Box::new(mpt::Mpt::default()),
     ]
 }
 

@@ -1,12 +1,19 @@
 //! `specialformer info`.
 
+use std::path::Path;
+
 use serde_json::json;
 use specialformer::tensor::{gemm, simd};
+use specialformer::{Inventory, ParameterCount, RunConfig};
 
 use crate::args::InfoArgs;
 use crate::failure::Failure;
+use crate::table::grouped;
 
 pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
+    if let Some(config) = &args.config {
+        return model(config, args.common.json);
+    }
     let threads = specialformer::threads();
     let blas = gemm::blas_info();
     let kernels = PRODUCTS.map(|(m, k, n, transposed)| {
@@ -65,3 +72,25 @@ const PRODUCTS: [(usize, usize, usize, bool); 5] = [
     (6144, 64, 256, false),
     (2048, 512, 2048, false),
 ];
+
+/// What the model of a configuration consists of.
+fn model(path: &Path, as_json: bool) -> Result<(), Failure> {
+    let config = RunConfig::load(path)?;
+    let model = config.build_model()?;
+    let (inventory, count) = (Inventory::of(&model), ParameterCount::of(&model));
+    if as_json {
+        let value = json!({ "name": config.name, "inventory": inventory, "parts": count.parts });
+        println!("{value:#}");
+        return Ok(());
+    }
+    println!("{}: {} parameters", config.name, grouped(inventory.total as u64));
+    println!("{}", count.layout());
+    println!("used by several parts: {}", grouped(inventory.shared as u64));
+    println!();
+    println!("{:<12} {:>12} {:>16}", "position", "active", "FLOPs a token");
+    for of in &inventory.types {
+        let (active, flops) = (grouped(of.active as u64), grouped(of.flops as u64));
+        println!("{:<12} {active:>12} {flops:>16}", of.name);
+    }
+    Ok(())
+}

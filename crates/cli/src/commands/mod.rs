@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod convert;
 pub(crate) mod adapt;
+pub(crate) mod ask;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod iarc;

@@ -34,12 +34,34 @@ pub(crate) struct ReportData {
     /// Where a mixture of experts sends its tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) routing: Option<Routing>,
+    /// Questions with images or series, and what was answered.
+    #[serde(skip)]
+    pub(crate) samples: Vec<Answered>,
     /// The configuration as TOML; empty for none.
     #[serde(skip)]
     pub(crate) config: String,
     /// Where and how the runs were made.
     #[serde(skip)]
     pub(crate) environment: Option<Environment>,
+}
+
+/// A question that a model answered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answered {
+    /// The task's name.
+    pub(crate) task: String,
+    /// The question.
+    pub(crate) question: String,
+    /// What should have been answered.
+    pub(crate) expected: String,
+    /// What was.
+    pub(crate) answer: String,
+    /// The model's probability of it.
+    pub(crate) probability: f64,
+    /// Square images: pixels in [0, 1], and the attention to each patch.
+    pub(crate) images: Vec<(Vec<f32>, Vec<f64>)>,
+    /// A series.
+    pub(crate) series: Vec<f32>,
 }
 
 /// One subtask of a multi-task problem.

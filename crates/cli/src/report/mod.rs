@@ -19,9 +19,9 @@ mod sections;
 mod tests;
 
 pub(crate) use data::{
-    AttentionMap, Candidate, Environment, HeadHistogram, Point, Quantity, Reference, ReportData,
-    Routing, RoutingLayer, RoutingPoint, Run, Sample, Score, Scores, Subtask, TaskResult, Token,
-    Window,
+    Answered, AttentionMap, Candidate, Environment, HeadHistogram, Point, Quantity, Reference,
+    ReportData, Routing, RoutingLayer, RoutingPoint, Run, Sample, Score, Scores, Subtask,
+    TaskResult, Token, Window,
 };
 
 /// Result with [`ReportError`].

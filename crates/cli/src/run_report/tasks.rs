@@ -1,16 +1,19 @@
 //! Reports of runs on several tasks.
 
-use specialformer::data::TaskKind;
+use specialformer::data::{MultimodalConfig, TaskKind};
 use specialformer::training::{AccuracyRecord, Evaluation, HeldOut, TaskRecord};
-use specialformer::{DataConfig, Model};
+use specialformer::{DataConfig, Model, MultimodalPredictor, MultimodalSample};
 
 use super::{entry, points};
 use crate::failure::Failure;
 use crate::job::Finished;
-use crate::report::{ReportData, Run, Score, Scores, Subtask, TaskResult};
+use crate::report::{Answered, ReportData, Run, Score, Scores, Subtask, TaskResult};
 
 /// Rows of test data that are routed for a report.
 const ROUTED_ROWS: usize = 2048;
+
+/// Answered examples of each task.
+const SAMPLES: usize = 3;
 
 /// A task as a report shows it.
 struct Task {
@@ -45,7 +48,28 @@ pub(super) fn build(runs: &[&Finished]) -> Result<ReportData, Failure> {
         let routing = specialformer::routing_report(config, model, HeldOut::Test, ROUTED_ROWS)?;
         data.routing = Some(super::routing(&routing, &run.records));
     }
+    if let ([run], DataConfig::Multimodal(config)) = (runs, &first.config.data) {
+        data.samples = samples(run, config)?;
+    }
     Ok(data)
+}
+
+/// The first test examples of each task, answered.
+fn samples(run: &Finished, config: &MultimodalConfig) -> Result<Vec<Answered>, Failure> {
+    let predictor = MultimodalPredictor::new(&run.config, run.model.clone())?;
+    let sample = |sample: MultimodalSample| {
+        let attention = sample.answer.patches.into_iter().chain(std::iter::repeat(Vec::new()));
+        Answered {
+            task: sample.task,
+            question: sample.answer.question,
+            expected: sample.expected,
+            answer: sample.answer.text,
+            probability: sample.answer.probability,
+            images: sample.images.into_iter().zip(attention).collect(),
+            series: sample.series,
+        }
+    };
+    Ok(predictor.samples(config, SAMPLES)?.into_iter().map(sample).collect())
 }
 
 fn tasks_of(data: &DataConfig) -> Vec<Task> {
@@ -59,6 +83,9 @@ fn tasks_of(data: &DataConfig) -> Vec<Task> {
             data.tasks.iter().map(|t| task(&t.name, t.kind.name())).collect()
         }
         DataConfig::Text(data) => data.tasks.iter().map(|t| task(&t.name, "text")).collect(),
+        DataConfig::Multimodal(data) => {
+            data.tasks.iter().map(|name| task(name, "question")).collect()
+        }
         DataConfig::Iarc(_) => Vec::new(),
     }
 }

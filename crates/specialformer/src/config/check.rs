@@ -59,6 +59,12 @@ impl SpecialformerConfig {
         }
         validate_tasks(&self.tasks, self.own_heads, self.base.outputs())?;
         self.validate_task_input()?;
+        if let Some(input) = &self.input {
+            input.validate(self)?;
+        }
+        if let Some(dynamic) = &self.dynamic {
+            dynamic.validate(self)?;
+        }
         self.validate_specialisation()
     }
 

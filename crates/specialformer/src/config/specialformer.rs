@@ -7,7 +7,9 @@ use specialformer_moe::MoeConfig;
 use specialformer_nn::{Activation, AdapterPlacement, FeedForwardKind, NormKind};
 
 use super::base::{BaseConfig, gelu};
+use super::dynamic::DynamicConfig;
 use super::heads::{Head, TaskConfig};
+use super::input::InputConfig;
 use super::stack::{BlockParts, NormPosition, StackConfig};
 use super::transformer::{Positions, THETA};
 
@@ -315,6 +317,13 @@ pub struct SpecialformerConfig {
     /// Adapters, where blocks have them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterConfig>,
+    /// Kinds of positions, and how they become vectors; one table of tokens if
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<InputConfig>,
+    /// Which of the parameters act, and how often; all of them once if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dynamic: Option<DynamicConfig>,
     /// Which parameters are shared, frozen and trained.
     #[serde(default)]
     pub policy: PolicyConfig,
@@ -364,6 +373,8 @@ impl SpecialformerConfig {
             specialisation: Specialisation::None,
             moe: None,
             adapter: None,
+            input: None,
+            dynamic: None,
             policy: PolicyConfig::default(),
         }
     }
@@ -386,7 +397,7 @@ impl SpecialformerConfig {
     }
 
     /// What block `layer` has.
-    fn parts(&self, layer: usize) -> BlockParts {
+    pub(super) fn parts(&self, layer: usize) -> BlockParts {
         let here = |layers: Option<&[usize]>| layers.is_none_or(|all| all.contains(&layer));
         let adapter = self.adapter.as_ref().filter(|_| self.specialisation.has_adapters());
         let adapter = adapter.filter(|adapter| here(adapter.layers())).cloned();

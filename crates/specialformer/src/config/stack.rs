@@ -19,7 +19,7 @@ pub enum NormPosition {
 }
 
 /// What a block has besides, or in place of, its dense feed-forward layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct BlockParts {
     /// A dense feed-forward layer.
     pub dense: bool,

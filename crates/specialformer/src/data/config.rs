@@ -6,6 +6,7 @@ use specialformer_train::Dataset;
 use crate::config::{Head, ModelConfig, SpecialformerConfig, TaskConfig, Topology};
 use crate::data::example::TaskSpec;
 use crate::data::layout::{Layout, TaskHead};
+use crate::data::multimodal::MultimodalConfig;
 use crate::data::multitask::MultitaskConfig;
 use crate::data::records::RecordsConfig;
 use crate::data::text::TextConfig;
@@ -33,6 +34,8 @@ pub enum DataConfig {
     Iarc(IarcConfig),
     /// Conflicting tasks made from random words.
     Multitask(MultitaskConfig),
+    /// Questions about images and series, and words in two scripts.
+    Multimodal(MultimodalConfig),
     /// Plain text files.
     Text(TextConfig),
     /// JSONL and CSV files.
@@ -80,6 +83,7 @@ impl DataConfig {
         match self {
             Self::Iarc(data) => data.benchmark().map(|_| ()),
             Self::Multitask(data) => data.validate(),
+            Self::Multimodal(data) => data.validate(),
             Self::Text(data) => data.validate(),
             Self::Records(data) => data.validate(),
         }
@@ -109,6 +113,11 @@ impl DataConfig {
                 tasks: Vec::new(),
             },
             Self::Multitask(data) => of_tasks(data.dataset(seed)?),
+            Self::Multimodal(data) => LoadedData {
+                dataset: Box::new(data.dataset(seed)?),
+                shape: multimodal_shape(data)?,
+                tasks: Vec::new(),
+            },
             Self::Records(data) => of_tasks(data.dataset(seed)?),
             Self::Text(data) => {
                 let dataset = data.dataset(seed)?;
@@ -130,6 +139,7 @@ impl DataConfig {
         Ok(match self {
             Self::Iarc(data) => Some(iarc_shape(data)),
             Self::Text(data) => Some(text_shape(data)?),
+            Self::Multimodal(data) if data.images.is_none() => Some(multimodal_shape(data)?),
             Self::Multitask(data) => Some(DataShape {
                 vocabulary: data.joint_vocabulary()?.size(),
                 window: data.window()?,
@@ -137,7 +147,7 @@ impl DataConfig {
                 layout: data.layout,
                 heads: data.heads()?,
             }),
-            Self::Records(_) => None,
+            Self::Records(_) | Self::Multimodal(_) => None,
         })
     }
 
@@ -175,6 +185,14 @@ impl DataConfig {
             }
             (ModelConfig::Mlp(_), _) => {
                 let reason = "sees whole windows of one length: it is for data.kind = iarc";
+                return Err(Error::config("model", "kind", model.kind(), reason));
+            }
+            (ModelConfig::Specialformer(model), Self::Multimodal(data)) => {
+                check_input(model, data)?;
+                return specialformer(model, shape);
+            }
+            (_, Self::Multimodal(_)) => {
+                let reason = "a Specialformer alone reads several modalities";
                 return Err(Error::config("model", "kind", model.kind(), reason));
             }
             (ModelConfig::Specialformer(model), _) => return specialformer(model, shape),
@@ -224,6 +242,27 @@ fn specialformer(model: &SpecialformerConfig, shape: &DataShape) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A model of the data's types.
+fn check_input(model: &SpecialformerConfig, data: &MultimodalConfig) -> Result<()> {
+    let types = data.types()?;
+    let given = model.input.as_ref().map_or(&[][..], |input| &input.types);
+    let fits = given.len() == types.len()
+        && given.iter().zip(&types).all(|(own, data)| {
+            own.name == data.name && own.tokens == data.tokens && own.features == data.features
+        });
+    if fits {
+        return Ok(());
+    }
+    let name = |of: &specialformer_embedding::StreamType| match of.tokens {
+        0 => format!("{} of {} features", of.name, of.features),
+        n => format!("{} of {n} tokens", of.name),
+    };
+    let wanted: Vec<_> = types.iter().map(name).collect();
+    let found: Vec<_> = given.iter().map(name).collect();
+    let reason = format!("the data has {}", wanted.join(", "));
+    Err(Error::config("model.input", "types", format!("[{}]", found.join(", ")), reason))
 }
 
 /// The head's name as it stands in a file.
@@ -287,5 +326,15 @@ fn text_shape(data: &TextConfig) -> Result<DataShape> {
         source_window: 0,
         layout: Layout::Decoder,
         heads: data.tasks.iter().map(head).collect(),
+    })
+}
+
+fn multimodal_shape(data: &MultimodalConfig) -> Result<DataShape> {
+    Ok(DataShape {
+        vocabulary: data.vocabulary(),
+        window: data.longest()?,
+        source_window: 0,
+        layout: Layout::Decoder,
+        heads: data.heads(),
     })
 }

@@ -9,6 +9,8 @@
 //!
 //! - [`MultitaskConfig`]: thirteen conflicting tasks made from random words.
 //! - [`RecordsConfig`]: tasks read from JSONL and CSV files.
+//! - [`MultimodalConfig`]: questions about images and series, and words in two
+//!   scripts.
 //! - [`TextConfig`]: language modelling of plain text.
 //!
 //! Training, validation and test data are told apart by a hash of the input,
@@ -40,6 +42,7 @@ mod layout;
 
 mod config;
 mod draws;
+pub(crate) mod multimodal;
 mod multitask;
 pub mod prompts;
 mod records;
@@ -55,6 +58,7 @@ pub use config::{DataConfig, DataShape, LoadedData};
 pub use example::{Example, ExampleTarget, Task, TaskKind, TaskSpec};
 pub(crate) use layout::Size;
 pub use layout::{Answers, Format, Layout, TaskHead};
+pub use multimodal::{MULTIMODAL_TASKS, MultimodalConfig, MultimodalDataset, MultimodalExample};
 pub use multitask::MultitaskConfig;
 pub use records::{RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, save_specs};
 pub use task_dataset::TaskDataset;

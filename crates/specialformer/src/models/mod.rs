@@ -1,6 +1,7 @@
 //! Models assembled from a configuration.
 
 mod adapters;
+mod between;
 mod block;
 mod lstm;
 mod mlp;

@@ -1,13 +1,19 @@
 //! A stack of blocks with its positions and its last norm.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::ops::Range;
+
 use specialformer_attention::{
     AttentionConfig, CacheElement, LayerCache, Position, Queries, RelativeBias, alibi_slopes,
 };
+use specialformer_embedding::{Inserted, Streams};
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Module, Norm, ParameterVisitor, init};
 use specialformer_routing::{RouteInput, Routing};
 use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
+use super::between::Between;
 use super::block::{Block, BlockInput, BlockOutput, Memory};
 use super::{Tokens, recompute};
 use crate::config::{NormPosition, StackConfig};
@@ -26,6 +32,8 @@ pub(crate) struct Stack<E: Element> {
     positions: Option<Parameter<E>>,
     relative: Option<RelativeBias<E>>,
     blocks: Vec<Block<E>>,
+    /// What stands before each block; empty if nothing does.
+    between: Vec<Between<E>>,
     /// Pre-norm stacks end with one.
     norm: Option<Norm<E>>,
     /// Activations of blocks are computed again for the backward pass.
@@ -43,7 +51,15 @@ pub(crate) struct StackInput<'a, E: Element> {
     pub memory: Option<Memory<'a, E>>,
     /// Token ids of all positions, for routers that go by them.
     pub tokens: Option<&'a [u32]>,
+    /// What the positions are, where parts of the stack ask.
+    pub streams: Option<&'a Streams>,
+    /// Where to put what each block reads.
+    pub probe: Option<&'a Probe<E>>,
 }
+
+/// What each block of a pass read: the block, its input, and the places of its positions
+/// if they are known.
+pub(crate) type Probe<E> = RefCell<Vec<(usize, Var<E>, Option<Vec<u32>>)>>;
 
 /// What a stack returns.
 #[derive(Debug)]
@@ -52,16 +68,27 @@ pub(crate) struct StackOutput<E: Element> {
     pub output: Var<E>,
     /// What routers decided, by block.
     pub routings: Vec<(usize, Routing<E>)>,
+    /// The rows' lengths there, with learned tokens.
+    pub lengths: Vec<Option<Vec<usize>>>,
 }
 
 impl<E: Element> StackInput<'_, E> {
     pub(crate) const fn new(queries: Queries) -> Self {
-        Self { queries, lengths: None, memory: None, tokens: None }
+        Self { queries, lengths: None, memory: None, tokens: None, streams: None, probe: None }
     }
 }
 
 impl<E: Element> Stack<E> {
     pub(crate) fn new(config: StackConfig, rng: &mut RngStream) -> Result<Self> {
+        Self::with_sharing(config, None, rng)
+    }
+
+    /// A stack in which block i has the parameters of block `share[i]`.
+    pub(crate) fn with_sharing(
+        config: StackConfig,
+        share: Option<&[usize]>,
+        rng: &mut RngStream,
+    ) -> Result<Self> {
         let width = config.attention.width;
         let positions = (config.positions > 0)
             .then(|| Parameter::new(init::normal([config.positions, width], POSITION_STD, rng)));
@@ -73,7 +100,14 @@ impl<E: Element> Stack<E> {
             })
             .transpose()?;
         let mut blocks: Vec<Block<E>> = Vec::with_capacity(config.blocks.len());
-        for parts in &config.blocks {
+        for (i, parts) in config.blocks.iter().enumerate() {
+            if let Some(owner) = share.map(|share| share[i])
+                && owner < i
+            {
+                // A clone of a block holds the same parameters.
+                blocks.push(blocks[owner].clone());
+                continue;
+            }
             let mut block = Block::new(&config, parts, rng)?;
             if let Some(first) = blocks.first() {
                 block.share_rotary(first);
@@ -83,7 +117,13 @@ impl<E: Element> Stack<E> {
         let norm = (config.norm_position == NormPosition::Pre)
             .then(|| Norm::new(config.norm, width, config.norm_eps))
             .transpose()?;
-        Ok(Self { config, positions, relative, blocks, norm, recompute: false })
+        Ok(Self { config, positions, relative, blocks, between: Vec::new(), norm, recompute: false })
+    }
+
+    /// The stack with these parts before its blocks.
+    pub(crate) fn with_between(mut self, between: Vec<Between<E>>) -> Self {
+        self.between = between;
+        self
     }
 
     /// The settings.
@@ -177,10 +217,72 @@ impl<E: Element> Stack<E> {
     pub(crate) fn forward(
         &self,
         ctx: &Ctx<E>,
-        mut x: Var<E>,
+        x: Var<E>,
         input: &StackInput<'_, E>,
     ) -> Result<StackOutput<E>> {
-        let (rows, length) = (x.shape()[0], x.shape()[1]);
+        if self.between.is_empty() {
+            let (mut x, mut routings) = (x, Vec::new());
+            let length = x.shape()[1];
+            self.pass(ctx, &mut x, 0..self.blocks.len(), length, input, &mut routings)?;
+            let lengths = vec![input.lengths.map(<[usize]>::to_vec); routings.len()];
+            return Ok(StackOutput { output: x, routings, lengths });
+        }
+        let Some(streams) = input.streams.filter(|_| input.queries == Queries::All) else {
+            let what = "parts between blocks need to be told what all positions are";
+            return Err(Error::Input { model: "stack", what: what.into() });
+        };
+        let (mut x, mut routings, mut lengths) = (x, Vec::new(), Vec::new());
+        let mut streams = Cow::Borrowed(streams);
+        let mut inserted: Vec<Inserted<E>> = Vec::new();
+        for (i, between) in self.between.iter().enumerate() {
+            {
+                let _scope = ctx.indexed_scope("between", i);
+                if let Some(rows) = between.insert(ctx, &x, &streams)? {
+                    x = rows.output.clone();
+                    streams = Cow::Owned(rows.streams.clone());
+                    inserted.push(rows);
+                }
+                x = between.modulate(ctx, x, &streams)?;
+            }
+            let passing = between.passing(ctx, &streams)?;
+            if passing.as_ref().is_some_and(|passing| !passing.contains(&true)) {
+                continue;
+            }
+            let before = x.clone();
+            let padded = streams.lengths.iter().any(|&n| n < streams.length);
+            let own = StackInput {
+                lengths: padded.then_some(&streams.lengths),
+                // Learned tokens have no id.
+                tokens: input.tokens.filter(|_| inserted.is_empty()),
+                streams: Some(&streams),
+                ..*input
+            };
+            self.pass(ctx, &mut x, i..i + 1, streams.length, &own, &mut routings)?;
+            lengths.resize(routings.len(), own.lengths.map(<[usize]>::to_vec));
+            if let Some(passing) = passing.filter(|passing| passing.contains(&false)) {
+                let width = x.shape().last_size();
+                let mask: Vec<bool> =
+                    passing.iter().flat_map(|&passes| std::iter::repeat_n(passes, width)).collect();
+                x = x.where_mask(&mask, &before)?;
+            }
+        }
+        for rows in inserted.iter().rev() {
+            x = rows.remove(&x)?;
+        }
+        Ok(StackOutput { output: x, routings, lengths })
+    }
+
+    /// Some blocks, one after the other.
+    fn pass(
+        &self,
+        ctx: &Ctx<E>,
+        x: &mut Var<E>,
+        range: Range<usize>,
+        length: usize,
+        input: &StackInput<'_, E>,
+        routings: &mut Vec<(usize, Routing<E>)>,
+    ) -> Result<()> {
+        let rows = x.shape()[0];
         let relative = self.relative.as_ref();
         let bias = relative.map(|bias| bias.forward(ctx, length, length)).transpose()?;
         let last_bias = match (&bias, input.queries) {
@@ -202,8 +304,12 @@ impl<E: Element> Stack<E> {
             input.tokens.map(|tokens| at_last.clone().map(|at| tokens[at]).collect());
         let last_live: Option<Vec<bool>> =
             live.as_ref().map(|live| at_last.map(|at| live[at]).collect());
-        let mut routings = Vec::new();
-        for (i, block) in self.blocks.iter().enumerate() {
+        for i in range {
+            let block = &self.blocks[i];
+            if let Some(probe) = input.probe {
+                let places = input.streams.map(|streams| streams.places.clone());
+                probe.borrow_mut().push((i, x.clone(), places));
+            }
             let _scope = ctx.indexed_scope("blocks", i);
             let all = BlockInput {
                 queries: Queries::All,
@@ -227,21 +333,23 @@ impl<E: Element> Stack<E> {
                 _ => all,
             };
             if self.recomputes(ctx, block, &block_input) {
-                x = recompute::forward(block, ctx, &x, input.lengths)?;
+                *x = recompute::forward(block, ctx, x, input.lengths)?;
                 continue;
             }
-            let BlockOutput { output, routing } = block.forward(ctx, &x, &block_input)?;
-            x = output;
+            let BlockOutput { output, routing } = block.forward(ctx, x, &block_input)?;
+            *x = output;
             routings.extend(routing.map(|routing| (i, routing)));
         }
-        Ok(StackOutput { output: x, routings })
+        Ok(())
     }
 
     /// Empty caches of `rows` rows, one for each block.
     pub(crate) fn new_caches<S: CacheElement>(&self, rows: usize) -> Result<Vec<LayerCache<S>>> {
         let bidirectional = !self.config.attention.causal;
-        if bidirectional || self.relative.is_some() || self.config.cross_attention {
-            let what = "causal stacks alone have a cache, without relative biases and a memory";
+        let between = !self.between.is_empty();
+        if bidirectional || self.relative.is_some() || self.config.cross_attention || between {
+            let what = "causal stacks alone have a cache, without relative biases, a memory and \
+                        parts between blocks";
             return Err(Error::Input { model: "stack", what: what.into() });
         }
         self.blocks.iter().map(|block| block.new_cache(rows)).collect()
@@ -294,6 +402,11 @@ impl<E: Element> Stack<E> {
         self.finish(ctx, &x)
     }
 
+    /// The blocks.
+    pub(crate) fn blocks(&self) -> &[Block<E>] {
+        &self.blocks
+    }
+
     /// The blocks, for giving them other weights.
     pub(crate) fn blocks_mut(&mut self) -> &mut [Block<E>] {
         &mut self.blocks
@@ -337,6 +450,7 @@ impl<E: Element> Module<E> for Stack<E> {
             visitor.module("relative", relative);
         }
         visitor.modules("blocks", &self.blocks);
+        visitor.modules("between", &self.between);
         if let Some(norm) = &self.norm {
             visitor.module("norm", norm);
         }

@@ -107,7 +107,7 @@ impl Predictor {
         let (format, sharing) = match &config.data {
             DataConfig::Multitask(data) => (data.format(), data.vocabulary),
             DataConfig::Records(data) => (data.format(), data.vocabulary),
-            DataConfig::Iarc(_) | DataConfig::Text(_) => {
+            DataConfig::Iarc(_) | DataConfig::Text(_) | DataConfig::Multimodal(_) => {
                 let reason = "the run's data are not made of inputs and answers of tasks";
                 return Err(Error::Data { place: config.name.clone(), reason: reason.into() });
             }

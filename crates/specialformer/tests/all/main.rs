@@ -9,6 +9,7 @@ mod data_text;
 mod families;
 mod golden_moe;
 mod models;
+mod multimodal;
 mod specialformer;
 mod stored;
 mod svf;

@@ -12,6 +12,7 @@ mod geometry;
 mod headline;
 mod results;
 mod routing;
+mod samples;
 mod tasks;
 
 use super::Result;
@@ -37,6 +38,7 @@ pub(crate) fn all(data: &ReportData) -> Result<Vec<Section>> {
         results::section(data),
         tasks::section(data),
         curves::section(data)?,
+        samples::section(data),
         routing::section(data),
         attention::section(data),
         geometry::section(data),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use specialformer_nn::TaskRows;
 use specialformer_tensor::{Element, Var};
-use specialformer_train::Rows;
+use specialformer_train::{RowStreams, Rows};
 
 use crate::error::{Error, Result};
 
@@ -17,6 +17,42 @@ pub(super) struct Sequences<'a> {
     pub length: usize,
     /// Real tokens of each row; `None` if every row is full.
     pub lengths: Option<Vec<usize>>,
+    /// What stands at the positions, if the batch says.
+    pub streams: Option<StreamData<'a>>,
+}
+
+/// Types, places and numbers of all positions.
+#[derive(Debug)]
+pub(super) struct StreamData<'a> {
+    /// [rows, T].
+    pub types: Cow<'a, [u32]>,
+    /// [rows, T].
+    pub places: Cow<'a, [u32]>,
+    /// F.
+    pub width: usize,
+    /// [rows, T, F].
+    pub features: Cow<'a, [f32]>,
+}
+
+impl<'a> StreamData<'a> {
+    fn new(rows: RowStreams<'a>, length: usize, order: Option<&[usize]>) -> Self {
+        Self {
+            types: in_order(rows.types, length, order),
+            places: in_order(rows.places, length, order),
+            width: rows.width,
+            features: in_order(rows.features, length * rows.width, order),
+        }
+    }
+}
+
+/// The rows of a matrix in another order.
+fn in_order<'a, T: Copy>(all: &'a [T], width: usize, order: Option<&[usize]>) -> Cow<'a, [T]> {
+    match order.filter(|_| !all.is_empty()) {
+        None => Cow::Borrowed(all),
+        Some(order) => {
+            order.iter().flat_map(|&row| &all[row * width..(row + 1) * width]).copied().collect()
+        }
+    }
 }
 
 /// Rows in the order of their tasks, those of no task last, so that layers and
@@ -59,7 +95,9 @@ impl<'a> Arranged<'a> {
             }
         };
         let order_of = order.as_deref();
-        let main = sequences("tokens", input.tokens(), input.length(), input.lengths(), order_of)?;
+        let mut main =
+            sequences("tokens", input.tokens(), input.length(), input.lengths(), order_of)?;
+        main.streams = input.streams().map(|rows| StreamData::new(rows, input.length(), order_of));
         let source = input.source().map(|source| {
             let (length, lengths) = (input.source_length(), input.source_lengths());
             sequences("source", source, length, lengths, order_of)
@@ -114,6 +152,7 @@ fn sequences<'a>(
             tokens: Cow::Borrowed(tokens),
             length,
             lengths: padded.map(|lengths| lengths.iter().map(|&n| n as usize).collect()),
+            streams: None,
         },
         Some(order) => Sequences {
             tokens: order
@@ -123,6 +162,7 @@ fn sequences<'a>(
                 .collect(),
             length,
             lengths: padded.map(|lengths| order.iter().map(|&row| lengths[row] as usize).collect()),
+            streams: None,
         },
     })
 }

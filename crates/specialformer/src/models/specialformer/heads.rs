@@ -20,14 +20,17 @@ pub(super) struct Heads<E: Element> {
 impl<E: Element> Heads<E> {
     pub(super) fn new(
         config: &SpecialformerConfig,
-        embedding: &Embedding<E>,
+        embedding: Option<&Embedding<E>>,
         rng: &mut RngStream,
     ) -> Result<Self> {
         let (width, outputs, bias) = (config.base.width, config.base.outputs(), config.bias);
         let shared = match (config.has_shared_head(), config.tied_embeddings) {
             (false, _) => None,
             (true, false) => Some(Linear::new(width, outputs, bias, rng)?),
-            (true, true) => Some(Linear::from_weight(embedding.weight().clone(), None)?),
+            (true, true) => {
+                let table = embedding.expect("tied embeddings are one table");
+                Some(Linear::from_weight(table.weight().clone(), None)?)
+            }
         };
         let mut own = |task: &TaskConfig| {
             let has_own = config.own_heads || task.head != Head::LanguageModel;

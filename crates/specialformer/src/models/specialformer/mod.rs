@@ -5,12 +5,14 @@ mod heads;
 mod input;
 mod policy;
 mod routing;
+mod streams;
 
 use std::borrow::Cow;
 
 use specialformer_attention::{CacheElement, Queries};
+use specialformer_embedding::{NO_TYPE, Streams};
 use specialformer_moe::MoeFeedForward;
-use specialformer_nn::{Ctx, Embedding, Module, NamedParameters, ParameterVisitor, TaskRows};
+use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor, TaskRows};
 use specialformer_routing::{Keep, Routing, RoutingTrace};
 use specialformer_tensor::{Element, RngStream, Var};
 use specialformer_train::{Batch, BoxError, IGNORE, ModelOutput, Rows};
@@ -19,8 +21,10 @@ use self::arrange::{Arranged, Sequences};
 use self::heads::{Heads, mean_over_tokens};
 use self::input::TaskVectors;
 use self::routing::LayerRouting;
+use self::streams::{StreamLayers, TokenLayer};
+use super::between::Between;
 use super::block::Memory;
-use super::stack::{Stack, StackInput};
+use super::stack::{Probe, Stack, StackInput};
 use super::transformer::EMBEDDING_STD;
 use super::{Outputs, Tokens};
 use crate::config::SpecialformerConfig;
@@ -41,7 +45,9 @@ use crate::generate::TextCache;
 #[derive(Debug, Clone)]
 pub struct Specialformer<E: Element = f32> {
     config: SpecialformerConfig,
-    embedding: Embedding<E>,
+    embedding: TokenLayer<E>,
+    /// Beside the tokens, where positions are of several types.
+    input: Option<StreamLayers<E>>,
     task: TaskVectors<E>,
     encoder: Option<Stack<E>>,
     main: Stack<E>,
@@ -67,6 +73,14 @@ struct Pass<'a, E: Element> {
     hidden: Var<E>,
     /// What routers decided, in the order of the blocks.
     routings: Vec<LayerRouting<E>>,
+    /// What the gate of a mixture of tables decided.
+    mixture: Option<Routing<E>>,
+}
+
+/// What gates and routers decide on the way.
+struct Routings<E: Element> {
+    layers: Vec<LayerRouting<E>>,
+    mixture: Option<Routing<E>>,
 }
 
 /// A stack of the model, and what is read with it.
@@ -78,6 +92,8 @@ struct Reading<'a, E: Element> {
     /// Tokens that stand before a row's own.
     prefix: usize,
     memory: Option<Memory<'a, E>>,
+    /// Where to put what each block reads.
+    probe: Option<&'a Probe<E>>,
 }
 
 impl<E: Element> Specialformer<E> {
@@ -85,13 +101,18 @@ impl<E: Element> Specialformer<E> {
         let width = config.base.width;
         // A tied head wants logits of about unit size.
         let std = if config.tied_embeddings { (width as f64).powf(-0.5) } else { EMBEDDING_STD };
-        let embedding = Embedding::new(config.base.vocabulary, width, std, rng)?;
+        let embedding = TokenLayer::new(config, std, rng)?;
+        let input = config.input.as_ref().map(|input| StreamLayers::new(config, input, rng));
+        let input = input.transpose()?;
         let task = TaskVectors::new(config, std, rng)?;
         let encoder = config.encoder_stack().map(|stack| Stack::new(stack, rng)).transpose()?;
-        let main = Stack::new(config.main_stack(), rng)?;
-        let heads = Heads::new(config, &embedding, rng)?;
-        let model = Self { config: config.clone(), embedding, task, encoder, main, heads };
-        policy::apply(&config.policy, &NamedParameters::of(&model))?;
+        let share = config.dynamic.as_ref().and_then(|dynamic| dynamic.share.as_deref());
+        let main = Stack::with_sharing(config.main_stack(), share, rng)?;
+        let main = main.with_between(Between::all(config, rng)?);
+        let heads = Heads::new(config, embedding.table(), rng)?;
+        let config = config.clone();
+        let model = Self { config, embedding, input, task, encoder, main, heads };
+        policy::apply(&model.config.policy, &NamedParameters::of(&model))?;
         Ok(model)
     }
 
@@ -100,18 +121,51 @@ impl<E: Element> Specialformer<E> {
         &self.config
     }
 
-    /// Tokens, tasks and positions as vectors [B, prefix + T, C].
-    fn embed(&self, ctx: &Ctx<E>, reading: &Reading<'_, E>, tasks: &[usize]) -> Result<Var<E>> {
+    /// Tokens, tasks and positions as vectors [B, prefix + T, C], and what a
+    /// mixture of tables decided.
+    fn embed(
+        &self,
+        ctx: &Ctx<E>,
+        reading: &Reading<'_, E>,
+        tasks: &[usize],
+        streams: Option<&Streams>,
+    ) -> Result<(Var<E>, Option<Routing<E>>)> {
         let Reading { stack, sequences, prefix, .. } = reading;
         stack.check_length("specialformer", sequences.length + prefix)?;
         let _scope = ctx.scope("embedding");
         let shape = [tasks.len(), sequences.length];
-        let x = self.embedding.forward(ctx, &sequences.tokens, shape)?;
+        let (x, routing) = match (&self.input, streams, self.embedding.table()) {
+            (Some(input), Some(streams), _) => {
+                let all = input.forward(ctx, &self.embedding, sequences, streams, tasks)?;
+                (all.x, all.routing)
+            }
+            (_, _, Some(table)) => (table.forward(ctx, &sequences.tokens, shape)?, None),
+            _ => unreachable!("other than plain tables stand with a [model.input] section"),
+        };
         let x = self.task.add(ctx, x, tasks)?;
         let x = if *prefix > 0 { self.task.prepend(ctx, x, tasks)? } else { x };
         let offsets = self.task.offsets(tasks, self.config.tasks.len());
         let x = stack.add_positions(ctx, x, offsets.as_deref())?;
-        Ok(ctx.dropout(x, self.config.base.dropout)?)
+        Ok((ctx.dropout(x, self.config.base.dropout)?, routing))
+    }
+
+    /// What stands where, behind a task's own token if there is one.
+    fn streams(&self, reading: &Reading<'_, E>, rows: usize) -> Result<[Option<Streams>; 2]> {
+        let Some(input) = &self.input else {
+            if reading.sequences.streams.as_ref().is_some_and(|all| all.width > 0) {
+                let what = "rows with numbers need a [model.input] section";
+                return Err(Error::Input { model: "specialformer", what: what.into() });
+            }
+            // Parts of the stack may ask for tasks alone.
+            let length = reading.sequences.length;
+            let lengths = reading.sequences.lengths.clone().unwrap_or_else(|| vec![length; rows]);
+            let own = Streams::uniform(0, &lengths, length);
+            let all = behind(&own, reading.prefix);
+            return Ok([Some(own), Some(all)]);
+        };
+        let own = input.streams(reading.sequences, rows)?;
+        let all = behind(&own, reading.prefix);
+        Ok([Some(own), Some(all)])
     }
 
     /// Token ids of all positions; a task's own token has an id behind those
@@ -134,10 +188,12 @@ impl<E: Element> Specialformer<E> {
         ctx: &Ctx<E>,
         reading: &Reading<'_, E>,
         tasks: &[usize],
-        routings: &mut Vec<LayerRouting<E>>,
+        passed: &mut Routings<E>,
     ) -> Result<Var<E>> {
-        let Reading { stack, sequences, prefix, memory, .. } = *reading;
-        let x = self.embed(ctx, reading, tasks)?;
+        let Reading { stack, sequences, prefix, memory, probe, .. } = *reading;
+        let [own, all] = self.streams(reading, tasks.len())?;
+        let (x, mixture) = self.embed(ctx, reading, tasks, own.as_ref())?;
+        passed.mixture = mixture;
         let lengths: Option<Vec<usize>> =
             sequences.lengths.as_ref().map(|all| all.iter().map(|n| n + prefix).collect());
         let ids = self.ids(reading, tasks);
@@ -146,12 +202,14 @@ impl<E: Element> Specialformer<E> {
             lengths: lengths.as_deref(),
             memory,
             tokens: Some(&ids),
+            streams: all.as_ref(),
+            probe,
         };
         let output = stack.forward(ctx, x, &input)?;
-        routings.extend(output.routings.into_iter().map(|(block, routing)| LayerRouting {
-            name: format!("{}blocks.{block}", reading.name),
-            lengths: lengths.clone(),
-            routing,
+        let decided = output.routings.into_iter().zip(output.lengths);
+        passed.layers.extend(decided.map(|((block, routing), lengths)| {
+            let name = format!("{}blocks.{block}", reading.name);
+            LayerRouting { name, lengths, routing }
         }));
         let x = stack.finish(ctx, &output.output)?;
         match prefix {
@@ -164,18 +222,19 @@ impl<E: Element> Specialformer<E> {
         let arranged = Arranged::new(input, self.config.tasks.len(), keep_order)?;
         let ctx = ctx.with_tasks(arranged.tasks.clone());
         let tasks = arranged.task_indices();
-        let mut routings = Vec::new();
+        let mut routings = Routings { layers: Vec::new(), mixture: None };
         // The task's token stands before what is read first.
         let prefix = self.task.prefix();
         let (stack, sequences) = (&self.main, &arranged.main);
-        let main = Reading { stack, name: "", sequences, prefix, memory: None };
+        let main = Reading { stack, name: "", sequences, prefix, memory: None, probe: None };
         let hidden = match (&self.encoder, &arranged.source) {
             (None, None) => self.read(&ctx, &main, &tasks, &mut routings)?,
             (Some(stack), Some(sequences)) => {
                 let states = {
                     let _scope = ctx.scope("encoder");
                     let name = "encoder.";
-                    let source = Reading { stack, name, sequences, prefix, memory: None };
+                    let source =
+                        Reading { stack, name, sequences, prefix, memory: None, probe: None };
                     self.read(&ctx, &source, &tasks, &mut routings)?
                 };
                 let lengths: Option<Vec<usize>> = sequences.lengths.clone();
@@ -192,7 +251,8 @@ impl<E: Element> Specialformer<E> {
                 return Err(Error::Input { model: "specialformer", what: what.into() });
             }
         };
-        Ok(Pass { arranged, ctx, hidden, routings })
+        let Routings { layers, mixture } = routings;
+        Ok(Pass { arranged, ctx, hidden, routings: layers, mixture })
     }
 
     /// True if rows must stay where they are: an expert over its capacity
@@ -200,6 +260,31 @@ impl<E: Element> Specialformer<E> {
     fn keeps_order(&self) -> bool {
         let capacity = self.config.moe.as_ref().and_then(|experts| experts.moe.router.capacity);
         capacity.is_some_and(|capacity| capacity.keep == Keep::FirstCome)
+    }
+
+    /// What each block of an encoder or decoder reads, with the places of its
+    /// positions.
+    pub(crate) fn block_inputs(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<Probe<E>> {
+        let arranged = Arranged::new(input, self.config.tasks.len(), true)?;
+        let ctx = ctx.with_tasks(arranged.tasks.clone());
+        let probe = Probe::default();
+        let reading = Reading {
+            stack: &self.main,
+            name: "",
+            sequences: &arranged.main,
+            prefix: self.task.prefix(),
+            memory: None,
+            probe: Some(&probe),
+        };
+        let mut routings = Routings { layers: Vec::new(), mixture: None };
+        self.read(&ctx, &reading, &arranged.task_indices(), &mut routings)?;
+        drop(reading);
+        Ok(probe)
+    }
+
+    /// The stack that is answered from.
+    pub(crate) fn main_stack(&self) -> &Stack<E> {
+        &self.main
     }
 
     /// Hidden states and routings of rows, in the rows' order.
@@ -328,7 +413,8 @@ impl<E: Element> Specialformer<E> {
     /// If the rows do not fit the model: a token, task or length out of range,
     /// a source that is missing or not wanted, a row that no head answers.
     pub fn forward(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<ModelOutput<E>> {
-        let Pass { arranged, ctx, hidden, routings } = self.run(ctx, input, self.keeps_order())?;
+        let pass = self.run(ctx, input, self.keeps_order())?;
+        let Pass { arranged, ctx, hidden, routings, mixture } = pass;
         let answers = {
             let _scope = ctx.scope("head");
             self.heads.answers(&ctx, &hidden, &arranged)?
@@ -339,6 +425,9 @@ impl<E: Element> Specialformer<E> {
         if let Some(router) = routing::representation(&ctx, &routings, arranged.rows)? {
             output = output.with_representation("router", arranged.restore(router)?);
         }
+        if let Some(mixture) = mixture {
+            output = routing::report_mixture(output, mixture);
+        }
         match &self.config.moe {
             Some(experts) => routing::report(output, &routings, &experts.moe.router.balance),
             None => Ok(output),
@@ -346,9 +435,27 @@ impl<E: Element> Specialformer<E> {
     }
 }
 
+/// Positions behind others of no type.
+fn behind(streams: &Streams, prefix: usize) -> Streams {
+    let length = streams.length;
+    let shift = |all: &[u32], first: u32| {
+        let rows = all.chunks_exact(length.max(1));
+        rows.flat_map(|row| std::iter::repeat_n(first, prefix).chain(row.iter().copied())).collect()
+    };
+    Streams {
+        length: length + prefix,
+        lengths: streams.lengths.iter().map(|n| n + prefix).collect(),
+        types: shift(&streams.types, NO_TYPE),
+        places: shift(&streams.places, 1),
+    }
+}
+
 impl<E: Element> Module<E> for Specialformer<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
         visitor.module("embedding", &self.embedding);
+        if let Some(input) = &self.input {
+            visitor.module("input", input);
+        }
         visitor.module("task", &self.task);
         match &self.encoder {
             Some(encoder) => {

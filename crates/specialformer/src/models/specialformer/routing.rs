@@ -40,6 +40,28 @@ pub(super) fn report<E: Element>(
     Ok(output.with_counters(counters))
 }
 
+/// Adds to a model's output what training wants to know of a mixture of
+/// tables.
+pub(super) fn report_mixture<E: Element>(
+    mut output: ModelOutput<E>,
+    routing: Routing<E>,
+) -> ModelOutput<E> {
+    output = output
+        .with_statistic("embedding.router_entropy", mean_entropy(&routing))
+        .with_statistic("embedding.max_over_mean_load", max_over_mean(&routing.load));
+    for term in routing.losses {
+        let name = match term.name {
+            "load_balance" => "embedding_load_balance",
+            "router_z" => "embedding_router_z",
+            "router_entropy" => "embedding_entropy",
+            "importance" => "embedding_importance",
+            _ => "embedding_load",
+        };
+        output = output.with_loss(name, term.weight, term.value);
+    }
+    output
+}
+
 /// The routers' terms, those of one name and weight added up over layers.
 fn losses<E: Element>(
     layers: &[LayerRouting<E>],

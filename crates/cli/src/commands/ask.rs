@@ -1,0 +1,128 @@
+//! `specialformer ask`: questions about images and series.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+use specialformer::MultimodalPredictor;
+
+use crate::args::CommonArgs;
+use crate::failure::Failure;
+
+/// `specialformer ask`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer ask runs/mpt-combined --image seven.png --prompt 'which digit?'
+  specialformer ask runs/mpt-combined --image 3.png --image 8.png --prompt 'what is the sum?'
+  specialformer ask runs/mpt-combined --prompt 'αbγ write the word in the other script backwards'
+
+An image is a PNG file of the model's size, 8×8 pixels for the digits that come
+with the program, or a multiple of it, which is averaged. Ink is light on dark.")]
+pub(crate) struct AskArgs {
+    /// The run folder.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// An image that the question is about; may be given twice.
+    #[arg(long, value_name = "FILE.png")]
+    pub(crate) image: Vec<PathBuf>,
+    /// The images are dark on light.
+    #[arg(long, requires = "image")]
+    pub(crate) invert: bool,
+    /// A series that the question is about: numbers separated by commas.
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_name = "NUMBERS")]
+    pub(crate) series: Vec<f32>,
+    /// The question.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+pub(crate) fn run(args: &AskArgs) -> Result<(), Failure> {
+    let model = MultimodalPredictor::open(&args.run)?;
+    let read = |path: &PathBuf| pixels(path, model.side(), args.invert);
+    let images = args.image.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let answer = model.answer(&images, &args.series, &args.prompt)?;
+    if args.common.json {
+        println!("{:#}", json!(answer));
+        return Ok(());
+    }
+    println!("{}", answer.text);
+    if !args.common.quiet {
+        eprintln!("probability {:.1} %", 100.0 * answer.probability);
+        for (path, patches) in args.image.iter().zip(&answer.patches) {
+            let share: f64 = patches.iter().sum();
+            eprintln!("{}: {:.1} % of the attention", path.display(), 100.0 * share);
+            let side = (patches.len() as f64).sqrt() as usize;
+            for row in patches.chunks(side.max(1)) {
+                let row: Vec<_> = row.iter().map(|p| format!("{:5.1}", 100.0 * p)).collect();
+                eprintln!("  {}", row.join(" "));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The pixels of a PNG file in [0, 1], averaged to `side` by `side`.
+pub(crate) fn pixels(path: &Path, side: usize, invert: bool) -> Result<Vec<f32>, Failure> {
+    let fail = |what: String| Failure::input(format!("{}: {what}", path.display()));
+    let file = std::fs::File::open(path).map_err(|error| fail(error.to_string()))?;
+    let unreadable =
+        |error: png::DecodingError| fail(format!("not a PNG image that can be read: {error}"));
+    let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
+    decoder.set_transformations(png::Transformations::normalize_to_color8());
+    let mut reader = decoder.read_info().map_err(unreadable)?;
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap_or(0)];
+    let frame = reader.next_frame(&mut bytes).map_err(unreadable)?;
+    let (width, height) = (frame.width as usize, frame.height as usize);
+    if width != height || width == 0 || !width.is_multiple_of(side) {
+        return Err(fail(format!(
+            "{width}×{height} pixels, the model reads {side}×{side} or a multiple of it"
+        )));
+    }
+    let step = width / side;
+    let mut pixels = vec![0.0; side * side];
+    let samples = frame.color_type.samples();
+    let rows = bytes.chunks_exact(frame.line_size).take(height);
+    for (y, row) in rows.enumerate() {
+        for (x, pixel) in row.chunks_exact(samples).take(width).enumerate() {
+            let luma = match *pixel {
+                [red, green, blue, ..] => {
+                    let parts = [(red, 0.2126), (green, 0.7152), (blue, 0.0722)];
+                    parts.iter().map(|&(part, weight)| f32::from(part) * weight).sum()
+                }
+                [gray, ..] => f32::from(gray),
+                [] => 0.0,
+            };
+            pixels[(y / step) * side + x / step] += luma / 255.0 / (step * step) as f32;
+        }
+    }
+    if invert {
+        pixels.iter_mut().for_each(|pixel| *pixel = 1.0 - *pixel);
+    }
+    Ok(pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_averaged_and_bad_ones_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.png");
+        let gray: Vec<u8> = (0..16).map(|i| u8::from(i < 8 && i % 4 < 2) * 255).collect();
+        let mut encoder = png::Encoder::new(std::fs::File::create(&path).unwrap(), 4, 4);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.write_header().unwrap().write_image_data(&gray).unwrap();
+        assert_eq!(pixels(&path, 2, false).unwrap(), [1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(pixels(&path, 2, true).unwrap(), [0.0, 1.0, 1.0, 1.0]);
+        let message = pixels(&path, 3, false).unwrap_err().to_string();
+        assert!(message.ends_with("4×4 pixels, the model reads 3×3 or a multiple of it"));
+        std::fs::write(&path, "PNG").unwrap();
+        let message = pixels(&path, 2, false).unwrap_err().to_string();
+        assert!(message.contains("not a PNG image that can be read"), "{message}");
+    }
+}

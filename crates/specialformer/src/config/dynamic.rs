@@ -1,0 +1,89 @@
+//! Which of a model's parameters act, and how often.
+
+use serde::{Deserialize, Serialize};
+
+use super::specialformer::{SpecialformerConfig, Topology};
+use crate::error::{Error, Result};
+
+/// A block that only some positions go through.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LayerSwitch {
+    /// The block.
+    pub layer: usize,
+    /// Types of positions that go through it; all if empty.
+    pub types: Vec<String>,
+    /// Tasks whose rows go through it; all if empty.
+    pub tasks: Vec<String>,
+}
+
+/// The `[model.dynamic]` section: parameter spaces that are not the same for
+/// every input.
+///
+/// ```
+/// use specialformer::DynamicConfig;
+/// let config: DynamicConfig = toml::from_str(r#"
+///     share = [0, 0, 2, 2]
+///     switches = [{ layer = 1, types = ["image"] }]
+/// "#)?;
+/// assert_eq!(config.share.unwrap()[3], 2);
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DynamicConfig {
+    /// Block i has the parameters of block `share[i]`, itself or an earlier
+    /// one (ALBERT, Lan et al. 2020).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<Vec<usize>>,
+    /// Blocks that only some positions go through.
+    pub switches: Vec<LayerSwitch>,
+}
+
+impl DynamicConfig {
+    pub(super) fn validate(&self, model: &SpecialformerConfig) -> Result<()> {
+        let fail = |field, value: &dyn std::fmt::Display, reason: String| {
+            Err(Error::config("model.dynamic", field, value, reason))
+        };
+        let layers = model.base.layers;
+        if model.topology == Topology::EncoderDecoder {
+            return fail("dynamic", &"given", "is for encoders and decoders".into());
+        }
+        if let Some(share) = &self.share {
+            if share.len() != layers {
+                return fail("share", &share.len(), format!("there are {layers} layers"));
+            }
+            for (i, &owner) in share.iter().enumerate() {
+                if owner > i || share[owner] != owner {
+                    let reason = format!("block {i} shares with an earlier block that is its own");
+                    return fail("share", &owner, reason);
+                }
+                if model.parts(i) != model.parts(owner) {
+                    let reason = format!("blocks {i} and {owner} differ in experts or adapters");
+                    return fail("share", &owner, reason);
+                }
+            }
+        }
+        let types = model.input.as_ref().map_or(&[][..], |input| &input.types);
+        for switch in &self.switches {
+            if switch.layer >= layers {
+                let reason = format!("there are {layers} layers, from 0");
+                return fail("switches.layer", &switch.layer, reason);
+            }
+            for name in &switch.types {
+                if types.iter().all(|of| of.name != *name) {
+                    return fail("switches.types", name, "model.input.types has none".into());
+                }
+            }
+            for name in &switch.tasks {
+                if model.tasks.iter().all(|task| task.name != *name) {
+                    return fail("switches.tasks", name, "model.tasks has none".into());
+                }
+            }
+            if switch.types.is_empty() && switch.tasks.is_empty() {
+                return fail("switches", &switch.layer, "needs types or tasks".into());
+            }
+        }
+        Ok(())
+    }
+}
