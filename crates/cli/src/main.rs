@@ -6,12 +6,14 @@ mod failure;
 mod job;
 mod progress;
 mod report;
+mod route_args;
 mod run_report;
+mod signature_report;
 mod table;
 
 use std::process::ExitCode;
 
-use args::{Cli, Command, CommonArgs, RouteCommand};
+use args::{Cli, Command, CommonArgs};
 use clap::Parser;
 
 use crate::failure::Failure;
@@ -34,7 +36,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Train(args) => &args.common,
         Command::Eval(args) => &args.common,
         Command::Predict(args) => &args.common,
-        Command::Route(RouteCommand::Stats(args)) => &args.common,
+        Command::Route(route) => route.common(),
         Command::Info(args) => &args.common,
     };
     start_logging(common);
@@ -44,7 +46,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Train(args) => commands::train::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Predict(args) => commands::predict::run(&args),
-        Command::Route(RouteCommand::Stats(args)) => commands::route::stats(&args),
+        Command::Route(route) => commands::route::run(&route),
         Command::Info(args) => commands::info::run(&args),
     }
 }

@@ -19,6 +19,7 @@
 //! ```
 
 mod calibration;
+pub mod condition;
 mod config;
 pub mod data;
 mod error;
@@ -30,6 +31,7 @@ mod models;
 mod parameter_count;
 mod predict;
 mod routing_report;
+pub mod routing_trace;
 mod run;
 mod threads;
 

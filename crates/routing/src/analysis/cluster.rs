@@ -46,12 +46,13 @@ pub fn discover(rows: ArrayView2<'_, f64>, most: usize, seed: Seed) -> Result<Di
                 let mut rng = seed.stream_at("clusters", clusters as u64 * STARTS + start);
                 k_means(&unit, clusters, &mut rng)
             };
-            let best = (0..STARTS).map(start).fold(None, |best: Option<(f64, Vec<usize>)>, tried| {
-                match best {
-                    Some(best) if best.0 >= tried.0 => Some(best),
-                    _ => Some(tried),
-                }
-            });
+            let best =
+                (0..STARTS).map(start).fold(None, |best: Option<(f64, Vec<usize>)>, tried| {
+                    match best {
+                        Some(best) if best.0 >= tried.0 => Some(best),
+                        _ => Some(tried),
+                    }
+                });
             let assignment = best.expect("there is a start").1;
             (silhouette(&unit, &assignment, clusters), assignment)
         })
@@ -153,7 +154,8 @@ fn silhouette(unit: &Array2<f64>, assignment: &[usize], clusters: usize) -> f64 
         let itself = unit.row(i).dot(&unit.row(i));
         let a = 1.0 - (cosines[[i, own]] - itself) / (sizes[own] - 1) as f64;
         let others = (0..clusters).filter(|&c| c != own && sizes[c] > 0);
-        let b = others.map(|c| 1.0 - cosines[[i, c]] / sizes[c] as f64).fold(f64::INFINITY, f64::min);
+        let b =
+            others.map(|c| 1.0 - cosines[[i, c]] / sizes[c] as f64).fold(f64::INFINITY, f64::min);
         if b.is_finite() && a.max(b) > 0.0 { (b - a) / a.max(b) } else { 0.0 }
     };
     assignment.iter().enumerate().map(score).sum::<f64>() / assignment.len().max(1) as f64

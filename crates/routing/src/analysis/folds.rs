@@ -24,12 +24,7 @@ pub struct CrossValidationConfig {
 
 impl Default for CrossValidationConfig {
     fn default() -> Self {
-        Self {
-            folds: 5,
-            inner_folds: 3,
-            penalties: vec![1e-3, 1e-2, 1e-1, 1.0],
-            inner_most: 600,
-        }
+        Self { folds: 5, inner_folds: 3, penalties: vec![1e-3, 1e-2, 1e-1, 1.0], inner_most: 600 }
     }
 }
 

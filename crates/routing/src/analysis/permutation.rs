@@ -59,7 +59,8 @@ pub fn permutation_test(
     };
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|&label| sizes[label] += 1);
-    let within_pairs = sizes.iter().map(|&size| (size * size.saturating_sub(1)) as f64).sum::<f64>();
+    let within_pairs =
+        sizes.iter().map(|&size| (size * size.saturating_sub(1)) as f64).sum::<f64>();
     let across_pairs = (n * n.saturating_sub(1)) as f64 - within_pairs;
     let statistic = |spread: f64| {
         (spread - lengths) / within_pairs.max(1.0) - (total - spread) / across_pairs.max(1.0)

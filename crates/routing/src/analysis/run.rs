@@ -139,9 +139,8 @@ pub fn analyze(data: &PromptSignatures, config: &AnalysisConfig) -> Result<Analy
     let classes = names.len();
     let seed = Seed::new(config.seed);
     let rows = data.matrix(config.kind);
-    let classify = |x: ArrayView2<'_, f64>| {
-        cross_validate(x, &labels, classes, &config.classifier, seed)
-    };
+    let classify =
+        |x: ArrayView2<'_, f64>| cross_validate(x, &labels, classes, &config.classifier, seed);
     let baseline = |x: ArrayView2<'_, f64>| -> Result<Baseline> {
         let found = classify(x)?;
         Ok(Baseline {
@@ -167,9 +166,8 @@ pub fn analyze(data: &PromptSignatures, config: &AnalysisConfig) -> Result<Analy
             Ok(LayerStrength { layer: layer.name.clone(), similarity, accuracy, accuracy_std })
         })
         .collect();
-    let lengths = Array2::from_shape_fn((labels.len(), 1), |(i, _)| {
-        (data.prompts[i].tokens as f64).ln()
-    });
+    let lengths =
+        Array2::from_shape_fn((labels.len(), 1), |(i, _)| (data.prompts[i].tokens as f64).ln());
     let length_alone = classify(lengths.view())?;
     let bags = data.bags(config.bag_size);
     let bag_of_tokens = (bags.ncols() > 0).then(|| baseline(bags.view())).transpose()?;

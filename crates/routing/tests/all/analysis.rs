@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use ndarray::Array2;
 use specialformer_routing::analysis::{
-    Analysis, AnalysisConfig, CrossValidationConfig, PromptRecord, PromptSignatures, adjusted_rand_index,
-    analyze, balanced_random, cross_validate, discover, frequency_shuffle, length_matched,
-    permutation_test, principal_components, similarity,
+    Analysis, AnalysisConfig, CrossValidationConfig, PromptRecord, PromptSignatures,
+    adjusted_rand_index, analyze, balanced_random, cross_validate, discover, frequency_shuffle,
+    length_matched, permutation_test, principal_components, similarity,
 };
 use specialformer_routing::condition::{Budget, keep, resized};
 use specialformer_routing::{LayerShape, SignatureKind, SignatureSum};

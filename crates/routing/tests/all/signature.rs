@@ -71,10 +71,7 @@ fn what_does_not_fit_is_refused() {
     let message = |sum: &mut SignatureSum, layer, choice| {
         sum.add_token(layer, [choice]).unwrap_err().to_string()
     };
-    assert_eq!(
-        message(&mut sum, 1, (0, 1.0)),
-        "routing signature: layer = 1: there are 1 layers"
-    );
+    assert_eq!(message(&mut sum, 1, (0, 1.0)), "routing signature: layer = 1: there are 1 layers");
     assert_eq!(
         message(&mut sum, 0, (2, 1.0)),
         "routing signature: expert = 2: layer 0 has 2 experts"

@@ -243,6 +243,25 @@ impl<E: Element> Stack<E> {
         all.filter_map(|(i, block)| block.moe().map(|moe| (i, moe)))
     }
 
+    /// The stack with other experts in the blocks that have some: `make` is
+    /// given the number of a layer with experts, counted from `first`, and the
+    /// layer; the next number. All else is shared.
+    pub(crate) fn map_experts(
+        &self,
+        first: usize,
+        make: &mut dyn FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>>,
+    ) -> Result<(Self, usize)> {
+        let mut stack = self.clone();
+        let mut next = first;
+        for block in &mut stack.blocks {
+            if let Some(made) = block.moe().map(|moe| make(next, moe)).transpose()? {
+                block.set_moe(made);
+                next += 1;
+            }
+        }
+        Ok((stack, next))
+    }
+
     /// The last norm, where there is one.
     pub(crate) fn finish(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
         match &self.norm {

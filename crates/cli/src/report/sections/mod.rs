@@ -12,6 +12,7 @@ mod geometry;
 mod headline;
 mod results;
 mod routing;
+mod signatures;
 mod tasks;
 
 use super::Result;
@@ -38,6 +39,7 @@ pub(crate) fn all(data: &ReportData) -> Result<Vec<Section>> {
         tasks::section(data),
         curves::section(data)?,
         routing::section(data),
+        signatures::section(data),
         attention::section(data),
         geometry::section(data),
         config::section(data),

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 pub use dataset::TextDataset;
 pub use pieces::Documents;
-pub use tokenizer::{ByteTokenizer, Tokenizer};
+pub use tokenizer::{ByteTokenizer, FileTokenizer, Tokenizer};
 
 /// The `[data]` section of a language-model run on plain text.
 ///
@@ -76,19 +76,42 @@ fn memory_mib() -> usize {
 }
 
 /// How text becomes tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum TokenizerKind {
     /// Each byte is a token: [`ByteTokenizer`].
     #[default]
     Bytes,
+    /// As a `tokenizer.json` says: [`FileTokenizer`].
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Number of tokens that the file has, so that a configuration says
+        /// how large its model is without the file.
+        vocabulary: usize,
+    },
 }
 
 impl TokenizerKind {
     /// The tokenizer.
-    pub fn build(self) -> Box<dyn Tokenizer> {
+    ///
+    /// # Errors
+    /// If its file cannot be read, has another number of tokens, or no token
+    /// that ends a text.
+    pub fn build(&self) -> Result<Box<dyn Tokenizer>> {
         match self {
-            Self::Bytes => Box::new(ByteTokenizer),
+            Self::Bytes => Ok(Box::new(ByteTokenizer)),
+            Self::File { path, vocabulary } => {
+                Ok(Box::new(FileTokenizer::open(path, Some(*vocabulary))?))
+            }
+        }
+    }
+
+    /// Number of tokens.
+    pub fn vocabulary(&self) -> usize {
+        match self {
+            Self::Bytes => ByteTokenizer.vocabulary(),
+            Self::File { vocabulary, .. } => *vocabulary,
         }
     }
 }
@@ -148,7 +171,7 @@ impl TextConfig {
     /// with them.
     pub fn vocabulary(&self) -> usize {
         let tasks = if self.task_token { self.tasks.len() } else { 0 };
-        self.tokenizer.build().vocabulary() + tasks
+        self.tokenizer.vocabulary() + tasks
     }
 
     /// Reads and tokenises the files; the order of training windows is drawn
@@ -158,6 +181,6 @@ impl TextConfig {
     /// As [`TextConfig::validate`], [`Error::Io`] naming the file that cannot
     /// be read, and [`Error::Data`] for a task without text to train on.
     pub fn dataset(&self, seed: u64) -> Result<TextDataset> {
-        TextDataset::new(self, self.tokenizer.build().as_ref(), seed)
+        TextDataset::new(self, self.tokenizer.build()?.as_ref(), seed)
     }
 }
