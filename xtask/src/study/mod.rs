@@ -10,6 +10,7 @@ mod iarc;
 mod multitask;
 mod process;
 mod queue;
+mod signatures;
 mod statistics;
 
 /// Which experiment, and how much of it.
@@ -38,7 +39,11 @@ pub(crate) struct Options {
 
 /// All experiments.
 fn experiments() -> Vec<Box<dyn Experiment>> {
-    vec![Box::new(iarc::Iarc::default()), Box::new(multitask::Multitask::default())]
+    vec![
+        Box::new(iarc::Iarc::default()),
+        Box::new(multitask::Multitask::default()),
+        Box::new(signatures::Signatures::default()),
+    ]
 }
 
 /// Runs what is left of an experiment and prints its table.

@@ -9,4 +9,5 @@ mod data_text;
 mod families;
 mod golden_moe;
 mod models;
+mod routing_trace;
 mod specialformer;
