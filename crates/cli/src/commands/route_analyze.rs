@@ -138,7 +138,6 @@ fn as_text(model: &str, found: &Analysis) -> String {
     let head = ["layer", "within", "across", "Cohen's d", "accuracy %"];
     let mut rows = vec![head.map(String::from).to_vec()];
     for layer in &found.by_layer {
-        let Baseline { .. } = &own;
         let b = Baseline {
             similarity: layer.similarity,
             accuracy: layer.accuracy,

@@ -41,6 +41,9 @@ pub struct CrossValidation {
     pub penalties: Vec<f64>,
 }
 
+/// Labels and guesses of a fold's rows, and the penalty that was chosen.
+type FoldResult = (Vec<(usize, usize)>, f64);
+
 /// The fold of each row: every label's rows are shuffled and dealt to the folds
 /// in turn, so folds differ by at most one row of each label.
 pub fn stratified_folds(labels: &[usize], folds: usize, seed: Seed) -> Vec<usize> {
@@ -145,7 +148,7 @@ pub fn cross_validate(
     }
     let folds = config.folds.min(least);
     let fold_of = stratified_folds(labels, folds, seed);
-    let results: Vec<Result<(Vec<(usize, usize)>, f64)>> = (0..folds)
+    let results: Vec<Result<FoldResult>> = (0..folds)
         .into_par_iter()
         .map(|fold| {
             let rows = |inside: bool| -> Vec<usize> {

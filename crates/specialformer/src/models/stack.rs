@@ -17,6 +17,10 @@ const POSITION_STD: f64 = 1.0;
 /// Start values of relative biases.
 const RELATIVE_STD: f64 = 0.1;
 
+/// Makes a layer of experts from the one that there is, and its number.
+pub(crate) type MakeExperts<'a, E> =
+    dyn FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>> + 'a;
+
 /// Blocks, with the positions before and between them and the norm after.
 #[derive(Debug, Clone)]
 pub(crate) struct Stack<E: Element> {
@@ -249,7 +253,7 @@ impl<E: Element> Stack<E> {
     pub(crate) fn map_experts(
         &self,
         first: usize,
-        make: &mut dyn FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>>,
+        make: &mut MakeExperts<'_, E>,
     ) -> Result<(Self, usize)> {
         let mut stack = self.clone();
         let mut next = first;
