@@ -215,6 +215,24 @@ impl RoutedModel {
         }
     }
 
+    /// The last hidden states of a text [1, T, C]: what [`trace`](Self::trace)
+    /// computes besides.
+    ///
+    /// # Errors
+    /// If the tokens do not fit the model.
+    pub fn hidden(&self, tokens: &[u32]) -> Result<Var> {
+        match &self.kind {
+            Kind::Run(run) => {
+                let batch = rows_of(&run.1, tokens, tokens.len())?;
+                Ok(run.1.states(&Ctx::eval(), &batch.all())?.hidden)
+            }
+            Kind::Published(model) => {
+                let input = TextInput::new(Tokens::new(tokens, 1)?);
+                Ok(model.states(&Ctx::eval(), &input)?.hidden)
+            }
+        }
+    }
+
     /// Where the tokens of rows go, of an own run.
     pub(crate) fn trace_rows(&self, rows: &Rows<'_>) -> Result<RoutingTrace> {
         match &self.kind {
