@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
-use specialformer::condition::{Conditions, EvaluateOptions, FitOptions, Selection, evaluate};
+use specialformer::condition::{
+    Conditions, EvaluateOptions, FitOptions, Selection, SoftOptions, evaluate, learn_bias,
+};
 use specialformer::prelude::*;
 use specialformer::routing::condition::Budget;
 use specialformer::routing::{ExpertSet, SignatureKind, SignatureSum};
 use specialformer::routing_trace::{
     Prompt, RoutedModel, TokenScope, TraceOptions, TraceReader, TraceWriter, read_prompts,
-    read_signatures, synthetic_trace, trace_prompts,
+    read_signatures, synthetic_trace, trace_held_out, trace_prompts,
 };
+use specialformer::training::HeldOut;
 use specialformer_testkit::{GoldenCase, golden_dir};
 
 const CASES: [(&str, bool); 2] = [("05_olmoe", false), ("06_qwen3_moe", true)];
@@ -181,6 +184,94 @@ fn all_experts_cost_nothing_and_few_cost_something() {
         assert!(!sure || (point.kept - kept).abs() < 1e-9, "{point:?}");
     }
     assert!(curve.detection_accuracy > 0.6);
+}
+
+/// A small language model on two kinds of text, trained a little.
+fn run(place: &Path) -> std::path::PathBuf {
+    for (kind, words) in [("letters", ["ab", "ba", "aab"]), ("digits", ["12", "21", "112"])] {
+        let mut rng = Seed::new(1).stream(kind);
+        let text: Vec<&str> = (0..6000).map(|_| words[rng.below(3)]).collect();
+        std::fs::create_dir_all(place.join(kind)).unwrap();
+        std::fs::write(place.join(kind).join("a.txt"), text.join(" ")).unwrap();
+    }
+    let text = format!(
+        r#"
+        name = "tiny-lm"
+        [model]
+        kind = "specialformer"
+        topology = "decoder"
+        vocabulary = 257
+        width = 16
+        layers = 2
+        heads = 2
+        feed_forward = 16
+        window = 32
+        positions = "rope"
+        specialisation = "moe"
+        [model.moe]
+        hidden = 16
+        router = {{ experts = 6, top_k = 2, balance = {{ load_balance = 0.01 }} }}
+        [data]
+        kind = "text"
+        window = 32
+        piece_bytes = 256
+        tasks = [{{ name = "letters", paths = [{0:?}] }}, {{ name = "digits", paths = [{1:?}] }}]
+        [train]
+        steps = 20
+        batch_size = 8
+        learning_rate = 1e-2
+        "#,
+        place.join("letters"),
+        place.join("digits")
+    );
+    let config = specialformer::RunConfig::parse(&text, "tiny.toml").unwrap();
+    let folder = place.join("run");
+    specialformer::train(&config, &folder, specialformer::Start::New, (), || false).unwrap();
+    folder
+}
+
+#[test]
+fn a_run_is_traced_conditioned_taught_a_bias_and_pruned() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = run(place.path());
+    let model = RoutedModel::open(&folder).unwrap();
+    let out = place.path().join("trace");
+    let writer = TraceWriter::create(&out, &model).unwrap();
+    let info = trace_held_out(&model, (HeldOut::Validation, 40), true, writer).unwrap();
+    assert_eq!((info.prompts, info.layers.len()), (40, 2));
+    let reader = TraceReader::open(&out).unwrap();
+    let mut conditions = Conditions::fit(&model, &reader, None, FitOptions::default()).unwrap();
+    assert!(conditions.detector.accuracy > 0.9, "{}", conditions.detector.accuracy);
+    let task = conditions.task("digits").unwrap();
+
+    let before = model.fingerprint();
+    let soft = SoftOptions { steps: 15, batch_size: 8, ..SoftOptions::default() };
+    let texts: Vec<_> = model.held_out_texts(HeldOut::Validation, 40).unwrap();
+    let digits = |text: &&(String, Vec<u32>)| text.0 == "digits";
+    let digits: Vec<_> = texts.iter().filter(digits).cloned().collect();
+    learn_bias(&mut conditions, &model, task, soft).unwrap();
+    assert_eq!(RoutedModel::open(&folder).unwrap().fingerprint(), before);
+    assert_eq!(model.fingerprint(), before);
+    let bias = conditions.tasks[task].bias.as_ref().unwrap();
+    assert!(bias.iter().flatten().any(|&b| b != 0.0));
+    let as_model = model.as_model().unwrap();
+    assert!(NamedParameters::of(&as_model).iter().all(|(_, p)| !p.is_frozen()));
+
+    let masked = conditions.restrict(&model, task).unwrap();
+    let pruned = conditions.prune(&model, task).unwrap();
+    let saved = place.path().join("pruned");
+    pruned.save(&saved, &folder).unwrap();
+    let opened = RoutedModel::open(&saved).unwrap();
+    assert_eq!(opened.layers()[0].experts, 3);
+    let logits = |model: &RoutedModel| model.logits(&Ctx::eval(), &digits[0].1).unwrap();
+    let want = logits(&masked);
+    for got in [logits(&pruned), logits(&opened)] {
+        for (a, b) in want.value().as_slice().iter().zip(got.value().as_slice()) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
+    let made = opened.continue_text(&digits[0].1[..8], 4).unwrap();
+    assert_eq!(made.len(), 4);
 }
 
 #[test]
