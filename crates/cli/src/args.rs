@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
+use crate::commands::adapt::AdaptArgs;
+use crate::commands::svf::args::SvfCommand;
+pub(crate) use crate::route_args::{
+    ConditionApplyArgs, ConditionCommand, ConditionEvalArgs, ConditionFitArgs, RouteAnalyzeArgs,
+    RouteDiscoverArgs, RoutePruneArgs, RouteTraceArgs,
+};
 use crate::text_args::{
     ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
 };
-use crate::commands::adapt::AdaptArgs;
-use crate::commands::svf::args::SvfCommand;
 
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
@@ -33,6 +37,7 @@ Examples:
   specialformer generate MODEL --prompt 'Once upon a time'
   specialformer chat MODEL                MODEL: a model folder or a .gguf file
   specialformer svf train MODEL --task json-field   an expert for a published model
+  specialformer route trace runs/my-run --out trace && specialformer route analyze trace
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
     /// What to do.
@@ -83,6 +88,34 @@ pub(crate) enum Command {
 pub(crate) enum RouteCommand {
     /// Load, entropy, drops and specialisation of each layer's experts.
     Stats(RouteStatsArgs),
+    /// Write down which experts each token of prompts goes to.
+    Trace(RouteTraceArgs),
+    /// What a trace's signatures know about labels: similarity, permutation
+    /// test, null baselines, a classifier, the experts of each label.
+    Analyze(RouteAnalyzeArgs),
+    /// Cluster a trace's prompts by their signatures, without labels.
+    Discover(RouteDiscoverArgs),
+    /// Task-conditioned routing: run only the experts that a task needs.
+    #[command(subcommand)]
+    Condition(ConditionCommand),
+    /// Save a smaller model with one task's experts alone.
+    Prune(RoutePruneArgs),
+}
+
+impl RouteCommand {
+    /// Flags that every command takes.
+    pub(crate) fn common(&self) -> &CommonArgs {
+        match self {
+            Self::Stats(args) => &args.common,
+            Self::Trace(args) => &args.common,
+            Self::Analyze(args) => &args.common,
+            Self::Discover(args) => &args.common,
+            Self::Condition(ConditionCommand::Fit(args)) => &args.common,
+            Self::Condition(ConditionCommand::Eval(args)) => &args.common,
+            Self::Condition(ConditionCommand::Apply(args)) => &args.common,
+            Self::Prune(args) => &args.common,
+        }
+    }
 }
 
 /// Which held-out data.

@@ -1,7 +1,7 @@
 //! [`MoeFeedForward`]: router, experts and shared expert.
 
 use specialformer_nn::{Ctx, FeedForward, FeedForwardKind, Linear, Module, ParameterVisitor};
-use specialformer_routing::{RouteInput, Router, Routing};
+use specialformer_routing::{ExpertSet, RouteInput, Router, Routing};
 use specialformer_tensor::{Element, RngStream, Var};
 
 use crate::apart::ApartExperts;
@@ -164,6 +164,28 @@ impl<E: Element> MoeFeedForward<E> {
     /// The expert that every token goes through.
     pub fn shared(&self) -> Option<&FeedForward<E>> {
         self.shared.as_ref()
+    }
+
+    /// The layer with only these experts scored and chosen, as if the others
+    /// did not exist. All parameters are shared; [`prune`](Self::prune) gives
+    /// the layer that computes the same without the others in memory.
+    ///
+    /// # Errors
+    /// If the set is for another number of experts or leaves too few to choose
+    /// from.
+    pub fn restricted(&self, allowed: ExpertSet) -> Result<Self> {
+        Ok(Self { router: self.router.restricted(allowed)?, ..self.clone() })
+    }
+
+    /// The layer with a bias of its own on the router's logits, at 0 unless
+    /// there was one. All other parameters are shared.
+    ///
+    /// # Errors
+    /// For a gate that learns nothing.
+    pub fn with_router_bias(&self) -> Result<Self> {
+        let router = self.router.with_bias()?;
+        let config = MoeConfig { router: router.config().clone(), ..self.config.clone() };
+        Ok(Self { config, router, ..self.clone() })
     }
 
     /// The layer's output and what the router decided. A token that is not

@@ -20,6 +20,7 @@
 
 pub mod adaptation;
 mod calibration;
+pub mod condition;
 mod config;
 pub mod data;
 mod error;
@@ -34,6 +35,7 @@ mod parameter_count;
 mod peak_memory;
 mod predict;
 mod routing_report;
+pub mod routing_trace;
 mod run;
 pub mod svf;
 mod threads;
@@ -42,9 +44,9 @@ pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
     AdapterConfig, AdapterSite, AdaptiveAt, AtLayers, BaseConfig, CisformerConfig, ConditionSource,
     DynamicConfig, ExpertsConfig, Head, InputConfig, LayerSwitch, LoraTarget, LstmConfig,
-    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, PrefixAt, PublishedConfig, Sharing,
-    SpecialformerConfig, Specialisation, TaskConfig, TaskInput, TokenInput, Topology,
-    TransformerConfig,
+    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, PrefixAt,
+    PublishedConfig, Sharing, SpecialformerConfig, Specialisation, TaskConfig, TaskInput,
+    TokenInput, Topology, TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};

@@ -378,6 +378,11 @@ impl HeldOutRows {
         self.batch.rows()
     }
 
+    /// One of them.
+    pub(crate) fn row(&self, number: usize) -> Rows<'_> {
+        self.batch.slice(number..number + 1)
+    }
+
     /// Shows the rows, some at a time.
     pub(crate) fn each(&self, mut see: impl FnMut(&Rows<'_>) -> Result<()>) -> Result<()> {
         for first in (0..self.rows()).step_by(Self::ROWS) {

@@ -11,6 +11,7 @@ mod mpt;
 mod multitask;
 mod process;
 mod queue;
+mod signatures;
 mod statistics;
 mod svf;
 
@@ -45,6 +46,7 @@ fn experiments() -> Vec<Box<dyn Experiment>> {
         Box::new(multitask::Multitask::default()),
         Box::new(svf::Svf::default()),
         Box::new(mpt::Mpt::default()),
+        Box::new(signatures::Signatures::default()),
     ]
 }
 

@@ -9,6 +9,7 @@ mod python;
 mod stream;
 mod time;
 mod tokenizer;
+mod train;
 
 pub use chat::{ChatMessage, ChatTemplate};
 pub use stream::TokenStream;

@@ -48,7 +48,7 @@ fn open_run(args: &ModelArgs) -> Result<Opened, Failure> {
     };
     let files = match &data.tokenizer {
         TokenizerKind::Bytes => TextFiles::bytes(),
-        TokenizerKind::Model(path) => TextFiles::open(path)?,
+        TokenizerKind::Model(path) | TokenizerKind::File { path, .. } => TextFiles::open(path)?,
     };
     if let Some(adapter) = &args.adapter {
         let Model::Published(model) = &mut model else {

@@ -5,8 +5,8 @@ mod base;
 mod check;
 mod dynamic;
 mod heads;
-mod published;
 mod input;
+mod published;
 mod specialformer;
 mod stack;
 mod transformer;
@@ -14,9 +14,9 @@ mod transformer;
 pub use base::BaseConfig;
 pub use dynamic::{DynamicConfig, LayerSwitch};
 pub use heads::{Head, TaskConfig};
-pub use published::PublishedConfig;
 pub(crate) use input::in_input;
 pub use input::{AdaptiveAt, AtLayers, ConditionSource, InputConfig, PrefixAt, TokenInput};
+pub use published::PublishedConfig;
 pub use specialformer::{
     AdapterConfig, AdapterSite, ExpertsConfig, LoraTarget, PolicyConfig, Pooling, Sharing,
     SpecialformerConfig, Specialisation, TaskInput, Topology,

@@ -69,3 +69,4 @@ pub use text::{
 };
 pub use vocabulary::{BOS, EOS, JointVocabulary, PAD, SEP, Sharing};
 pub use words::Words;
+pub(crate) use words::hash_bytes;

@@ -1,10 +1,11 @@
 //! [`PublishedModel`]: a model of one of the published families.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use specialformer_attention::{CacheElement, Queries};
 use specialformer_checkpoint::{HfConfig, ModelFamily};
+use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{
     Activation, Ctx, Embedding, Linear, Module, Norm, NormKind, ParameterVisitor, Weight,
 };
@@ -151,6 +152,50 @@ impl<E: Element> PublishedModel<E> {
     /// The head, unless it is the embedding.
     pub(super) fn own_head_mut(&mut self) -> Option<&mut Linear<E>> {
         self.head.as_mut().filter(|_| self.architecture.head == HeadKind::Own)
+    }
+
+    /// The layers with experts, by the number of their block.
+    pub fn experts(&self) -> Vec<(usize, &MoeFeedForward<E>)> {
+        self.main.experts().collect()
+    }
+
+    /// The model with other experts in its layers: `make` is given the number
+    /// of a layer in the order of [`experts`](Self::experts), and the layer.
+    /// All else is shared with this model. The configuration follows where all
+    /// layers are made alike; a folder can be saved only then.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn map_experts(
+        &self,
+        mut make: impl FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>>,
+    ) -> Result<Self> {
+        let mut model = self.clone();
+        (model.main, _) = self.main.map_experts(0, &mut make)?;
+        let sizes: Vec<(usize, usize)> = model
+            .experts()
+            .iter()
+            .map(|(_, moe)| (moe.config().router.experts, moe.config().router.top_k))
+            .collect();
+        if let [first, rest @ ..] = sizes.as_slice()
+            && rest.iter().all(|other| other == first)
+        {
+            let mut entries = self.config.entries.clone();
+            let count = match entries.contains_key("num_local_experts") {
+                true => "num_local_experts",
+                false => "num_experts",
+            };
+            entries.insert(count.into(), first.0.into());
+            entries.insert("num_experts_per_tok".into(), first.1.into());
+            model.config = HfConfig::from_entries("config.json", entries)?;
+            model.architecture = Architecture::of(&model.config)?;
+        }
+        Ok(model)
+    }
+
+    /// The folder it came from.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
     }
 
     pub(super) fn main_mut(&mut self) -> &mut Stack<E> {

@@ -11,7 +11,7 @@ use super::load::is_gguf;
 use crate::error::{Error, Result};
 
 /// The tokenizer, the chat template and the tokens that end a text, of a model
-/// folder or a GGUF file.
+/// folder or a GGUF file; or a `tokenizer.json` alone.
 ///
 /// ```no_run
 /// use specialformer::checkpoint::ChatMessage;
@@ -51,6 +51,7 @@ impl TextFiles {
                     eos.into_iter().collect(),
                 )
             }
+            false if path.is_file() => (Tokenizer::open(path)?, None, Vec::new()),
             false => {
                 let tokenizer = path.join("tokenizer.json");
                 if path.is_dir() && !tokenizer.is_file() {

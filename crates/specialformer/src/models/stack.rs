@@ -25,6 +25,10 @@ const POSITION_STD: f64 = 1.0;
 /// Start values of relative biases.
 const RELATIVE_STD: f64 = 0.1;
 
+/// Makes a layer of experts from the one that there is, and its number.
+pub(crate) type MakeExperts<'a, E> =
+    dyn FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>> + 'a;
+
 /// Blocks, with the positions before and between them and the norm after.
 #[derive(Debug, Clone)]
 pub(crate) struct Stack<E: Element> {
@@ -117,7 +121,15 @@ impl<E: Element> Stack<E> {
         let norm = (config.norm_position == NormPosition::Pre)
             .then(|| Norm::new(config.norm, width, config.norm_eps))
             .transpose()?;
-        Ok(Self { config, positions, relative, blocks, between: Vec::new(), norm, recompute: false })
+        Ok(Self {
+            config,
+            positions,
+            relative,
+            blocks,
+            between: Vec::new(),
+            norm,
+            recompute: false,
+        })
     }
 
     /// The stack with these parts before its blocks.
@@ -416,6 +428,25 @@ impl<E: Element> Stack<E> {
     pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, &MoeFeedForward<E>)> {
         let all = self.blocks.iter().enumerate();
         all.filter_map(|(i, block)| block.moe().map(|moe| (i, moe)))
+    }
+
+    /// The stack with other experts in the blocks that have some: `make` is
+    /// given the number of a layer with experts, counted from `first`, and the
+    /// layer; the next number. All else is shared.
+    pub(crate) fn map_experts(
+        &self,
+        first: usize,
+        make: &mut MakeExperts<'_, E>,
+    ) -> Result<(Self, usize)> {
+        let mut stack = self.clone();
+        let mut next = first;
+        for block in &mut stack.blocks {
+            if let Some(made) = block.moe().map(|moe| make(next, moe)).transpose()? {
+                block.set_moe(made);
+                next += 1;
+            }
+        }
+        Ok((stack, next))
     }
 
     /// The last norm, where there is one.

@@ -93,19 +93,51 @@ pub enum TokenizerKind {
     /// Each byte is a token: [`ByteTokenizer`].
     #[default]
     Bytes,
-    /// The tokenizer of a published model: a folder or a `.gguf` file.
+    /// The tokenizer of a published model: a folder, a `.gguf` file or a
+    /// `tokenizer.json`.
     Model(PathBuf),
+    /// As a `tokenizer.json` says.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Number of tokens that the file has, so that a configuration says
+        /// how large its model is without the file.
+        vocabulary: usize,
+    },
 }
 
 impl TokenizerKind {
     /// The tokenizer.
     ///
     /// # Errors
-    /// If a model's cannot be read, or has no token that ends a text.
+    /// If a model's cannot be read, has another number of tokens than is said,
+    /// or no token that ends a text.
     pub fn build(&self) -> Result<Box<dyn Tokenizer>> {
         Ok(match self {
             Self::Bytes => Box::new(ByteTokenizer),
             Self::Model(path) => Box::new(ModelTokenizer::open(path)?),
+            Self::File { path, vocabulary } => {
+                let tokenizer = ModelTokenizer::open(path)?;
+                let found = tokenizer.vocabulary();
+                if found != *vocabulary {
+                    let reason = format!("{} has {found} tokens", path.display());
+                    let field = "tokenizer.file.vocabulary";
+                    return Err(Error::config("data", field, vocabulary, reason));
+                }
+                Box::new(tokenizer)
+            }
+        })
+    }
+
+    /// Number of tokens.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), where the configuration does not say it.
+    pub fn vocabulary(&self) -> Result<usize> {
+        Ok(match self {
+            Self::Bytes => ByteTokenizer.vocabulary(),
+            Self::Model(_) => self.build()?.vocabulary(),
+            Self::File { vocabulary, .. } => *vocabulary,
         })
     }
 }
@@ -168,7 +200,7 @@ impl TextConfig {
     /// As [`TokenizerKind::build`].
     pub fn vocabulary(&self) -> Result<usize> {
         let tasks = if self.task_token { self.tasks.len() } else { 0 };
-        Ok(self.tokenizer.build()?.vocabulary() + tasks)
+        Ok(self.tokenizer.vocabulary()? + tasks)
     }
 
     /// Reads and tokenises the files; the order of training windows is drawn

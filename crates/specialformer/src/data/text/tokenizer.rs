@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use specialformer_checkpoint as checkpoint;
 use specialformer_train::BoxError;
 
 use crate::error::{Error, Result};
@@ -60,38 +61,47 @@ impl Tokenizer for ByteTokenizer {
     }
 }
 
+/// Tokens that end a text, in the order in which they are looked for: what
+/// ended texts in the first training before what ends turns of conversations.
+const ENDS: [&str; 4] = ["<|endoftext|>", "</s>", "<eos>", "<|im_end|>"];
+
 /// The tokenizer of a published model. Special tokens in the text are
 /// recognised.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ModelTokenizer {
-    tokenizer: specialformer_checkpoint::Tokenizer,
+    inner: checkpoint::Tokenizer,
     eos: u32,
 }
 
 impl ModelTokenizer {
-    /// Reads it from a model's folder or `.gguf` file.
+    /// Reads it from a model's folder, a `.gguf` file or a `tokenizer.json`.
     ///
     /// # Errors
-    /// As [`TextFiles::open`], and if no token ends a text.
+    /// If it cannot be read, or no token ends a text.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
         let files = TextFiles::open(path)?;
-        let tokenizer = files.tokenizer().clone();
-        // What ended texts in the first training, not turns of conversations.
-        let of_texts = tokenizer.id("<|endoftext|>");
-        match of_texts.or_else(|| files.stop_tokens().first().copied()) {
-            Some(eos) => Ok(Self { tokenizer, eos }),
-            None => Err(Error::Data {
-                place: path.display().to_string(),
-                reason: "the tokenizer has no token that ends a text".into(),
-            }),
-        }
+        Self::new(files.tokenizer().clone(), files.stop_tokens())
+    }
+
+    /// Of a tokenizer in memory; `stop` is what ends a text where no token has
+    /// one of the usual names for it.
+    ///
+    /// # Errors
+    /// If no token ends a text.
+    pub fn new(inner: checkpoint::Tokenizer, stop: &[u32]) -> Result<Self> {
+        let named = ENDS.iter().find_map(|end| inner.id(end));
+        let Some(eos) = named.or_else(|| stop.first().copied()) else {
+            let place = inner.path().display().to_string();
+            let reason = format!("has no token that ends a text: one of {}", ENDS.join(", "));
+            return Err(Error::Data { place, reason });
+        };
+        Ok(Self { inner, eos })
     }
 }
 
 impl Tokenizer for ModelTokenizer {
     fn vocabulary(&self) -> usize {
-        self.tokenizer.vocab_size()
+        self.inner.vocab_size()
     }
 
     fn eos(&self) -> u32 {
@@ -99,12 +109,11 @@ impl Tokenizer for ModelTokenizer {
     }
 
     fn encode(&self, text: &[u8], tokens: &mut Vec<u32>) -> Result<(), BoxError> {
-        tokens.extend(self.tokenizer.encode(std::str::from_utf8(text)?, false)?);
+        tokens.extend(self.inner.encode(std::str::from_utf8(text)?, false)?);
         Ok(())
     }
 
     fn decode(&self, tokens: &[u32]) -> Vec<u8> {
-        let text = self.tokenizer.decode(tokens, true);
-        text.unwrap_or_default().into_bytes()
+        self.inner.decode(tokens, true).unwrap_or_default().into_bytes()
     }
 }

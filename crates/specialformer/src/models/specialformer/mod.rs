@@ -320,6 +320,33 @@ impl<E: Element> Specialformer<E> {
         }
     }
 
+    /// The model with other experts in its layers: `make` is given the number
+    /// of a layer in the order of [`experts`](Self::experts), and the layer.
+    /// All else is shared with this model. The configuration follows where all
+    /// layers are made alike.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn map_experts(
+        &self,
+        mut make: impl FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>>,
+    ) -> Result<Self> {
+        let mut model = self.clone();
+        let mut first = 0;
+        if let Some(encoder) = &self.encoder {
+            let (made, next) = encoder.map_experts(first, &mut make)?;
+            (model.encoder, first) = (Some(made), next);
+        }
+        (model.main, _) = self.main.map_experts(first, &mut make)?;
+        let configs: Vec<_> = model.experts().iter().map(|(_, moe)| moe.config().clone()).collect();
+        if let (Some(config), [first, rest @ ..]) = (&mut model.config.moe, configs.as_slice())
+            && rest.iter().all(|other| other == first)
+        {
+            config.moe = first.clone();
+        }
+        Ok(model)
+    }
+
     /// Moves the biases that balance experts by a step's loads.
     ///
     /// # Errors
