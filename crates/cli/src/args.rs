@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
+use crate::text_args::{
+    ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
+};
 use crate::commands::adapt::AdaptArgs;
 use crate::commands::svf::args::SvfCommand;
 
@@ -27,6 +30,8 @@ Examples:
   specialformer eval runs/my-run          score a trained run on its test set
   specialformer predict runs/my-run --task sort inputs.txt
   specialformer route stats runs/my-run   where a mixture of experts sends its tokens
+  specialformer generate MODEL --prompt 'Once upon a time'
+  specialformer chat MODEL                MODEL: a model folder or a .gguf file
   specialformer svf train MODEL --task json-field   an expert for a published model
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
@@ -49,6 +54,18 @@ pub(crate) enum Command {
     /// Look at the routing of a mixture of experts.
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Continue a text with a published model.
+    Generate(GenerateArgs),
+    /// Talk to a published model.
+    Chat(ChatArgs),
+    /// How well a published model predicts a text.
+    Perplexity(PerplexityArgs),
+    /// Architecture, sizes and tensors of a published model.
+    Inspect(InspectArgs),
+    /// Save a published model in another form.
+    Convert(ConvertArgs),
+    /// The tokens of a text.
+    Tokenize(TokenizeArgs),
     /// Singular-value fine-tuning: small experts for a published model.
     #[command(subcommand)]
     Svf(SvfCommand),

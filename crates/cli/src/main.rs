@@ -8,6 +8,7 @@ mod progress;
 mod report;
 mod run_report;
 mod table;
+mod text_args;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,12 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => &args.common,
         Command::Predict(args) => &args.common,
         Command::Route(RouteCommand::Stats(args)) => &args.common,
+        Command::Generate(args) => &args.common,
+        Command::Chat(args) => &args.common,
+        Command::Perplexity(args) => &args.common,
+        Command::Inspect(args) => &args.common,
+        Command::Convert(args) => &args.common,
+        Command::Tokenize(args) => &args.common,
         Command::Svf(command) => command.common(),
         Command::Adapt(args) => &args.common,
         Command::Info(args) => &args.common,
@@ -47,6 +54,12 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Predict(args) => commands::predict::run(&args),
         Command::Route(RouteCommand::Stats(args)) => commands::route::stats(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
+        Command::Perplexity(args) => commands::perplexity::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Tokenize(args) => commands::tokenize::run(&args),
         Command::Svf(command) => commands::svf::run(&command),
         Command::Adapt(args) => commands::adapt::run(&args),
         Command::Info(args) => commands::info::run(&args),

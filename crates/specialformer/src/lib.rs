@@ -39,8 +39,9 @@ mod threads;
 pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
     AdapterConfig, AdapterSite, BaseConfig, CisformerConfig, ExpertsConfig, Head, LoraTarget,
-    LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, Sharing,
-    SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology, TransformerConfig,
+    LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions,
+    PublishedConfig, Sharing, SpecialformerConfig, Specialisation, TaskConfig, TaskInput, Topology,
+    TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};

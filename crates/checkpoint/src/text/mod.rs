@@ -3,6 +3,8 @@
 mod chat;
 #[cfg(feature = "gguf")]
 mod gguf;
+#[cfg(feature = "gguf")]
+mod gguf_metadata;
 mod python;
 mod stream;
 mod time;

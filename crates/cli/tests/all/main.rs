@@ -3,4 +3,5 @@
 mod cli;
 mod common;
 mod svf;
+mod published;
 mod tasks;

@@ -4,12 +4,14 @@
 mod base;
 mod check;
 mod heads;
+mod published;
 mod specialformer;
 mod stack;
 mod transformer;
 
 pub use base::BaseConfig;
 pub use heads::{Head, TaskConfig};
+pub use published::PublishedConfig;
 pub use specialformer::{
     AdapterConfig, AdapterSite, ExpertsConfig, LoraTarget, PolicyConfig, Pooling, Sharing,
     SpecialformerConfig, Specialisation, TaskInput, Topology,
@@ -58,6 +60,8 @@ pub enum ModelConfig {
     Lstm(LstmConfig),
     /// A multi-layer perceptron on the concatenated one-hot window.
     Mlp(MlpConfig),
+    /// A published decoder, trained further.
+    Published(PublishedConfig),
 }
 
 /// An LSTM with an embedding before and a linear head after it.
@@ -132,6 +136,7 @@ impl ModelConfig {
                 let hidden: Vec<_> = c.hidden.iter().map(|&h| ("hidden", h)).collect();
                 positive(&hidden)
             }
+            Self::Published(c) => c.validate(),
         }
     }
 
@@ -143,6 +148,7 @@ impl ModelConfig {
             Self::Cisformer(_) => "cisformer",
             Self::Lstm(_) => "lstm",
             Self::Mlp(_) => "mlp",
+            Self::Published(_) => "published",
         }
     }
 
@@ -152,7 +158,7 @@ impl ModelConfig {
             Self::Transformer(c) => Some(&c.base),
             Self::Cisformer(c) => Some(&c.base),
             Self::Specialformer(c) => Some(&c.base),
-            Self::Lstm(_) | Self::Mlp(_) => None,
+            Self::Lstm(_) | Self::Mlp(_) | Self::Published(_) => None,
         }
     }
 
@@ -161,6 +167,7 @@ impl ModelConfig {
         match self {
             Self::Lstm(c) => c.vocabulary,
             Self::Mlp(c) => c.vocabulary,
+            Self::Published(c) => c.vocabulary(),
             _ => self.base().map_or(0, |base| base.vocabulary),
         }
     }
@@ -180,6 +187,7 @@ impl ModelConfig {
         match self {
             Self::Lstm(_) => None,
             Self::Mlp(c) => Some(c.window),
+            Self::Published(c) => c.window(),
             _ => self.base().map(|base| base.window),
         }
     }

@@ -60,7 +60,8 @@ pub use records::{RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, sav
 pub use task_dataset::TaskDataset;
 pub use tasks::{Domain, TASK_NAMES, task};
 pub use text::{
-    ByteTokenizer, Documents, TextConfig, TextDataset, TextTask, Tokenizer, TokenizerKind,
+    ByteTokenizer, Documents, ModelTokenizer, TextConfig, TextDataset, TextTask, Tokenizer,
+    TokenizerKind,
 };
 pub use vocabulary::{BOS, EOS, JointVocabulary, PAD, SEP, Sharing};
 pub use words::Words;

@@ -374,6 +374,11 @@ impl<E: Element> Block<E> {
         self.moe.as_ref()
     }
 
+    /// The block's experts, for giving them other weights.
+    pub(crate) fn moe_mut(&mut self) -> Option<&mut MoeFeedForward<E>> {
+        self.moe.as_mut()
+    }
+
     /// Self-attention, of positions from `first` on.
     fn attend(
         &self,

@@ -9,8 +9,10 @@ use specialformer_routing::{RouteInput, Routing};
 use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
 use super::block::{Block, BlockInput, BlockOutput, Memory};
+use super::{Tokens, recompute};
 use crate::config::{NormPosition, StackConfig};
 use crate::error::{Error, Result};
+use crate::generate::TextCache;
 
 /// Start values of learned positions.
 const POSITION_STD: f64 = 1.0;
@@ -26,6 +28,8 @@ pub(crate) struct Stack<E: Element> {
     blocks: Vec<Block<E>>,
     /// Pre-norm stacks end with one.
     norm: Option<Norm<E>>,
+    /// Activations of blocks are computed again for the backward pass.
+    recompute: bool,
 }
 
 /// What a stack is told besides its input.
@@ -79,7 +83,7 @@ impl<E: Element> Stack<E> {
         let norm = (config.norm_position == NormPosition::Pre)
             .then(|| Norm::new(config.norm, width, config.norm_eps))
             .transpose()?;
-        Ok(Self { config, positions, relative, blocks, norm })
+        Ok(Self { config, positions, relative, blocks, norm, recompute: false })
     }
 
     /// The settings.
@@ -100,6 +104,23 @@ impl<E: Element> Stack<E> {
         }
     }
 
+    /// Whether blocks keep only their input for the backward pass and compute
+    /// the rest again. Blocks with experts or a memory keep everything, as do
+    /// those of a stack with a relative bias.
+    pub(crate) fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
+    /// True if this pass through a block is run again backwards.
+    fn recomputes(&self, ctx: &Ctx<E>, block: &Block<E>, input: &BlockInput<'_, E>) -> bool {
+        self.recompute
+            && ctx.tape().config().record
+            && block.moe().is_none()
+            && input.queries == Queries::All
+            && input.bias.is_none()
+            && input.memory.is_none()
+    }
+
     /// Fails if a sequence does not fit.
     pub(crate) fn check_length(&self, model: &'static str, length: usize) -> Result<()> {
         let window = self.config.window;
@@ -109,6 +130,23 @@ impl<E: Element> Stack<E> {
             return Err(Error::Input { model, what });
         }
         Ok(())
+    }
+
+    /// Fails if tokens do not continue texts of these lengths.
+    pub(crate) fn check_cached(
+        &self,
+        model: &'static str,
+        tokens: Tokens<'_>,
+        counts: Option<&[usize]>,
+        positions: &[usize],
+    ) -> Result<()> {
+        let rows = positions.len();
+        if tokens.batch() != rows || counts.is_some_and(|counts| counts.len() != rows) {
+            return Err(Error::Input { model, what: format!("the cache has {rows} rows") });
+        }
+        let new = |row: usize| counts.map_or(tokens.length(), |counts| counts[row]);
+        let longest = positions.iter().enumerate().map(|(row, &n)| n + new(row)).max();
+        self.check_length(model, longest.unwrap_or(0))
     }
 
     /// x with learned positions, if there are any: row b counts from
@@ -126,8 +164,10 @@ impl<E: Element> Stack<E> {
         match offsets {
             None => Ok(x.add(&table.slice(0, 0..shape[1])?)?),
             Some(offsets) => {
-                let ids: Vec<usize> =
-                    offsets.iter().flat_map(|&first| first..first + shape[1]).collect();
+                // Padding may reach behind the last position; nothing reads it.
+                let last = self.config.positions - 1;
+                let of_row = |&first: &usize| (first..first + shape[1]).map(|id| id.min(last));
+                let ids: Vec<usize> = offsets.iter().flat_map(of_row).collect();
                 Ok(x.add(&table.embedding(&ids, [shape[0], shape[1]])?)?)
             }
         }
@@ -186,6 +226,10 @@ impl<E: Element> Stack<E> {
                 },
                 _ => all,
             };
+            if self.recomputes(ctx, block, &block_input) {
+                x = recompute::forward(block, ctx, &x, input.lengths)?;
+                continue;
+            }
             let BlockOutput { output, routing } = block.forward(ctx, &x, &block_input)?;
             x = output;
             routings.extend(routing.map(|routing| (i, routing)));
@@ -230,6 +274,24 @@ impl<E: Element> Stack<E> {
             x = block.forward_cached(ctx, &x, counts, cache, route)?.output;
         }
         Ok(x)
+    }
+
+    /// The normed states of tokens, embedded in x [B, Tnew, C], that continue
+    /// the texts in the cache. For inference.
+    pub(crate) fn continue_texts<S: CacheElement>(
+        &self,
+        model: &'static str,
+        ctx: &Ctx<E>,
+        x: Var<E>,
+        tokens: Tokens<'_>,
+        counts: Option<&[usize]>,
+        cache: &mut TextCache<S>,
+    ) -> Result<Var<E>> {
+        let positions = cache.positions();
+        self.check_cached(model, tokens, counts, &positions)?;
+        let x = self.add_positions(ctx, x, Some(&positions))?;
+        let x = self.forward_cached(ctx, x, counts, cache.layers_mut(), tokens.ids())?;
+        self.finish(ctx, &x)
     }
 
     /// The blocks, for giving them other weights.

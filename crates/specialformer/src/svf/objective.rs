@@ -30,7 +30,7 @@ pub(super) fn answer_logits(
 }
 
 /// Logits [n, V] of the positions with these numbers, rows one after another.
-pub(super) fn logits_at(
+fn logits_at(
     model: &PublishedModel,
     ctx: &Ctx,
     rows: &Rows<'_>,

@@ -11,3 +11,4 @@ mod golden_moe;
 mod models;
 mod specialformer;
 mod svf;
+mod stored;

@@ -163,6 +163,10 @@ pub(crate) struct TrainArgs {
     /// The weight of the divergence from the base (REINFORCE).
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.05)]
     pub(crate) kl: f64,
+    /// Keep only the input of each block and compute the rest again backwards:
+    /// less memory, more time.
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Different examples to train on.
     #[arg(long, value_name = "N", default_value_t = 1280)]
     pub(crate) examples: usize,
@@ -226,7 +230,8 @@ pub(crate) struct EvalArgs {
 #[derive(Debug, Args, Clone)]
 #[command(after_help = "\
 Example:
-  specialformer svf merge MODEL experts/json-field.safetensors --out merged")]
+  specialformer svf merge MODEL experts/json-field.safetensors --out merged
+  specialformer svf merge MODEL experts/json-field.safetensors --out merged.gguf")]
 pub(crate) struct MergeArgs {
     /// A model folder or a .gguf file.
     #[arg(value_name = "MODEL")]
@@ -234,7 +239,7 @@ pub(crate) struct MergeArgs {
     /// The expert.
     #[arg(value_name = "EXPERT")]
     pub(crate) expert: PathBuf,
-    /// The folder to write.
+    /// The folder to write, or a .gguf file (at half precision).
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
     #[command(flatten)]

@@ -40,6 +40,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         return Err(Failure::input(format!("{}: {what}", out.display())));
     }
     let mut opened = model::open(&args.model)?;
+    opened.set_recompute(args.recompute);
     let format = PromptFormat::open(&args.model, &opened)?;
     let dataset = PromptDataset::new(&data, &format, opened.window(), args.seed)?;
     let quiet = args.common.quiet;
