@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
+use crate::commands::adapt::AdaptArgs;
+use crate::commands::svf::args::SvfCommand;
 use crate::text_args::{
     ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
 };
-use crate::commands::adapt::AdaptArgs;
-use crate::commands::svf::args::SvfCommand;
 
 /// Transformers that specialise by task, on an ordinary CPU.
 ///

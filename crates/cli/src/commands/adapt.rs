@@ -227,11 +227,7 @@ pub(crate) fn described(choice: &Choice) -> String {
 }
 
 /// The accuracy of both passes on a task's test prompts.
-fn score(
-    args: &AdaptArgs,
-    prepared: &Prepared,
-    task: &GeneratedTask,
-) -> Result<(), Failure> {
+fn score(args: &AdaptArgs, prepared: &Prepared, task: &GeneratedTask) -> Result<(), Failure> {
     let adaptive = &prepared.adaptive;
     let examples = task.examples(Split::Test, Phrasings::Usual, args.size, 0)?;
     let mut bar = Progress::new(task.name(), examples.len() as u64, args.common.quiet);

@@ -2,6 +2,6 @@
 
 mod cli;
 mod common;
-mod svf;
 mod published;
+mod svf;
 mod tasks;

@@ -265,7 +265,10 @@ fn what_does_not_fit_is_refused_in_one_line() {
             "longer than the model's context of 160",
         ),
         (&["svf", "train", "model", "--task", "sums"], "sums: no such task; there are json-field"),
-        (&["svf", "train", "nowhere", "--task", "sentiment"], "nowhere: there is no such file or folder"),
+        (
+            &["svf", "train", "nowhere", "--task", "sentiment"],
+            "nowhere: there is no such file or folder",
+        ),
         (
             &["svf", "train", "model", "--task", "sentiment", "--method", "lora", "--rank", "99"],
             "must be in 1..=16",

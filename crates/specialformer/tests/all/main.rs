@@ -10,5 +10,5 @@ mod families;
 mod golden_moe;
 mod models;
 mod specialformer;
-mod svf;
 mod stored;
+mod svf;
