@@ -97,13 +97,18 @@ pub(crate) enum ObjectiveName {
 
 /// The data of a task.
 #[derive(Debug, Args, Clone)]
+#[group(required = true, multiple = false)]
 pub(crate) struct TaskArgs {
     /// A generated task (`specialformer svf train --help` lists them).
-    #[arg(long, value_name = "NAME", required_unless_present = "data")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
     /// A JSONL file with `prompt` and `answer` in each line.
-    #[arg(long, value_name = "FILE", conflicts_with = "task")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
+    /// Naming the tasks of this folder's experts, for `adapt --strategy
+    /// classifier-expert`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) naming: Option<PathBuf>,
 }
 
 /// `specialformer svf train`.
@@ -117,6 +122,7 @@ Examples:
   specialformer svf train MODEL --task json-field
   specialformer svf train MODEL --data mine.jsonl --out experts/mine.safetensors
   specialformer svf train MODEL --task larger-number --objective reinforce --steps 30
+  specialformer svf train MODEL --naming experts
   specialformer svf train MODEL --task two-digit-sum --method lora --rank 16 --out runs/lora")]
 pub(crate) struct TrainArgs {
     /// A model folder or a .gguf file.
