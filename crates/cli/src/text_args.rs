@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::args::CommonArgs;
+use crate::commands::adapt::StrategyName;
 
 /// How weights are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -106,6 +107,13 @@ pub(crate) struct ChatArgs {
     /// What the model is told before the conversation.
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    /// A folder of experts of `svf train`: before each answer the task is found
+    /// out anew, and the expert for it applied.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) experts: Option<PathBuf>,
+    /// How experts are chosen.
+    #[arg(long, value_enum, value_name = "NAME", default_value = "prompt", requires = "experts")]
+    pub(crate) strategy: StrategyName,
     /// Sampling.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,

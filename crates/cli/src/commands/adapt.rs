@@ -1,7 +1,7 @@
 //! `specialformer adapt`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -10,9 +10,9 @@ use specialformer::adaptation::{
     MixtureConfig, OTHERS, Strategy, TaskClassifier,
 };
 use specialformer::data::prompts::{
-    GENERATED_TASKS, GeneratedTask, Phrasings, PromptFormat, Split, read_prompts,
+    GENERATED_TASKS, GeneratedTask, Phrasings, PromptExample, PromptFormat, Split, read_prompts,
 };
-use specialformer::svd_finetune::SearchConfig;
+use specialformer::svd_finetune::{ExpertVector, SearchConfig};
 
 use super::svf::args::CacheArgs;
 use super::svf::model;
@@ -103,6 +103,77 @@ pub(crate) struct AdaptArgs {
     pub(crate) common: CommonArgs,
 }
 
+/// A model with its experts, and what chooses among them.
+pub(crate) struct Prepared {
+    pub(crate) adaptive: AdaptiveModel,
+    strategy: StrategyName,
+    classifier: Option<TaskClassifier>,
+    mixture: Option<Mixture>,
+    naming: Option<ExpertVector>,
+}
+
+/// What choosing needs besides the experts.
+pub(crate) struct Settings<'a> {
+    pub(crate) strategy: StrategyName,
+    pub(crate) threshold: f64,
+    pub(crate) data: &'a [String],
+    pub(crate) examples: Option<&'a [PromptExample]>,
+    pub(crate) mixture: MixtureConfig,
+    pub(crate) quiet: bool,
+}
+
+impl Prepared {
+    pub(crate) fn open(
+        model_path: &Path,
+        library: ExpertLibrary,
+        cache: &CacheArgs,
+        settings: &Settings<'_>,
+    ) -> Result<Self, Failure> {
+        let strategy = settings.strategy;
+        if strategy == StrategyName::Mixture && settings.examples.is_none() {
+            return Err(Failure::input("a mixture is searched with examples: `adapt --examples`"));
+        }
+        if strategy == StrategyName::ClassifierExpert && library.naming.is_none() {
+            let place = library.path.display();
+            let what = format!("{place}: holds no expert of the task `{CLASSIFIER_TASK}`");
+            return Err(Failure::input(what));
+        }
+        let mut opened = model::open(model_path)?;
+        let format = PromptFormat::open(model_path, &opened)?;
+        let mut all = library.experts.clone();
+        all.extend(library.naming.clone());
+        let base = model::base_of(&mut opened, &all, cache, settings.quiet)?;
+        let adaptive = AdaptiveModel::new(opened, &base, format, library.experts.clone())?;
+        let classifier = match strategy {
+            StrategyName::Classifier => Some(classifier(settings, &library, &adaptive)?),
+            _ => None,
+        };
+        let mixture = match (strategy, settings.examples) {
+            (StrategyName::Mixture, Some(examples)) => {
+                Some(Mixture::find(&adaptive, examples, &settings.mixture)?)
+            }
+            _ => None,
+        };
+        Ok(Self { adaptive, strategy, classifier, mixture, naming: library.naming })
+    }
+
+    fn strategy(&self) -> Strategy<'_> {
+        match (&self.classifier, &self.mixture, &self.naming) {
+            (Some(classifier), ..) => Strategy::Classifier(classifier),
+            (_, Some(mixture), _) => Strategy::Mixture(mixture),
+            (.., Some(expert)) if self.strategy == StrategyName::ClassifierExpert => {
+                Strategy::ExpertPrompt(expert)
+            }
+            _ => Strategy::Prompt,
+        }
+    }
+
+    /// The first pass.
+    pub(crate) fn identify(&self, prompt: &str) -> Result<Choice, Failure> {
+        Ok(self.adaptive.identify(&self.strategy(), prompt)?)
+    }
+}
+
 /// Finds out what each prompt is of, and answers it.
 pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
     let library = ExpertLibrary::open(&args.experts)?;
@@ -112,48 +183,26 @@ pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
         (None, Some(task)) => {
             Some(task.examples(Split::Train, Phrasings::Usual, args.shots, args.seed)?)
         }
-        (None, None) if args.strategy == StrategyName::Mixture => {
-            return Err(Failure::input("a mixture is searched with examples: give --examples"));
-        }
         (None, None) => None,
     };
-    let mut opened = model::open(&args.model)?;
-    let format = PromptFormat::open(&args.model, &opened)?;
-    let mut all = library.experts.clone();
-    all.extend(library.naming.clone());
-    let base = model::base_of(&mut opened, &all, &args.cache, args.common.quiet)?;
-    let adaptive = AdaptiveModel::new(opened, &base, format, library.experts.clone())?;
-    let classifier = match args.strategy {
-        StrategyName::Classifier => Some(classifier(args, &library, &adaptive)?),
-        _ => None,
+    let (population, iterations) = (args.population, args.iterations);
+    let search = SearchConfig { population, iterations, ..SearchConfig::default() };
+    let settings = Settings {
+        strategy: args.strategy,
+        threshold: args.threshold,
+        data: &args.data,
+        examples: examples.as_deref(),
+        mixture: MixtureConfig { search, seed: args.seed, ..MixtureConfig::default() },
+        quiet: args.common.quiet,
     };
-    let mixture = match (args.strategy, &examples) {
-        (StrategyName::Mixture, Some(examples)) => {
-            let (population, iterations) = (args.population, args.iterations);
-            let search = SearchConfig { population, iterations, ..SearchConfig::default() };
-            let config = MixtureConfig { search, seed: args.seed, ..MixtureConfig::default() };
-            Some(Mixture::find(&adaptive, examples, &config)?)
-        }
-        _ => None,
-    };
-    let strategy = match (args.strategy, &classifier, &mixture, &library.naming) {
-        (StrategyName::Prompt, ..) => Strategy::Prompt,
-        (_, Some(classifier), ..) => Strategy::Classifier(classifier),
-        (_, _, Some(mixture), _) => Strategy::Mixture(mixture),
-        (StrategyName::ClassifierExpert, _, _, Some(expert)) => Strategy::ExpertPrompt(expert),
-        _ => {
-            let place = args.experts.display();
-            let what = format!("{place}: holds no expert of the task `{CLASSIFIER_TASK}`");
-            return Err(Failure::input(what));
-        }
-    };
+    let prepared = Prepared::open(&args.model, library, &args.cache, &settings)?;
     if let Some(task) = scored {
-        return score(args, &adaptive, &strategy, task);
+        return score(args, &prepared, task);
     }
     let mut answers = Vec::new();
     for prompt in &args.prompt {
-        let choice = adaptive.identify(&strategy, prompt)?;
-        let answer = adaptive.answer(&choice, prompt, args.max_tokens)?;
+        let choice = prepared.identify(prompt)?;
+        let answer = prepared.adaptive.answer(&choice, prompt, args.max_tokens)?;
         if !args.common.json {
             print(prompt, &choice, &answer);
         }
@@ -165,13 +214,21 @@ pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The chosen experts for people.
+pub(crate) fn described(choice: &Choice) -> String {
+    match choice.weights.as_slice() {
+        [] => format!("{OTHERS} (the base)"),
+        [(task, 1.0)] => task.clone(),
+        weights => {
+            let part = |(task, weight): &(String, f64)| format!("{weight:.2}·{task}");
+            weights.iter().map(part).collect::<Vec<_>>().join(" + ")
+        }
+    }
+}
+
 /// The accuracy of both passes on a task's test prompts.
-fn score(
-    args: &AdaptArgs,
-    adaptive: &AdaptiveModel,
-    strategy: &Strategy<'_>,
-    task: &GeneratedTask,
-) -> Result<(), Failure> {
+fn score(args: &AdaptArgs, prepared: &Prepared, task: &GeneratedTask) -> Result<(), Failure> {
+    let adaptive = &prepared.adaptive;
     let examples = task.examples(Split::Test, Phrasings::Usual, args.size, 0)?;
     let mut bar = Progress::new(task.name(), examples.len() as u64, args.common.quiet);
     stop_requested();
@@ -181,7 +238,7 @@ fn score(
         if stop_requested() {
             return Err(Failure::interrupted("stopped"));
         }
-        let choice = adaptive.identify(strategy, &example.prompt)?;
+        let choice = prepared.identify(&example.prompt)?;
         let answer = adaptive.answer(&choice, &example.prompt, SCORED_TOKENS)?;
         right += usize::from(answer.first_line == example.answer);
         *chosen.entry(choice.task().to_owned()).or_default() += 1;
@@ -197,10 +254,7 @@ fn score(
     let wanted = if known { task.name() } else { OTHERS };
     let identified = chosen.get(wanted).copied().unwrap_or(0) as f64 / count;
     if args.common.json {
-        let weights = match strategy {
-            Strategy::Mixture(mixture) => Some(&mixture.weights),
-            _ => None,
-        };
+        let weights = prepared.mixture.as_ref().map(|mixture| &mixture.weights);
         let value = json!({
             "task": task.name(), "count": examples.len(), "accuracy": accuracy,
             "identified": identified, "chosen": chosen, "weights": weights,
@@ -219,14 +273,7 @@ fn score(
 }
 
 fn print(prompt: &str, choice: &Choice, answer: &AdaptedAnswer) {
-    let experts = match choice.weights.as_slice() {
-        [] => format!("{OTHERS} (the base)"),
-        [(task, 1.0)] => task.clone(),
-        weights => {
-            let part = |(task, weight): &(String, f64)| format!("{weight:.2}·{task}");
-            weights.iter().map(part).collect::<Vec<_>>().join(" + ")
-        }
-    };
+    let experts = described(choice);
     let scores = choice.scores.iter().take(3).map(|(task, score)| format!("{task} {score:.2}"));
     println!("> {prompt}");
     println!("  experts  {experts}");
@@ -237,20 +284,20 @@ fn print(prompt: &str, choice: &Choice, answer: &AdaptedAnswer) {
 
 /// The folder's classifier, trained now if there is none for its experts.
 fn classifier(
-    args: &AdaptArgs,
+    settings: &Settings<'_>,
     library: &ExpertLibrary,
     adaptive: &AdaptiveModel,
 ) -> Result<TaskClassifier, Failure> {
     let tasks: Vec<&str> = library.experts.iter().map(|expert| expert.task.as_str()).collect();
     if let Some(known) = &library.classifier
-        && args.data.is_empty()
+        && settings.data.is_empty()
         && tasks.iter().all(|task| known.outcomes().iter().any(|outcome| outcome == task))
     {
         return Ok(known.clone());
     }
     let mut prompts = Vec::new();
     for task in tasks {
-        let own = args.data.iter().find_map(|data| data.strip_prefix(task)?.strip_prefix('='));
+        let own = settings.data.iter().find_map(|data| data.strip_prefix(task)?.strip_prefix('='));
         let examples = match own {
             Some(path) => read_prompts(path)?,
             None if GENERATED_TASKS.iter().any(|known| known.name() == task) => {
@@ -265,7 +312,7 @@ fn classifier(
         prompts.push((task.to_owned(), examples.into_iter().map(|e| e.prompt).collect()));
     }
     let (model, format) = (adaptive.model(), adaptive.format());
-    let classifier = TaskClassifier::train(model, format, &prompts, args.threshold)?;
-    classifier.save(args.experts.join(CLASSIFIER_FILE))?;
+    let classifier = TaskClassifier::train(model, format, &prompts, settings.threshold)?;
+    classifier.save(library.path.join(CLASSIFIER_FILE))?;
     Ok(classifier)
 }

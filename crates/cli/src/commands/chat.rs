@@ -1,18 +1,26 @@
 //! `specialformer chat`.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
+use specialformer::adaptation::{ExpertLibrary, MixtureConfig};
 use specialformer::checkpoint::ChatMessage;
 use specialformer::generate::{Finish, Flow, GenerateConfig, Generated, Session};
+use specialformer::prelude::Model;
 
+use super::adapt::{self, Prepared, Settings};
 use super::published::{self, Opened};
+use super::svf::args::CacheArgs;
 use crate::failure::Failure;
 use crate::text_args::ChatArgs;
 
 /// New tokens, temperature and top-p where nothing else is said.
 const DEFAULTS: (usize, f64, f64) = (512, 0.7, 0.9);
+
+/// The least probability that a classifier's choice must have.
+const THRESHOLD: f64 = 0.5;
 
 const HELP: &str = "\
 /reset        forget the conversation
@@ -21,7 +29,12 @@ const HELP: &str = "\
 /exit         end (also Ctrl-D)";
 
 pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let opened = published::open(&args.model)?;
+    let mut opened = published::open(&args.model)?;
+    let experts = args.experts.as_ref().map(|folder| experts(args, folder)).transpose()?;
+    if let Some(prepared) = &experts {
+        // A clone shares its weights: what is applied there acts here.
+        opened.model = Model::Published(Box::new(prepared.adaptive.model().clone()));
+    }
     let config = published::settings(&args.sampling, &opened.files, DEFAULTS)?;
     if opened.files.template().is_none() {
         let what = "has no chat template; `specialformer generate` continues texts";
@@ -30,6 +43,8 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
     let mut chat = Chat {
         session: Session::new(&opened.model)?,
         opened,
+        experts,
+        expert: None,
         config,
         system: args.system.clone(),
         messages: Vec::new(),
@@ -75,8 +90,26 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
     }
 }
 
+/// The model with its experts.
+fn experts(args: &ChatArgs, folder: &Path) -> Result<Prepared, Failure> {
+    let library = ExpertLibrary::open(folder)?;
+    let settings = Settings {
+        strategy: args.strategy,
+        threshold: THRESHOLD,
+        data: &[],
+        examples: None,
+        mixture: MixtureConfig::default(),
+        quiet: args.common.quiet,
+    };
+    let cache = CacheArgs { cache: None, no_cache: false };
+    Prepared::open(&args.model.model, library, &cache, &settings)
+}
+
 struct Chat {
     opened: Opened,
+    experts: Option<Prepared>,
+    /// The weights that are applied; `None` before the first answer.
+    expert: Option<Vec<(String, f64)>>,
     session: Session<f32>,
     config: GenerateConfig,
     system: Option<String>,
@@ -116,8 +149,25 @@ impl Chat {
         }
     }
 
+    /// Applies the expert for the last question. Another one than before
+    /// changes all keys and values, so the conversation is read anew.
+    fn adapt(&mut self) -> Result<(), Failure> {
+        let (Some(prepared), Some(question)) = (&self.experts, self.messages.last()) else {
+            return Ok(());
+        };
+        let choice = prepared.identify(&question.content)?;
+        prepared.adaptive.apply(&choice)?;
+        if self.expert.as_ref() != Some(&choice.weights) {
+            self.session = Session::new(&self.opened.model)?;
+        }
+        eprintln!("[{}, {:.1} s]", adapt::described(&choice), choice.seconds);
+        self.expert = Some(choice.weights);
+        Ok(())
+    }
+
     /// The answer; `None` if nobody reads it.
     fn try_answer(&mut self) -> Result<Option<String>, Failure> {
+        self.adapt()?;
         let Opened { model, files } = &self.opened;
         let ids = files.chat(&self.messages)?;
         let mut stream = files.tokenizer().stream(true);

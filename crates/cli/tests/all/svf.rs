@@ -166,9 +166,17 @@ fn an_expert_is_trained_scored_mixed_merged_and_chosen() {
         let choice = &answers["answers"][0]["choice"];
         assert!(choice["seconds"].is_number() && choice["scores"].is_array(), "{answers}");
     }
-    assert!(at.join("experts/classifier.safetensors").is_file());
+    assert!(at.join("experts/task-classifier.safetensors").is_file());
     let said = refused(at, &[&asked[..], &["classifier-expert"], &cache].concat());
     assert!(said.contains("holds no expert of the task `classifier`"), "{said}");
+    let naming = ["svf", "train", "model", "--naming", "experts", "--steps", "1", "--test", "2"];
+    let said = refused(at, &with(&naming));
+    assert!(said.contains("the expert of `mine` is no generated task"), "{said}");
+    fs::remove_file(at.join("experts/mine.safetensors")).unwrap();
+    let small = ["--examples", "4"];
+    json(at, &[&naming[..], &small, &cache].concat());
+    assert!(at.join("experts/classifier.safetensors").is_file());
+    json(at, &[&asked[..], &["classifier-expert"], &cache].concat());
 }
 
 #[test]
@@ -265,7 +273,10 @@ fn what_does_not_fit_is_refused_in_one_line() {
             "longer than the model's context of 160",
         ),
         (&["svf", "train", "model", "--task", "sums"], "sums: no such task; there are json-field"),
-        (&["svf", "train", "nowhere", "--task", "sentiment"], "nowhere: no such file or folder"),
+        (
+            &["svf", "train", "nowhere", "--task", "sentiment"],
+            "nowhere: there is no such file or folder",
+        ),
         (
             &["svf", "train", "model", "--task", "sentiment", "--method", "lora", "--rank", "99"],
             "must be in 1..=16",

@@ -8,7 +8,7 @@ use super::classifier::TaskClassifier;
 use crate::error::{Error, Result};
 
 /// The file of a classifier in a folder of experts.
-pub const CLASSIFIER_FILE: &str = "classifier.safetensors";
+pub const CLASSIFIER_FILE: &str = "task-classifier.safetensors";
 
 /// The task name of an expert that was trained to name tasks.
 pub const CLASSIFIER_TASK: &str = "classifier";

@@ -9,7 +9,7 @@ use super::{AdaptiveModel, Choice};
 use crate::data::prompts::PromptExample;
 use crate::error::Result;
 use crate::families::PublishedModel;
-use crate::generate::TextCache;
+use crate::generate::{TextCache, TextModel};
 use crate::models::Tokens;
 use crate::svf::eval_ctx;
 

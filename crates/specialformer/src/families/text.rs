@@ -77,6 +77,11 @@ impl TextFiles {
         Self { tokenizer, template: None, stop_tokens: vec![256] }
     }
 
+    /// The tokenizer and the chat template.
+    pub(crate) fn into_parts(self) -> (Tokenizer, Option<ChatTemplate>) {
+        (self.tokenizer, self.template)
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer

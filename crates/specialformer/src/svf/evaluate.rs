@@ -1,11 +1,11 @@
-//! Scoring a model on prompts and on plain text.
+//! Scoring a model on prompts.
 
 use serde::{Deserialize, Serialize};
 use specialformer_tensor::{CrossEntropy, Reduction};
-use specialformer_train::{Batch, Rows};
+use specialformer_train::Rows;
 
 use super::eval_ctx;
-use super::objective::{answer_logits, exact_rows, hits, logits_at};
+use super::objective::{answer_logits, exact_rows, hits};
 use crate::data::prompts::{PromptExample, PromptFormat};
 use crate::error::{Error, Result};
 use crate::families::PublishedModel;
@@ -106,31 +106,6 @@ fn answers(
             _ => Flow::Continue,
         }
     })
-}
-
-/// exp of the mean negative log-likelihood of a text's tokens, in windows of
-/// `window` tokens that do not overlap; the first token of each is given.
-///
-/// # Errors
-/// If there are fewer than two tokens, or the window is longer than the
-/// model's.
-pub fn perplexity(model: &PublishedModel, tokens: &[u32], window: usize) -> Result<f64> {
-    if tokens.len() < 2 || window < 2 {
-        let what = "perplexity needs two tokens at least".to_owned();
-        return Err(Error::Input { model: "text", what });
-    }
-    let (mut sum, mut count) = (0.0, 0);
-    for part in tokens.chunks(window).filter(|part| part.len() > 1) {
-        let mut batch = Batch::new(1, part.len() - 1, part.len() - 1)?;
-        batch.tokens_mut().copy_from_slice(&part[..part.len() - 1]);
-        let places: Vec<usize> = (0..part.len() - 1).collect();
-        let ctx = eval_ctx();
-        let logits = logits_at(model, &ctx, &batch.all(), &places)?;
-        let options = CrossEntropy { reduction: Reduction::Sum, ..Default::default() };
-        sum += f64::from(logits.cross_entropy(&part[1..], &options)?.value().item()?);
-        count += part.len() - 1;
-    }
-    Ok((sum / count as f64).exp())
 }
 
 /// The share of rows all of whose targets are the most probable tokens (what

@@ -42,7 +42,7 @@ mod tuned;
 
 pub use attach::{Decomposition, attach_bank, check_expert, decompose};
 pub(crate) use evaluate::answer_likelihood;
-pub use evaluate::{PromptScore, perplexity, score_prompts};
+pub use evaluate::{PromptScore, score_prompts};
 pub use fine_tune::{TuneReport, fine_tune, reinforce};
 pub use objective::AnswerLoss;
 pub use policy::{PromptPolicy, Rewards};

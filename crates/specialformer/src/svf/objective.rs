@@ -30,12 +30,7 @@ pub(super) fn answer_logits(
 }
 
 /// Logits [n, V] of the positions with these numbers, rows one after another.
-pub(super) fn logits_at(
-    model: &PublishedModel,
-    ctx: &Ctx,
-    rows: &Rows<'_>,
-    places: &[usize],
-) -> Result<Var> {
+fn logits_at(model: &PublishedModel, ctx: &Ctx, rows: &Rows<'_>, places: &[usize]) -> Result<Var> {
     let lengths: Option<Vec<usize>> =
         rows.lengths().map(|all| all.iter().map(|&n| n as usize).collect());
     let mut input = TextInput::new(Tokens::new(rows.tokens(), rows.rows())?);

@@ -18,7 +18,7 @@ use specialformer::prelude::*;
 use specialformer::svd_finetune::{Base, ExpertVector, Parametrisation, SearchConfig, Selection};
 use specialformer::svf::{
     Decomposition, PromptPolicy, Rewards, Tuned, attach_bank, check_expert, decompose, fine_tune,
-    perplexity, reinforce, score_prompts,
+    reinforce, score_prompts,
 };
 use specialformer::training::{Batch, Dataset, IGNORE, ReinforceConfig};
 
@@ -352,7 +352,7 @@ fn rewards_raise_the_share_of_rewarded_answers_and_say_where_there_is_none() {
 }
 
 #[test]
-fn answers_are_scored_by_their_first_line_and_text_by_its_perplexity() {
+fn answers_are_scored_by_their_first_line() {
     let (format, model) = (format(), model(64));
     let prompt = PromptExample { prompt: "1?".into(), answer: "y".into() };
     let score = score_prompts(&model, &format, &[prompt.clone(), prompt.clone()], 1, |_| true);
@@ -361,11 +361,6 @@ fn answers_are_scored_by_their_first_line_and_text_by_its_perplexity() {
     assert_eq!((score.count, score.correct), (2, right));
     assert!(score_prompts(&model, &format, &[], 1, |_| true).is_err());
     assert!(score_prompts(&model, &format, &[prompt], 1, |_| false).is_err());
-    let tokens: Vec<u32> = (0..50).map(|i| i * 7 % 96).collect();
-    let found = perplexity(&model, &tokens, 32).unwrap();
-    // Weights at random say little more than nothing.
-    assert!((50.0..200.0).contains(&found), "{found}");
-    assert!(perplexity(&model, &tokens[..1], 32).is_err());
 }
 
 fn adaptive() -> AdaptiveModel {

@@ -27,6 +27,9 @@ pub(super) const METHODS: [(&str, &[&str]); 3] = [
     ("lora-r16", &["--method", "lora", "--rank", "16"]),
 ];
 
+/// Ways of choosing experts.
+pub(super) const STRATEGIES: [&str; 4] = ["prompt", "classifier", "classifier-expert", "mixture"];
+
 /// What one command is given.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
@@ -144,8 +147,15 @@ impl Experiment for Svf {
                 });
             }
         }
+        runs.push(Run {
+            run: "naming".into(),
+            settings: json!({
+                "part": "naming", "steps": sizes.steps, "examples": sizes.examples,
+                "test": sizes.scored, "seed": 1, "experts": sizes.tasks,
+            }),
+        });
         for task in UNSEEN.iter().chain(&sizes.tasks[..2]) {
-            for strategy in ["prompt", "classifier", "mixture"] {
+            for strategy in STRATEGIES {
                 runs.push(Run {
                     run: format!("adapt-{strategy}-{task}"),
                     settings: json!({
@@ -171,6 +181,10 @@ impl Experiment for Svf {
         let words = words(&run.settings)?;
         match run.settings["part"].as_str() {
             Some("adapt") => self.gather(&run.settings)?,
+            Some("naming") => {
+                self.gather(&run.settings)?;
+                remove(&run.settings)?;
+            }
             Some("methods" | "few" | "matrices" | "reinforce") => remove(&run.settings)?,
             _ => {}
         }
@@ -201,6 +215,7 @@ fn saved(settings: &Value) -> Result<PathBuf> {
         "few" => format!("few/{}-{task}-{examples}", text("method")),
         "matrices" => format!("{}/{task}.safetensors", text("matrices")),
         "reinforce" => format!("reinforce/{task}-{}.safetensors", settings["kl"]),
+        "naming" => "experts/classifier.safetensors".to_owned(),
         _ => return Err(format!("part {part} saves nothing").into()),
     };
     Ok(folder(settings).join(name))
@@ -252,12 +267,17 @@ fn words(settings: &Value) -> Result<Vec<String>> {
             say(&["--score", &text("task"), "--size", &text("size")]);
         }
         part => {
-            say(&["svf", "train", "--task", &text("task"), "--steps", &text("steps")]);
+            let experts = folder(settings).join("experts").display().to_string();
+            match part {
+                "naming" => say(&["svf", "train", "--naming", &experts]),
+                _ => say(&["svf", "train", "--task", &text("task")]),
+            }
+            say(&["--steps", &text("steps")]);
             say(&["--examples", &text("examples"), "--test", &text("test")]);
             say(&["--seed", &text("seed"), "--out", &saved(settings)?.display().to_string()]);
             if part == "reinforce" {
                 say(&["--objective", "reinforce", "--kl", &text("kl")]);
-            } else {
+            } else if part != "naming" {
                 let method = text("method");
                 let known = METHODS.iter().find(|(name, _)| *name == method);
                 say(known.ok_or_else(|| format!("no method {method}"))?.1);

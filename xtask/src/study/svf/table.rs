@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::queue::Record;
 use super::super::statistics::mean_std;
-use super::{METHODS, TASKS, UNSEEN};
+use super::{METHODS, STRATEGIES, TASKS, UNSEEN};
 use crate::shell::Result;
 
 /// The records of a part.
@@ -232,7 +232,7 @@ fn adaptation(records: &[Record], text: &mut String) -> Result<()> {
     writeln!(text, "|---|{}--:|--:|", "--:|".repeat(tasks.len()))?;
     let cells: Vec<_> = tasks.iter().map(|task| one(base(records, task))).collect();
     writeln!(text, "| base | {} | | |", cells.join(" | "))?;
-    for strategy in ["prompt", "classifier", "mixture"] {
+    for strategy in STRATEGIES {
         let mine: Vec<_> = of.iter().filter(|record| has(record, "strategy", strategy)).collect();
         if mine.is_empty() {
             continue;

@@ -97,13 +97,18 @@ pub(crate) enum ObjectiveName {
 
 /// The data of a task.
 #[derive(Debug, Args, Clone)]
+#[group(required = true, multiple = false)]
 pub(crate) struct TaskArgs {
     /// A generated task (`specialformer svf train --help` lists them).
-    #[arg(long, value_name = "NAME", required_unless_present = "data")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
     /// A JSONL file with `prompt` and `answer` in each line.
-    #[arg(long, value_name = "FILE", conflicts_with = "task")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
+    /// Naming the tasks of this folder's experts, for `adapt --strategy
+    /// classifier-expert`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) naming: Option<PathBuf>,
 }
 
 /// `specialformer svf train`.
@@ -117,6 +122,7 @@ Examples:
   specialformer svf train MODEL --task json-field
   specialformer svf train MODEL --data mine.jsonl --out experts/mine.safetensors
   specialformer svf train MODEL --task larger-number --objective reinforce --steps 30
+  specialformer svf train MODEL --naming experts
   specialformer svf train MODEL --task two-digit-sum --method lora --rank 16 --out runs/lora")]
 pub(crate) struct TrainArgs {
     /// A model folder or a .gguf file.
@@ -163,6 +169,10 @@ pub(crate) struct TrainArgs {
     /// The weight of the divergence from the base (REINFORCE).
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.05)]
     pub(crate) kl: f64,
+    /// Keep only the input of each block and compute the rest again backwards:
+    /// less memory, more time.
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Different examples to train on.
     #[arg(long, value_name = "N", default_value_t = 1280)]
     pub(crate) examples: usize,
@@ -226,7 +236,8 @@ pub(crate) struct EvalArgs {
 #[derive(Debug, Args, Clone)]
 #[command(after_help = "\
 Example:
-  specialformer svf merge MODEL experts/json-field.safetensors --out merged")]
+  specialformer svf merge MODEL experts/json-field.safetensors --out merged
+  specialformer svf merge MODEL experts/json-field.safetensors --out merged.gguf")]
 pub(crate) struct MergeArgs {
     /// A model folder or a .gguf file.
     #[arg(value_name = "MODEL")]
@@ -234,7 +245,7 @@ pub(crate) struct MergeArgs {
     /// The expert.
     #[arg(value_name = "EXPERT")]
     pub(crate) expert: PathBuf,
-    /// The folder to write.
+    /// The folder to write, or a .gguf file (at half precision).
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
     #[command(flatten)]

@@ -7,8 +7,9 @@ use specialformer::data::prompts::{
     GENERATED_TASKS, GeneratedTask, Phrasings, PromptExample, PromptFormat, Split, read_prompts,
 };
 use specialformer::families::PublishedModel;
+use specialformer::generate::{Reading, perplexity};
 use specialformer::svd_finetune::Parametrisation;
-use specialformer::svf::{Tuned, perplexity, score_prompts};
+use specialformer::svf::{Tuned, score_prompts};
 
 use super::args::EvalArgs;
 use super::model;
@@ -126,8 +127,10 @@ fn row(
     }
     bar.clear();
     let window = model.window().unwrap_or(TEXT_WINDOW).min(TEXT_WINDOW);
-    let perplexity =
-        scored.text.as_ref().map(|tokens| perplexity(model, tokens, window)).transpose()?;
+    let perplexity = match &scored.text {
+        Some(tokens) => Some(perplexity(model, tokens, window, Reading::Whole, |_| ())?.value()),
+        None => None,
+    };
     Ok(Row { name: name.to_owned(), scores, perplexity })
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::json;
+use specialformer::checkpoint::StorageType;
 use specialformer::svd_finetune::{
     Alpha, ExpertVector, Parametrisation, ScaleKind, add, mix as mixed,
 };
@@ -26,7 +27,11 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), Failure> {
     tuned.apply(Some(&expert))?;
     let mut merged = tuned.into_model();
     merged.merge_adapters()?;
-    merged.save(&args.out)?;
+    let gguf = args.out.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
+    match gguf {
+        true => merged.save_gguf(&args.out, StorageType::F16)?,
+        false => merged.save(&args.out)?,
+    }
     if args.common.json {
         println!("{:#}", json!({"path": args.out, "matrices": expert.matrices.len()}));
     } else {

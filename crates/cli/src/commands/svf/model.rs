@@ -9,15 +9,14 @@ use specialformer::svd_finetune::{Base, BaseOptions, ExpertVector, Selection, Sv
 use specialformer::svf::{Decomposition, decompose};
 
 use super::args::CacheArgs;
+use crate::commands::published::check_path;
 use crate::failure::Failure;
 use crate::job::stop_requested;
 use crate::progress::Progress;
 
 /// Opens a model with plain weights.
 pub(crate) fn open(path: &Path) -> Result<PublishedModel, Failure> {
-    if !path.exists() {
-        return Err(Failure::input(format!("{}: no such file or folder", path.display())));
-    }
+    check_path(path)?;
     Ok(PublishedModel::open(path)?)
 }
 

@@ -1,10 +1,15 @@
 //! `specialformer svf train`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use specialformer::data::prompts::{PromptData, PromptDataset, PromptFormat, PromptSizes};
+use specialformer::adaptation::{
+    CLASSIFIER_TASK, ExpertLibrary, GENERAL_PROMPTS, OTHERS, identification_examples,
+};
+use specialformer::data::prompts::{
+    GeneratedTask, Phrasings, PromptData, PromptDataset, PromptFormat, PromptSizes, Split,
+};
 use specialformer::families::PublishedModel;
 use specialformer::prelude::{Seed, TrainConfig};
 use specialformer::svd_finetune::Parametrisation;
@@ -29,10 +34,11 @@ const DRAWN_TOKENS: usize = 24;
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let sizes = PromptSizes { train: args.examples, validation: 0, test: args.test };
-    let data = match (&args.data.task, &args.data.data) {
-        (Some(task), _) => PromptData::generated(task, sizes, args.seed)?,
-        (None, Some(path)) => PromptData::from_file(path, sizes, args.seed)?,
-        (None, None) => return Err(Failure::input("give --task or --data")),
+    let data = match (&args.data.task, &args.data.data, &args.data.naming) {
+        (Some(task), ..) => PromptData::generated(task, sizes, args.seed)?,
+        (_, Some(path), _) => PromptData::from_file(path, sizes, args.seed)?,
+        (.., Some(folder)) => naming(folder, args)?,
+        _ => return Err(Failure::input("give --task, --data or --naming")),
     };
     let out = out_path(args, &data.task);
     if out.exists() && !args.force {
@@ -40,8 +46,11 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         return Err(Failure::input(format!("{}: {what}", out.display())));
     }
     let mut opened = model::open(&args.model)?;
+    opened.set_recompute(args.recompute);
     let format = PromptFormat::open(&args.model, &opened)?;
-    let dataset = PromptDataset::new(&data, &format, opened.window(), args.seed)?;
+    // Answers are scored as they are generated, not token by token.
+    let training = PromptData { validation: vec![], test: vec![], ..data.clone() };
+    let dataset = PromptDataset::new(&training, &format, opened.window(), args.seed)?;
     let quiet = args.common.quiet;
     let score = |name: &str, model: &PublishedModel| -> Result<Option<PromptScore>, Failure> {
         if args.test == 0 {
@@ -78,6 +87,38 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     tuned.save(&out, &data.task, metrics)?;
     print(args, &tuned, &report, (&before, &after), &out)
+}
+
+/// Prompts of the tasks of a folder's experts, and what they are called.
+fn naming(folder: &Path, args: &TrainArgs) -> Result<PromptData, Failure> {
+    let library = ExpertLibrary::open(folder)?;
+    let tasks: Vec<&str> = library.experts.iter().map(|expert| expert.task.as_str()).collect();
+    let outcomes: Vec<&str> = tasks.iter().copied().chain([OTHERS]).collect();
+    if let Some(own) = tasks.iter().find(|task| GeneratedTask::named(task).is_err()) {
+        let place = folder.display();
+        return Err(Failure::input(format!(
+            "{place}: the expert of `{own}` is no generated task's"
+        )));
+    }
+    let examples = |split, count: usize, general: &[&str]| -> Result<Vec<_>, Failure> {
+        let mut prompts = Vec::new();
+        for task in &tasks {
+            let count = count.div_ceil(outcomes.len());
+            let of =
+                GeneratedTask::named(task)?.examples(split, Phrasings::Usual, count, args.seed)?;
+            prompts.push(((*task).to_owned(), of.into_iter().map(|e| e.prompt).collect()));
+        }
+        let general = general.iter().map(|&prompt| prompt.to_owned()).collect();
+        prompts.push((OTHERS.to_owned(), general));
+        Ok(identification_examples(&outcomes, &prompts))
+    };
+    let (trained, held_out) = GENERAL_PROMPTS.split_at(GENERAL_PROMPTS.len() * 4 / 5);
+    Ok(PromptData {
+        task: CLASSIFIER_TASK.to_owned(),
+        train: examples(Split::Train, args.examples, trained)?,
+        validation: Vec::new(),
+        test: examples(Split::Test, args.test, held_out)?,
+    })
 }
 
 /// What SVF needs of the model before its matrices are let go.
@@ -185,7 +226,7 @@ fn print(
     tuned: &Tuned,
     report: &TuneReport,
     (before, after): (&Option<PromptScore>, &Option<PromptScore>),
-    out: &std::path::Path,
+    out: &Path,
 ) -> Result<(), Failure> {
     let bytes = tuned.trained_bytes()?;
     if args.common.json {

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use specialformer_checkpoint::{ChatMessage, ChatTemplate, GgufFile, Tokenizer};
+use specialformer_checkpoint::{ChatMessage, ChatTemplate, Tokenizer};
 use specialformer_tensor::Element;
 
 use super::PromptExample;
 use crate::error::{Error, Result};
-use crate::families::PublishedModel;
+use crate::families::{PublishedModel, TextFiles};
 
 /// What the model's turn begins with.
 pub const OPENING: &str = "Answer:";
@@ -55,22 +55,21 @@ impl PromptFormat {
     }
 
     /// The format of a published model: its tokenizer, template and end
-    /// tokens, from the folder or GGUF file at `path`.
+    /// tokens, from the folder or GGUF file at `path` ([`TextFiles`]).
     ///
     /// # Errors
     /// If the tokenizer or the template cannot be read, or the model is no
     /// decoder.
     pub fn open<E: Element>(path: impl AsRef<Path>, model: &PublishedModel<E>) -> Result<Self> {
-        let path = path.as_ref();
-        let (tokenizer, template) = match path.is_dir() {
-            true => (Tokenizer::open(path.join("tokenizer.json"))?, ChatTemplate::open(path)?),
-            false => {
-                let file = GgufFile::map(path)?;
-                (Tokenizer::from_gguf(&file)?, ChatTemplate::from_gguf(&file)?)
-            }
-        };
-        let end = model.config().family.decoder().map(|decoder| decoder.eos_token_ids.clone());
-        Self::new(tokenizer, template, OPENING, end.unwrap_or_default())
+        let files = TextFiles::open(path)?;
+        // What the configuration names first is what models are taught to say.
+        let decoder = model.config().family.decoder();
+        let mut end = decoder.map_or_else(Vec::new, |decoder| decoder.eos_token_ids.clone());
+        end.extend(files.stop_tokens());
+        let mut seen = std::collections::HashSet::new();
+        end.retain(|token| seen.insert(*token));
+        let (tokenizer, template) = files.into_parts();
+        Self::new(tokenizer, template, OPENING, end)
     }
 
     /// The tokenizer.
