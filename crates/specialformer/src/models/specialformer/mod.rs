@@ -395,6 +395,8 @@ impl<E: Element> Specialformer<E> {
             "an encoder-decoder does not continue texts"
         } else if self.heads.shared().is_none() {
             "the tasks share no language-model head to continue texts with"
+        } else if self.input.is_some() {
+            "a model of positions of several types does not continue texts"
         } else if self.task.prefix() > 0 {
             "texts are continued without a token of their task before them"
         } else {
@@ -422,7 +424,8 @@ impl<E: Element> Specialformer<E> {
         let none = vec![TaskRows::NONE; rows];
         let of_rows = (tasks > 0).then(|| TaskRows::new(&none, tasks)).transpose()?;
         let ctx = ctx.with_tasks(of_rows);
-        let x = self.embedding.forward(&ctx, tokens.ids(), [rows, tokens.length()])?;
+        let table = self.embedding.table().expect("checked above: without [model.input]");
+        let x = table.forward(&ctx, tokens.ids(), [rows, tokens.length()])?;
         let x = self.task.add(&ctx, x, &vec![tasks; rows])?;
         self.main.continue_texts("specialformer", &ctx, x, tokens, counts, cache)
     }
