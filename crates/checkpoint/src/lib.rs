@@ -60,9 +60,9 @@ pub use gguf::{
     halves_to_pairs_order, pairs_to_halves_order, reorder_rows,
 };
 pub use hf::{
-    Activation, BertConfig, DecoderConfig, ExpertNaming, ExpertsConfig, HfConfig, LoraConfig,
-    LoraFolder, LoraPair, ModelFamily, ModelFolder, ModelFolderWriter, QueryKeyNorm, RopeConfig,
-    RopeScaling, T5Config, stack_experts, unstack_experts,
+    Activation, BertConfig, DecoderConfig, ExpertNaming, ExpertTensor, ExpertsConfig, HfConfig,
+    LoraConfig, LoraFolder, LoraPair, ModelFamily, ModelFolder, ModelFolderWriter, QueryKeyNorm,
+    RopeConfig, RopeScaling, T5Config, stack_experts, unstack_experts,
 };
 pub use matching::Mismatch;
 pub use reader::TensorFile;

@@ -5,6 +5,16 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::HeldOut;
 
+use crate::commands::adapt::AdaptArgs;
+use crate::commands::svf::args::SvfCommand;
+pub(crate) use crate::route_args::{
+    ConditionApplyArgs, ConditionCommand, ConditionEvalArgs, ConditionFitArgs, RouteAnalyzeArgs,
+    RouteDiscoverArgs, RoutePruneArgs, RouteTraceArgs,
+};
+use crate::text_args::{
+    ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
+};
+
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
 /// Without a command it runs the quick job: `specialformer iarc`.
@@ -24,6 +34,10 @@ Examples:
   specialformer eval runs/my-run          score a trained run on its test set
   specialformer predict runs/my-run --task sort inputs.txt
   specialformer route stats runs/my-run   where a mixture of experts sends its tokens
+  specialformer generate MODEL --prompt 'Once upon a time'
+  specialformer chat MODEL                MODEL: a model folder or a .gguf file
+  specialformer svf train MODEL --task json-field   an expert for a published model
+  specialformer route trace runs/my-run --out trace && specialformer route analyze trace
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
     /// What to do.
@@ -47,6 +61,23 @@ pub(crate) enum Command {
     /// Look at the routing of a mixture of experts.
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Continue a text with a published model.
+    Generate(GenerateArgs),
+    /// Talk to a published model.
+    Chat(ChatArgs),
+    /// How well a published model predicts a text.
+    Perplexity(PerplexityArgs),
+    /// Architecture, sizes and tensors of a published model.
+    Inspect(InspectArgs),
+    /// Save a published model in another form.
+    Convert(ConvertArgs),
+    /// The tokens of a text.
+    Tokenize(TokenizeArgs),
+    /// Singular-value fine-tuning: small experts for a published model.
+    #[command(subcommand)]
+    Svf(SvfCommand),
+    /// Choose or mix experts for a prompt, then answer it.
+    Adapt(Box<AdaptArgs>),
     /// Show version, kernels, SIMD level and threads, or what a configuration's
     /// model consists of.
     Info(InfoArgs),
@@ -57,6 +88,34 @@ pub(crate) enum Command {
 pub(crate) enum RouteCommand {
     /// Load, entropy, drops and specialisation of each layer's experts.
     Stats(RouteStatsArgs),
+    /// Write down which experts each token of prompts goes to.
+    Trace(RouteTraceArgs),
+    /// What a trace's signatures know about labels: similarity, permutation
+    /// test, null baselines, a classifier, the experts of each label.
+    Analyze(RouteAnalyzeArgs),
+    /// Cluster a trace's prompts by their signatures, without labels.
+    Discover(RouteDiscoverArgs),
+    /// Task-conditioned routing: run only the experts that a task needs.
+    #[command(subcommand)]
+    Condition(ConditionCommand),
+    /// Save a smaller model with one task's experts alone.
+    Prune(RoutePruneArgs),
+}
+
+impl RouteCommand {
+    /// Flags that every command takes.
+    pub(crate) fn common(&self) -> &CommonArgs {
+        match self {
+            Self::Stats(args) => &args.common,
+            Self::Trace(args) => &args.common,
+            Self::Analyze(args) => &args.common,
+            Self::Discover(args) => &args.common,
+            Self::Condition(ConditionCommand::Fit(args)) => &args.common,
+            Self::Condition(ConditionCommand::Eval(args)) => &args.common,
+            Self::Condition(ConditionCommand::Apply(args)) => &args.common,
+            Self::Prune(args) => &args.common,
+        }
+    }
 }
 
 /// Which held-out data.

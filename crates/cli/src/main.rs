@@ -6,12 +6,15 @@ mod failure;
 mod job;
 mod progress;
 mod report;
+mod route_args;
 mod run_report;
+mod signature_report;
 mod table;
+mod text_args;
 
 use std::process::ExitCode;
 
-use args::{Cli, Command, CommonArgs, RouteCommand};
+use args::{Cli, Command, CommonArgs};
 use clap::Parser;
 
 use crate::failure::Failure;
@@ -35,7 +38,15 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => &args.common,
         Command::Ask(args) => &args.common,
         Command::Predict(args) => &args.common,
-        Command::Route(RouteCommand::Stats(args)) => &args.common,
+        Command::Generate(args) => &args.common,
+        Command::Chat(args) => &args.common,
+        Command::Perplexity(args) => &args.common,
+        Command::Inspect(args) => &args.common,
+        Command::Convert(args) => &args.common,
+        Command::Tokenize(args) => &args.common,
+        Command::Svf(command) => command.common(),
+        Command::Adapt(args) => &args.common,
+        Command::Route(route) => route.common(),
         Command::Info(args) => &args.common,
     };
     start_logging(common);
@@ -46,7 +57,15 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Predict(args) => commands::predict::run(&args),
         Command::Ask(args) => commands::ask::run(&args),
-        Command::Route(RouteCommand::Stats(args)) => commands::route::stats(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
+        Command::Perplexity(args) => commands::perplexity::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Tokenize(args) => commands::tokenize::run(&args),
+        Command::Svf(command) => commands::svf::run(&command),
+        Command::Adapt(args) => commands::adapt::run(&args),
+        Command::Route(route) => commands::route::run(&route),
         Command::Info(args) => commands::info::run(&args),
     }
 }

@@ -1,9 +1,10 @@
 //! [`MoeFeedForward`]: router, experts and shared expert.
 
-use specialformer_nn::{Ctx, FeedForward, Linear, Module, ParameterVisitor};
-use specialformer_routing::{RouteInput, Router, Routing};
+use specialformer_nn::{Ctx, FeedForward, FeedForwardKind, Linear, Module, ParameterVisitor};
+use specialformer_routing::{ExpertSet, RouteInput, Router, Routing};
 use specialformer_tensor::{Element, RngStream, Var};
 
+use crate::apart::ApartExperts;
 use crate::bank::ExpertBank;
 use crate::config::MoeConfig;
 use crate::error::{MoeError, Result};
@@ -21,9 +22,15 @@ use crate::op::moe_experts;
 pub struct MoeFeedForward<E: Element = f32> {
     pub(crate) config: MoeConfig,
     pub(crate) router: Router<E>,
-    pub(crate) experts: ExpertBank<E>,
+    experts: Experts<E>,
     pub(crate) shared: Option<FeedForward<E>>,
     pub(crate) shared_gate: Option<Linear<E>>,
+}
+
+#[derive(Debug, Clone)]
+enum Experts<E: Element> {
+    Stacked(ExpertBank<E>),
+    Apart(ApartExperts<E>),
 }
 
 /// What a [`MoeFeedForward`] returns.
@@ -78,7 +85,7 @@ impl<E: Element> MoeFeedForward<E> {
             .transpose()?;
         let shared_gate =
             config.shared_gate.then(|| Linear::new(width, 1, false, rng)).transpose()?;
-        Ok(Self { config, router, experts, shared, shared_gate })
+        Ok(Self { config, router, experts: Experts::Stacked(experts), shared, shared_gate })
     }
 
     /// The configuration.
@@ -91,14 +98,94 @@ impl<E: Element> MoeFeedForward<E> {
         &self.router
     }
 
-    /// The experts.
-    pub fn experts(&self) -> &ExpertBank<E> {
-        &self.experts
+    /// The experts, unless they are [apart](Self::set_apart).
+    pub fn experts(&self) -> Option<&ExpertBank<E>> {
+        match &self.experts {
+            Experts::Stacked(bank) => Some(bank),
+            Experts::Apart(_) => None,
+        }
+    }
+
+    /// The experts, if they are [apart](Self::set_apart).
+    pub fn apart(&self) -> Option<&ApartExperts<E>> {
+        match &self.experts {
+            Experts::Stacked(_) => None,
+            Experts::Apart(experts) => Some(experts),
+        }
+    }
+
+    /// The experts as one bank.
+    pub(crate) fn bank(&self, op: &'static str) -> Result<&ExpertBank<E>> {
+        let what = "the experts are apart, as for stored weights; it needs a bank of them";
+        self.experts().ok_or_else(|| MoeError::argument(op, what))
+    }
+
+    /// Replaces the experts by a bank of the same kind and sizes.
+    ///
+    /// # Errors
+    /// [`MoeError::Argument`] if they are not those of the configuration.
+    pub fn set_bank(&mut self, experts: ExpertBank<E>) -> Result<()> {
+        let sizes = (experts.experts(), experts.width(), experts.hidden(), experts.kind());
+        self.check_experts(sizes)?;
+        self.experts = Experts::Stacked(experts);
+        Ok(())
+    }
+
+    /// Replaces the experts by layers of their own, of the same kind and
+    /// sizes, e.g. with quantised weights.
+    ///
+    /// # Errors
+    /// [`MoeError::Argument`] if they are not those of the configuration.
+    pub fn set_apart(&mut self, experts: ApartExperts<E>) -> Result<()> {
+        let all = experts.experts();
+        self.check_experts((all.len(), experts.width(), experts.hidden(), all[0].kind()))?;
+        self.experts = Experts::Apart(experts);
+        Ok(())
+    }
+
+    fn check_experts(&self, given: (usize, usize, usize, FeedForwardKind)) -> Result<()> {
+        let wanted =
+            (self.config.router.experts, self.width(), self.config.hidden, self.config.kind);
+        if given == wanted {
+            return Ok(());
+        }
+        let what =
+            format!("the layer has (experts, width, hidden, kind) {wanted:?}, got {given:?}");
+        Err(MoeError::argument("MoeFeedForward", what))
+    }
+
+    fn width(&self) -> usize {
+        match &self.experts {
+            Experts::Stacked(bank) => bank.width(),
+            Experts::Apart(experts) => experts.width(),
+        }
     }
 
     /// The expert that every token goes through.
     pub fn shared(&self) -> Option<&FeedForward<E>> {
         self.shared.as_ref()
+    }
+
+    /// The layer with only these experts scored and chosen, as if the others
+    /// did not exist. All parameters are shared; [`prune`](Self::prune) gives
+    /// the layer that computes the same without the others in memory.
+    ///
+    /// # Errors
+    /// If the set is for another number of experts or leaves too few to choose
+    /// from.
+    pub fn restricted(&self, allowed: ExpertSet) -> Result<Self> {
+        Ok(Self { router: self.router.restricted(allowed)?, ..self.clone() })
+    }
+
+    /// The layer with a bias of its own on the router's logits, at 0 unless
+    /// there was one. All other parameters are shared.
+    ///
+    /// # Errors
+    /// For a gate that learns nothing.
+    pub fn with_router_bias(&self) -> Result<Self> {
+        let router = self.router.with_bias()?;
+        let config = MoeConfig { router: router.config().clone(), ..self.config.clone() };
+        Ok(Self { config, router, ..self.clone() })
     }
 
     /// The layer's output and what the router decided. A token that is not
@@ -113,7 +200,7 @@ impl<E: Element> MoeFeedForward<E> {
         input: &RouteInput<'_>,
     ) -> Result<MoeOutput<E>> {
         let shape = x.shape();
-        let width = self.experts.width();
+        let width = self.width();
         if shape.rank() == 0 || shape.last_size() != width {
             let what = format!("x must be [..., {width}], got {shape}");
             return Err(MoeError::argument("MoeFeedForward", what));
@@ -122,7 +209,12 @@ impl<E: Element> MoeFeedForward<E> {
         let routing = self.router.forward(ctx, &rows, input)?;
         let mut output = {
             let _scope = ctx.scope("experts");
-            moe_experts(&rows, &routing.weights, &self.experts.on_tape(ctx), &routing.plan)?
+            match &self.experts {
+                Experts::Stacked(bank) => {
+                    moe_experts(&rows, &routing.weights, &bank.on_tape(ctx), &routing.plan)?
+                }
+                Experts::Apart(experts) => experts.forward(ctx, &rows, &routing)?,
+            }
         };
         if let Some(shared) = &self.shared {
             let _scope = ctx.scope("shared");
@@ -139,7 +231,10 @@ impl<E: Element> MoeFeedForward<E> {
 impl<E: Element> Module<E> for MoeFeedForward<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
         visitor.module("router", &self.router);
-        visitor.module("experts", &self.experts);
+        match &self.experts {
+            Experts::Stacked(bank) => visitor.module("experts", bank),
+            Experts::Apart(experts) => visitor.module("experts", experts),
+        }
         if let Some(shared) = &self.shared {
             visitor.module("shared", shared);
         }

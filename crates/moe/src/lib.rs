@@ -29,6 +29,7 @@
 //! # Ok::<(), specialformer_moe::MoeError>(())
 //! ```
 
+mod apart;
 mod bank;
 mod config;
 mod error;
@@ -39,6 +40,7 @@ mod reduce;
 pub mod reference;
 mod upcycle;
 
+pub use apart::ApartExperts;
 pub use bank::{ExpertBank, Stack};
 pub use config::MoeConfig;
 pub use error::{MoeError, Result};

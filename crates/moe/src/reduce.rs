@@ -69,7 +69,7 @@ impl<E: Element> MoeFeedForward<E> {
     /// under weights that sum to 1, groups).
     pub fn prune(&self, keep: &[usize]) -> Result<Self> {
         const OP: &str = "prune experts";
-        let experts = self.experts.experts();
+        let experts = self.bank(OP)?.experts();
         let mut seen = vec![false; experts];
         for &expert in keep {
             if expert >= experts {
@@ -101,7 +101,7 @@ impl<E: Element> MoeFeedForward<E> {
     /// [`MoeFeedForward::prune`].
     pub fn merge(&self, group_of: &[usize], importance: &[f64]) -> Result<Self> {
         const OP: &str = "merge experts";
-        let experts = self.experts.experts();
+        let experts = self.bank(OP)?.experts();
         if group_of.len() != experts || importance.len() != experts {
             let what = format!(
                 "{} groups and {} importances for {experts} experts",
@@ -144,7 +144,7 @@ impl<E: Element> MoeFeedForward<E> {
         config.router.experts = experts;
         config.router.top_k = config.router.top_k.min(experts);
         config.validate()?;
-        let bank = self.experts.remake(experts, &mut make)?;
+        let bank = self.bank("remake experts")?.remake(experts, &mut make)?;
         // Every start value is overwritten below.
         let mut layer = Self::with_experts(config, bank, &mut Seed::new(0).stream("remade"))?;
         layer.shared = self.shared.clone();

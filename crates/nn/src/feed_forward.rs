@@ -85,6 +85,37 @@ impl<E: Element> FeedForward<E> {
         Ok(Self { activation, gate, up, down })
     }
 
+    /// A layer of given maps; gated kinds have a `gate`.
+    ///
+    /// # Errors
+    /// [`NnError::Config`] if the maps do not fit one another or the kind.
+    pub fn from_linears(
+        kind: FeedForwardKind,
+        gate: Option<Linear<E>>,
+        up: Linear<E>,
+        down: Linear<E>,
+    ) -> Result<Self> {
+        let sizes = |linear: &Linear<E>| (linear.in_features(), linear.out_features());
+        let refuse = |field, value: (usize, usize), reason: &str| {
+            Err(NnError::config("FeedForward", field, format!("{value:?}"), reason))
+        };
+        let (activation, gated) = match kind {
+            FeedForwardKind::Plain(activation) => (activation, false),
+            FeedForwardKind::Gated(activation) => (activation, true),
+        };
+        if gated != gate.is_some() {
+            let reason = "gated kinds have a gate, plain ones have none";
+            return refuse("up", sizes(&up), reason);
+        }
+        if let Some(gate) = gate.as_ref().filter(|gate| sizes(gate) != sizes(&up)) {
+            return refuse("gate", sizes(gate), "must have the inputs and outputs of up");
+        }
+        if sizes(&down) != (up.out_features(), up.in_features()) {
+            return refuse("down", sizes(&down), "must lead back from up");
+        }
+        Ok(Self { activation, gate, up, down })
+    }
+
     /// Which layer this is.
     pub fn kind(&self) -> FeedForwardKind {
         match self.gate {

@@ -1,14 +1,20 @@
-//! Start values.
+//! Start values: zeros where the stream [is blank](RngStream::is_blank).
 
 use specialformer_tensor::{Element, RngStream, Shape, Tensor};
 
 /// Uniform in [−bound, bound).
 pub fn uniform<E: Element>(shape: impl Into<Shape>, bound: f64, rng: &mut RngStream) -> Tensor<E> {
+    if rng.is_blank() {
+        return Tensor::zeros(shape);
+    }
     Tensor::from_fn(shape, || E::from_f64(rng.uniform_in(-bound, bound)))
 }
 
 /// Normal with mean 0 and this standard deviation.
 pub fn normal<E: Element>(shape: impl Into<Shape>, std: f64, rng: &mut RngStream) -> Tensor<E> {
+    if rng.is_blank() {
+        return Tensor::zeros(shape);
+    }
     Tensor::from_fn(shape, || E::from_f64(std * rng.normal()))
 }
 

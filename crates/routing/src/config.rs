@@ -54,6 +54,9 @@ pub struct RouterConfig {
     /// What keeps the experts' load even.
     #[serde(default)]
     pub balance: Balance,
+    /// A learned bias on the logits \[E\].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bias: bool,
 }
 
 fn one() -> f64 {
@@ -257,6 +260,15 @@ impl RouterConfig {
             capacity: None,
             groups: None,
             balance: Balance::default(),
+            bias: false,
+        }
+    }
+
+    /// The fewest experts that a token can be left to choose from.
+    pub(crate) fn fewest(&self) -> usize {
+        match self.gate {
+            GateKind::Soft | GateKind::ExpertChoice => 1,
+            _ => self.top_k,
         }
     }
 
@@ -292,6 +304,10 @@ impl RouterConfig {
             if !(0.0..1.0).contains(&value) {
                 return fail(field, &value, "must be at least 0 and below 1".into());
             }
+        }
+        if self.bias && !self.gate.is_learned() {
+            let reason = format!("gate `{}` has no logits", self.gate.name());
+            return fail("bias", &true, reason);
         }
         self.validate_gate()?;
         self.validate_limits()?;

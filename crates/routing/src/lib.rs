@@ -28,9 +28,11 @@
 //! # Ok::<(), specialformer_routing::RoutingError>(())
 //! ```
 
+pub mod analysis;
 pub mod balance;
 mod capacity;
 mod choices;
+pub mod condition;
 mod config;
 mod error;
 mod expert_set;
@@ -38,6 +40,7 @@ pub mod gate;
 mod noise;
 mod plan;
 mod router;
+mod signature;
 pub mod statistics;
 pub mod trace;
 
@@ -49,6 +52,7 @@ pub use error::{Result, RoutingError};
 pub use expert_set::{Allowed, ExpertSet};
 pub use plan::DispatchPlan;
 pub use router::{RouteInput, Router, Routing};
+pub use signature::{LayerShape, SignatureKind, SignatureSum};
 pub use statistics::LayerStatistics;
 pub use trace::{LayerTrace, RoutingTrace};
 

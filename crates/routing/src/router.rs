@@ -10,7 +10,7 @@ use crate::capacity::keep_within;
 use crate::choices::Choices;
 use crate::config::{GateKind, LoadBalance, RouterConfig};
 use crate::error::{Result, RoutingError};
-use crate::expert_set::Allowed;
+use crate::expert_set::{Allowed, ExpertSet};
 use crate::gate::{self, MASKED, SelectArgs, WeightRule};
 use crate::noise;
 use crate::plan::DispatchPlan;
@@ -40,7 +40,8 @@ pub struct RouteInput<'a> {
 /// What a router decided.
 #[derive(Debug, Clone)]
 pub struct Routing<E: Element = f32> {
-    /// Router logits, divided by the temperature and without noise; −1e30
+    /// Router logits, with the bias if there is one, divided by the temperature
+    /// and without noise; −1e30
     /// where an expert is not allowed [T, E]. Zero for gates that learn
     /// nothing.
     pub logits: Var<E>,
@@ -81,7 +82,7 @@ impl<E: Element> Routing<E> {
 
 /// Sends each token to some of E experts.
 ///
-/// logits = x·Wᵀ/temperature; the configured [`GateKind`] turns them into
+/// logits = (x·Wᵀ [+ b])/temperature; the configured [`GateKind`] turns them into
 /// choices and combine weights.
 ///
 /// ```
@@ -106,16 +107,20 @@ impl<E: Element> Routing<E> {
 /// ```
 ///
 /// # Parameters
-/// `weight` [E, C] of gates that learn; `noise.weight` [E, C] of the noisy
-/// gate; `balance_bias` \[E\] with [`bias_rate`](crate::Balance::bias_rate),
-/// frozen: it is saved and loaded and gets no gradient.
+/// `weight` [E, C] of gates that learn, and their `bias` \[E\] with
+/// [`RouterConfig::bias`]; `noise.weight` [E, C] of the noisy gate;
+/// `balance_bias` \[E\] with [`bias_rate`](crate::Balance::bias_rate), frozen:
+/// it is saved and loaded and gets no gradient.
 #[derive(Debug, Clone)]
 pub struct Router<E: Element = f32> {
     config: RouterConfig,
     width: usize,
     weight: Option<Parameter<E>>,
+    bias: Option<Parameter<E>>,
     noise: Option<Parameter<E>>,
     balance_bias: Option<Parameter<E>>,
+    /// The only experts that are scored, where the input names none.
+    allowed: Option<ExpertSet>,
 }
 
 /// What a gate decided, before capacity and losses.
@@ -143,6 +148,8 @@ impl<E: Element> Router<E> {
         let shape = [config.experts, width];
         let weight = config.gate.is_learned();
         let weight = weight.then(|| Parameter::new(init::linear_default(shape, width, rng)));
+        let bias = (config.bias && weight.is_some())
+            .then(|| Parameter::new(Tensor::zeros(config.experts)));
         let noise = config.gate == GateKind::NoisyTopK;
         let noise = noise.then(|| Parameter::new(Tensor::zeros(shape)));
         let balance_bias = config.balance.bias_rate.map(|_| {
@@ -150,7 +157,7 @@ impl<E: Element> Router<E> {
             bias.set_frozen(true);
             bias
         });
-        Ok(Self { config, width, weight, noise, balance_bias })
+        Ok(Self { config, width, weight, bias, noise, balance_bias, allowed: None })
     }
 
     /// The configuration.
@@ -166,6 +173,38 @@ impl<E: Element> Router<E> {
     /// The weight [E, C], if the gate learns.
     pub fn weight(&self) -> Option<&Parameter<E>> {
         self.weight.as_ref()
+    }
+
+    /// The router with only these experts scored and chosen wherever its input
+    /// does not name a set, as if the others did not exist. Parameters are
+    /// shared.
+    ///
+    /// # Errors
+    /// [`RoutingError::Argument`] if the set is for another number of experts
+    /// or leaves too few to choose from.
+    pub fn restricted(&self, allowed: ExpertSet) -> Result<Self> {
+        Allowed::from(&allowed).check(OP, 0, self.config.experts, self.config.fewest())?;
+        Ok(Self { allowed: Some(allowed), ..self.clone() })
+    }
+
+    /// The router with a bias of its own on the logits, which starts at 0 (or
+    /// as a copy of the one it has). All other parameters are shared.
+    ///
+    /// # Errors
+    /// [`RoutingError::Config`] for a gate that learns nothing.
+    pub fn with_bias(&self) -> Result<Self> {
+        let config = RouterConfig { bias: true, ..self.config.clone() };
+        config.validate()?;
+        let value = match &self.bias {
+            Some(bias) => bias.value(),
+            None => Tensor::zeros(self.config.experts),
+        };
+        Ok(Self { config, bias: Some(Parameter::new(value)), ..self.clone() })
+    }
+
+    /// The bias on the logits \[E\], if it is configured.
+    pub fn bias(&self) -> Option<&Parameter<E>> {
+        self.bias.as_ref()
     }
 
     /// The bias of loss-free balancing \[E\], if it is configured.
@@ -199,13 +238,15 @@ impl<E: Element> Router<E> {
             let scope = ctx.tape().scope_path();
             return Err(RoutingError::SeesFuture { scope, gate: config.gate.name() });
         }
-        let at_least = match config.gate {
-            GateKind::Soft | GateKind::ExpertChoice => 1,
-            _ => config.top_k,
-        };
-        self.select_args(input).check(OP, shape[0], config.experts, at_least)?;
         let live = input.live.filter(|live| live.contains(&false));
-        let input = RouteInput { live, ..*input };
+        let allowed = input.allowed.or(self.allowed.as_ref().map(Allowed::Same));
+        self.select_args(&RouteInput { allowed, ..*input }).check(
+            OP,
+            shape[0],
+            config.experts,
+            config.fewest(),
+        )?;
+        let input = RouteInput { live, allowed, ..*input };
         let decision = match &self.weight {
             Some(weight) => self.decide(ctx, x, weight, &input)?,
             None => self.decide_blindly(ctx, shape[0], &input)?,
@@ -249,7 +290,8 @@ impl<E: Element> Router<E> {
         if train && config.jitter > 0.0 {
             x = ctx.with_rng(|rng| noise::jitter(&x, config.jitter, rng))?;
         }
-        let mut logits = x.linear(&ctx.parameter(weight), None)?;
+        let bias = self.bias.as_ref().map(|bias| ctx.parameter(bias));
+        let mut logits = x.linear(&ctx.parameter(weight), bias.as_ref())?;
         if config.temperature != 1.0 {
             logits = logits.scale(E::from_f64(1.0 / config.temperature))?;
         }
@@ -486,6 +528,7 @@ impl<E: Element> Module<E> for Router<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
         for (name, parameter) in [
             ("weight", &self.weight),
+            ("bias", &self.bias),
             ("noise.weight", &self.noise),
             ("balance_bias", &self.balance_bias),
         ] {

@@ -160,6 +160,12 @@ impl LayerTrace {
         self.chosen[range].iter().map(|&expert| expert as usize).zip(weights)
     }
 
+    /// The experts of one token, best first, and their weights.
+    pub fn slices(&self, token: usize) -> (&[u32], &[f32]) {
+        let range = self.offsets[token] as usize..self.offsets[token + 1] as usize;
+        (&self.chosen[range.clone()], &self.weights[range])
+    }
+
     /// Assignments of each expert, before drops \[E\].
     pub fn load(&self) -> &[u64] {
         &self.load

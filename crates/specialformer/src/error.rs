@@ -101,6 +101,9 @@ pub enum Error {
     /// Training failed.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Decomposing, applying or mixing experts failed.
+    #[error(transparent)]
+    Svf(#[from] specialformer_svd_finetune::SvfError),
     /// The IARC settings are wrong.
     #[error(transparent)]
     Iarc(#[from] specialformer_iarc_data::IarcError),

@@ -18,7 +18,9 @@
 //! # Ok::<(), specialformer::Error>(())
 //! ```
 
+pub mod adaptation;
 mod calibration;
+pub mod condition;
 mod config;
 pub mod data;
 mod error;
@@ -31,9 +33,12 @@ mod inventory;
 mod models;
 mod multimodal;
 mod parameter_count;
+mod peak_memory;
 mod predict;
 mod routing_report;
+pub mod routing_trace;
 mod run;
+pub mod svf;
 mod threads;
 
 pub use calibration::{Calibration, CalibrationScore, calibration};
@@ -41,8 +46,8 @@ pub use config::{
     AdapterConfig, AdapterSite, AdaptiveAt, AtLayers, BaseConfig, CisformerConfig, ConditionSource,
     DynamicConfig, ExitConfig, ExpertsConfig, Head, InputConfig, LayerSwitch, LoraTarget,
     LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, PrefixAt,
-    Sharing, SpecialformerConfig, Specialisation, TaskConfig, TaskInput, TokenInput, Topology,
-    TransformerConfig,
+    PublishedConfig, Sharing, SpecialformerConfig, Specialisation, TaskConfig, TaskInput,
+    TokenInput, Topology, TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
@@ -54,6 +59,7 @@ pub use models::{
 };
 pub use multimodal::{MultimodalAnswer, MultimodalPredictor, MultimodalSample};
 pub use parameter_count::ParameterCount;
+pub use peak_memory::PeakMemory;
 pub use predict::{Prediction, Predictor};
 pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};
 pub use run::{RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train};
@@ -66,6 +72,7 @@ pub use specialformer_iarc_data as iarc_data;
 pub use specialformer_moe as moe;
 pub use specialformer_nn as nn;
 pub use specialformer_routing as routing;
+pub use specialformer_svd_finetune as svd_finetune;
 pub use specialformer_tensor as tensor;
 pub use specialformer_train as training;
 

@@ -174,8 +174,12 @@ impl RunConfig {
 
 impl<E: Element> specialformer_train::Model<E> for Model<E> {
     fn forward(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<ModelOutput<E>, BoxError> {
-        if let Self::Specialformer(model) = self {
-            return Ok(model.forward(ctx, input)?);
+        match self {
+            Self::Specialformer(model) => return Ok(model.forward(ctx, input)?),
+            Self::Published(model) => {
+                return specialformer_train::Model::forward(model.as_ref(), ctx, input);
+            }
+            _ => {}
         }
         let tokens = Tokens::new(input.tokens(), input.rows())?;
         let (rows, length) = (tokens.batch(), tokens.length());
@@ -388,6 +392,11 @@ impl HeldOutRows {
 
     pub(crate) fn rows(&self) -> usize {
         self.batch.rows()
+    }
+
+    /// One of them.
+    pub(crate) fn row(&self, number: usize) -> Rows<'_> {
+        self.batch.slice(number..number + 1)
     }
 
     /// Shows the rows, some at a time.

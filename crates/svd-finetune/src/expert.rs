@@ -9,8 +9,9 @@ use specialformer_tensor::{Element, Tensor};
 
 use crate::base::Base;
 use crate::error::{Result, SvfError};
+use crate::factors::Factors;
 use crate::hash::MatrixHash;
-use crate::parametrisation::Parametrisation;
+use crate::parametrisation::{Parametrisation, trace_factor};
 
 /// The z of one matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,6 +116,35 @@ impl ExpertVector {
             }
         }
         Ok(())
+    }
+
+    /// What z of one matrix comes to where nothing else keeps the trace: s·z
+    /// of an expert that keeps it, else z. `None` if it does not scale the
+    /// matrix.
+    ///
+    /// # Errors
+    /// [`SvfError::Length`]; [`SvfError::Matrix`] if the trace vanishes.
+    pub fn effective_z<E: Element>(
+        &self,
+        name: &str,
+        factors: &Factors<E>,
+    ) -> Result<Option<Vec<f64>>> {
+        let Some(scaled) = self.matrices.get(name) else {
+            return Ok(None);
+        };
+        let (found, wanted) = (scaled.z.len(), factors.rank());
+        if found != wanted {
+            let what = format!("expert `{}`, matrix `{name}`", self.task);
+            return Err(SvfError::Length { what, found, wanted });
+        }
+        let mut z: Vec<f64> = scaled.z.iter().map(|&z| f64::from(z)).collect();
+        if self.parametrisation.trace {
+            let sigma = factors.singular_values().as_slice();
+            let (factor, _) = trace_factor(sigma, &z)
+                .map_err(|source| SvfError::Matrix { name: name.to_owned(), source })?;
+            z.iter_mut().for_each(|z| *z *= factor);
+        }
+        Ok(Some(z))
     }
 
     fn writer(&self) -> Result<TensorWriter> {

@@ -10,7 +10,7 @@ use crate::base::Base;
 use crate::error::{Result, SvfError};
 use crate::expert::{ExpertVector, ScaledMatrix};
 use crate::linear::SvfLinear;
-use crate::parametrisation::{Parametrisation, trace_factor};
+use crate::parametrisation::Parametrisation;
 
 /// A weight W(z) for each matrix of a base. The model's layers and this share
 /// z: whatever is applied here, the model computes with from the next forward
@@ -96,15 +96,9 @@ impl<E: Element> SvfModel<E> {
             return Err(SvfError::Parametrisation { what });
         }
         let mut changes = Vec::new();
-        for (name, scaled) in &expert.matrices {
+        for name in expert.matrices.keys() {
             let layer = &self.layers[name];
-            let mut z: Vec<f64> = scaled.z.iter().map(|&z| f64::from(z)).collect();
-            if expert.parametrisation.trace {
-                let sigma = layer.factors().singular_values().as_slice();
-                let (factor, _) = trace_factor(sigma, &z)
-                    .map_err(|source| SvfError::Matrix { name: name.clone(), source })?;
-                z.iter_mut().for_each(|z| *z *= factor);
-            }
+            let z = expert.effective_z(name, layer.factors())?.unwrap_or_default();
             for &z in &z {
                 self.parametrisation.p(z)?;
             }

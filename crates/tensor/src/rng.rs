@@ -41,7 +41,7 @@ impl Seed {
         key[8..16].copy_from_slice(&fnv1a(name.as_bytes()).to_le_bytes());
         key[16..24].copy_from_slice(&index.to_le_bytes());
         key[24..32].copy_from_slice(&(name.len() as u64).to_le_bytes());
-        RngStream { inner: ChaCha8Rng::from_seed(key) }
+        RngStream { inner: ChaCha8Rng::from_seed(key), blank: false }
     }
 }
 
@@ -57,9 +57,22 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 #[derive(Debug, Clone)]
 pub struct RngStream {
     inner: ChaCha8Rng,
+    blank: bool,
 }
 
 impl RngStream {
+    /// A stream for layers whose values will all be replaced: start values are
+    /// zeros instead of draws, which costs neither time nor, until something
+    /// is written, memory.
+    pub fn blank() -> Self {
+        Self { blank: true, ..Seed::new(0).stream("blank") }
+    }
+
+    /// True for a stream from which start values are not drawn.
+    pub fn is_blank(&self) -> bool {
+        self.blank
+    }
+
     /// The next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.inner.next_u64()

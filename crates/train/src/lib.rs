@@ -7,7 +7,8 @@
 //! order, so the result is the same bit for bit on any number of threads. What
 //! a step minimises is an [`Objective`]: [`CrossEntropy`] by default, or
 //! [`MultiTask`], which weighs the tasks of a batch, projects gradients that
-//! conflict, and adds terms between tasks. A [`TaskSampler`] says which task
+//! conflict, and adds terms between tasks, or [`Reinforce`], which draws answers
+//! and learns from their rewards. A [`TaskSampler`] says which task
 //! each row of a batch is of.
 //!
 //! Shape letters: B rows of a batch, T tokens of a row, P targets of a row, V
@@ -83,6 +84,7 @@ mod multi_task;
 mod objective;
 mod observer;
 mod pattern;
+mod reinforce;
 mod run_folder;
 mod sampler;
 mod score;
@@ -108,6 +110,7 @@ pub use multi_task::{
 pub use objective::{CrossEntropy, GradientPlan, Objective, Pass, Shard, ShardLoss};
 pub use observer::{Observer, StepReport};
 pub use pattern::NamePattern;
+pub use reinforce::{Policy, Reinforce, ReinforceConfig, Rollout};
 pub use run_folder::RunFolder;
 pub use sampler::{Ramp, Sampling, Stage, TaskSampler};
 pub use score::{Score, Tally};

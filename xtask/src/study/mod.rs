@@ -11,7 +11,9 @@ mod mpt;
 mod multitask;
 mod process;
 mod queue;
+mod signatures;
 mod statistics;
+mod svf;
 
 /// Which experiment, and how much of it.
 #[derive(Args)]
@@ -42,7 +44,9 @@ fn experiments() -> Vec<Box<dyn Experiment>> {
     vec![
         Box::new(iarc::Iarc::default()),
         Box::new(multitask::Multitask::default()),
+        Box::new(svf::Svf::default()),
         Box::new(mpt::Mpt::default()),
+        Box::new(signatures::Signatures::default()),
     ]
 }
 

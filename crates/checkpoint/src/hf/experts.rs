@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use specialformer_tensor::{Element, Shape, Tensor};
 
 use crate::error::{CheckpointError, Result};
+use crate::storage::RawTensor;
 
 /// How files name the matrices of experts. With `P` the module that holds
 /// them (`model.layers.0.mlp`), N an expert, F its hidden width:
@@ -32,7 +33,80 @@ const EXPERTS: &str = ".experts.";
 type Tensors<E> = BTreeMap<String, Tensor<E>>;
 
 /// One kind of matrix of a module: name and tensor by expert.
-type Group<E> = BTreeMap<usize, (String, Tensor<E>)>;
+type Group<T> = BTreeMap<usize, (String, T)>;
+
+/// What [`stack_experts`] needs of a tensor, in whatever form it is.
+pub trait ExpertTensor: Sized {
+    /// The sizes of the axes.
+    fn shape(&self) -> Shape;
+
+    /// Matrices of one shape [rows, columns] as [count, rows, columns].
+    ///
+    /// # Errors
+    /// What is wrong, if their forms do not go together.
+    fn stack(matrices: Vec<Self>) -> Result<Self, String>;
+
+    /// The first and the second half of the rows of every matrix of a stack
+    /// [count, 2·rows, columns].
+    fn halves(&self) -> (Self, Self);
+}
+
+impl<E: Element> ExpertTensor for Tensor<E> {
+    fn shape(&self) -> Shape {
+        Tensor::shape(self)
+    }
+
+    fn stack(matrices: Vec<Self>) -> Result<Self, String> {
+        let shape = matrices[0].shape();
+        let mut values = Vec::with_capacity(matrices.len() * shape.elements());
+        matrices.iter().for_each(|matrix| values.extend_from_slice(matrix.as_slice()));
+        let shape = [matrices.len(), shape[0], shape[1]];
+        Ok(Self::from_vec(values, shape).expect("equal shapes"))
+    }
+
+    fn halves(&self) -> (Self, Self) {
+        let shape = self.shape();
+        let half = shape[1] / 2 * shape[2];
+        let side = |side| {
+            let values = side_of(self.as_slice(), half, side);
+            Self::from_vec(values, [shape[0], shape[1] / 2, shape[2]]).expect("half of the values")
+        };
+        (side(0), side(1))
+    }
+}
+
+impl ExpertTensor for RawTensor {
+    fn shape(&self) -> Shape {
+        RawTensor::shape(self)
+    }
+
+    fn stack(matrices: Vec<Self>) -> Result<Self, String> {
+        let (kind, shape) = (matrices[0].kind(), matrices[0].shape());
+        if let Some(other) = matrices.iter().find(|matrix| matrix.kind() != kind) {
+            return Err(format!("experts are stored as {kind} and as {}", other.kind()));
+        }
+        let bytes: Vec<u8> =
+            matrices.iter().flat_map(|matrix| matrix.bytes().iter().copied()).collect();
+        let shape = Shape::new(&[matrices.len(), shape[0], shape[1]]);
+        Ok(Self::new(kind, shape, bytes.into()).expect("equal shapes"))
+    }
+
+    fn halves(&self) -> (Self, Self) {
+        let shape = self.shape();
+        let half = self.bytes().len() / (2 * shape[0]).max(1);
+        let side = |side| {
+            let bytes = side_of(self.bytes(), half, side);
+            let shape = Shape::new(&[shape[0], shape[1] / 2, shape[2]]);
+            Self::new(self.kind(), shape, bytes.into()).expect("half of the bytes")
+        };
+        (side(0), side(1))
+    }
+}
+
+/// Every other run of `half` values, from the first or the second on.
+fn side_of<T: Copy>(values: &[T], half: usize, side: usize) -> Vec<T> {
+    values.chunks_exact(half.max(1)).skip(side).step_by(2).flatten().copied().collect()
+}
 
 /// Stacks the experts of every layer: `P.experts.gate` and `.up` `[E, F, C]`,
 /// `P.experts.down` `[E, C, F]`. All three namings are understood, stacked ones
@@ -42,9 +116,9 @@ type Group<E> = BTreeMap<usize, (String, Tensor<E>)>;
 /// [`CheckpointError::Layout`] naming a tensor: an expert or one of its
 /// matrices is missing, shapes differ between experts, or a name is there in
 /// two namings.
-pub fn stack_experts<E: Element>(tensors: Tensors<E>) -> Result<Tensors<E>> {
-    let mut out = Tensors::new();
-    let mut groups: BTreeMap<(String, &'static str), Group<E>> = BTreeMap::new();
+pub fn stack_experts<T: ExpertTensor>(tensors: BTreeMap<String, T>) -> Result<BTreeMap<String, T>> {
+    let mut out = BTreeMap::new();
+    let mut groups: BTreeMap<(String, &'static str), Group<T>> = BTreeMap::new();
     for (name, tensor) in tensors {
         match parse(&name) {
             Some((module, Part::Expert(number, matrix))) => {
@@ -182,7 +256,7 @@ fn layout(name: &str, what: String) -> CheckpointError {
     CheckpointError::Layout { tensor: name.to_owned(), what }
 }
 
-fn insert<E: Element>(out: &mut Tensors<E>, name: String, tensor: Tensor<E>) -> Result<()> {
+fn insert<T>(out: &mut BTreeMap<String, T>, name: String, tensor: T) -> Result<()> {
     if out.contains_key(&name) {
         return Err(layout(&name, "is there twice, in different layouts".into()));
     }
@@ -190,15 +264,14 @@ fn insert<E: Element>(out: &mut Tensors<E>, name: String, tensor: Tensor<E>) -> 
     Ok(())
 }
 
-fn axes<E: Element>(name: &str, tensor: &Tensor<E>) -> Result<[usize; 3]> {
+fn axes(name: &str, tensor: &impl ExpertTensor) -> Result<[usize; 3]> {
     let shape = tensor.shape();
     <[usize; 3]>::try_from(&*shape)
         .map_err(|_| layout(name, format!("shape {shape}, not three axes")))
 }
 
-fn stack<E: Element>(name: &str, experts: Group<E>) -> Result<Tensor<E>> {
-    let count = experts.len();
-    let mut values = Vec::new();
+fn stack<T: ExpertTensor>(name: &str, experts: Group<T>) -> Result<T> {
+    let mut matrices = Vec::with_capacity(experts.len());
     let mut shape: Option<Shape> = None;
     for (place, (number, (from, tensor))) in experts.into_iter().enumerate() {
         if number != place {
@@ -212,26 +285,17 @@ fn stack<E: Element>(name: &str, experts: Group<E>) -> Result<Tensor<E>> {
             let what = format!("shape {}, the first expert's is {wanted}", tensor.shape());
             return Err(layout(&from, what));
         }
-        values.extend_from_slice(tensor.as_slice());
+        matrices.push(tensor);
     }
-    let shape = shape.expect("a group has an expert");
-    Ok(Tensor::from_vec(values, [count, shape[0], shape[1]]).expect("equal shapes"))
+    T::stack(matrices).map_err(|what| layout(name, what))
 }
 
-fn split_halves<E: Element>(name: &str, tensor: &Tensor<E>) -> Result<(Tensor<E>, Tensor<E>)> {
-    let [experts, both, width] = axes(name, tensor)?;
+fn split_halves<T: ExpertTensor>(name: &str, tensor: &T) -> Result<(T, T)> {
+    let [_, both, _] = axes(name, tensor)?;
     if !both.is_multiple_of(2) {
         return Err(layout(name, format!("{both} rows cannot be halved into gate and up")));
     }
-    let half = both / 2 * width;
-    let side = |side: usize| {
-        let mut values = Vec::with_capacity(experts * half);
-        for expert in 0..experts {
-            values.extend_from_slice(&tensor.as_slice()[(2 * expert + side) * half..][..half]);
-        }
-        Tensor::from_vec(values, [experts, both / 2, width]).expect("half of the values")
-    };
-    Ok((side(0), side(1)))
+    Ok(tensor.halves())
 }
 
 fn join_halves<E: Element>(

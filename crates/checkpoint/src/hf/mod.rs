@@ -13,7 +13,7 @@ pub use adapter::{LoraConfig, LoraFolder, LoraPair};
 pub use config::{HfConfig, ModelFamily};
 pub use decoder::{DecoderConfig, ExpertsConfig, QueryKeyNorm, RopeConfig, RopeScaling};
 pub use encoder::{BertConfig, T5Config};
-pub use experts::{ExpertNaming, stack_experts, unstack_experts};
+pub use experts::{ExpertNaming, ExpertTensor, stack_experts, unstack_experts};
 pub use fields::Activation;
 pub use folder::ModelFolder;
 pub use writer::ModelFolderWriter;

@@ -137,6 +137,21 @@ impl RawTensor {
             .map_err(|error| failed(error.to_string()))
     }
 
+    /// Slice `index` of the first axis, with the axes after it: one matrix of
+    /// a stack. Nothing is copied.
+    ///
+    /// # Panics
+    /// If there is no such slice.
+    #[must_use]
+    pub fn part(&self, index: usize) -> Self {
+        let count = self.shape.first().copied().unwrap_or(0);
+        assert!(index < count && self.shape.rank() > 1, "slice {index} of shape {}", self.shape);
+        let len = self.bytes.len() / count;
+        let bytes = self.bytes.slice(index * len..(index + 1) * len);
+        let shape = Shape::new(&self.shape[1..]);
+        Self { kind: self.kind, shape, bytes: bytes.expect("slices divide the bytes") }
+    }
+
     /// A copy whose row i is row `order[i]` of this one. Works on the stored
     /// bytes: nothing is widened or rounded.
     ///
@@ -183,6 +198,19 @@ mod tests {
             let error = raw.reorder_rows(order).unwrap_err().to_string();
             assert!(error.contains("is no permutation of 3"), "{error}");
         }
+    }
+
+    #[test]
+    fn parts_are_the_matrices_of_a_stack() {
+        let mut next = 0.0;
+        let stack = Tensor::from_fn([3, 2, 32], || {
+            next += 1.0;
+            next
+        });
+        let raw = RawTensor::encode(&stack, StorageType::F16).unwrap();
+        let part = raw.part(1);
+        assert_eq!((part.shape(), part.rows()), (Shape::new(&[2, 32]), 2));
+        assert_eq!(part.to_f32().as_slice(), &stack.as_slice()[64..128]);
     }
 
     #[test]

@@ -1,15 +1,30 @@
-//! `specialformer route stats`.
+//! `specialformer route`.
 
 use serde_json::{Value, json};
 use specialformer::{LayerRoutingReport, RoutingReport};
 
-use crate::args::RouteStatsArgs;
+use crate::args::{ConditionCommand, RouteCommand, RouteStatsArgs};
+use crate::commands::{route_analyze, route_condition, route_trace};
 use crate::failure::Failure;
 use crate::{job, run_report, table};
 
+/// Runs one of the commands.
+pub(crate) fn run(command: &RouteCommand) -> Result<(), Failure> {
+    match command {
+        RouteCommand::Stats(args) => stats(args),
+        RouteCommand::Trace(args) => route_trace::run(args),
+        RouteCommand::Analyze(args) => route_analyze::analyze(args),
+        RouteCommand::Discover(args) => route_analyze::discover(args),
+        RouteCommand::Condition(ConditionCommand::Fit(args)) => route_condition::fit(args),
+        RouteCommand::Condition(ConditionCommand::Eval(args)) => route_condition::eval(args),
+        RouteCommand::Condition(ConditionCommand::Apply(args)) => route_condition::apply(args),
+        RouteCommand::Prune(args) => route_condition::prune(args),
+    }
+}
+
 /// Prints where the tokens of held-out data go, and writes it into the run's
 /// report.
-pub(crate) fn stats(args: &RouteStatsArgs) -> Result<(), Failure> {
+fn stats(args: &RouteStatsArgs) -> Result<(), Failure> {
     if args.size == 0 {
         return Err(Failure::input("--size = 0: must be at least 1"));
     }

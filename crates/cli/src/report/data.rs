@@ -37,6 +37,9 @@ pub(crate) struct ReportData {
     /// Questions with images or series, and what was answered.
     #[serde(skip)]
     pub(crate) samples: Vec<Answered>,
+    /// What routing signatures know about labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) signatures: Option<Signatures>,
     /// The configuration as TOML; empty for none.
     #[serde(skip)]
     pub(crate) config: String,
@@ -302,7 +305,9 @@ pub(crate) fn models(runs: &[Run]) -> Vec<Model<'_>> {
 }
 
 mod routing;
+mod signatures;
 pub(crate) use routing::{Routing, RoutingLayer, RoutingPoint};
+pub(crate) use signatures::{RoutedText, SignatureLayer, SignaturePoint, SignatureRow, Signatures};
 
 impl ReportData {
     /// Checks that lists which belong together have matching lengths and
@@ -333,6 +338,9 @@ impl ReportData {
         }
         if let Some(routing) = &self.routing {
             routing.check()?;
+        }
+        if let Some(signatures) = &self.signatures {
+            signatures.check()?;
         }
         for run in &self.runs {
             let at = || format!("run `{}`, seed {}", run.name, run.seed);

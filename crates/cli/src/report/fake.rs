@@ -112,6 +112,7 @@ pub(crate) fn experts(experts: usize) -> ReportData {
             tasks: names.map(String::from).into(),
             layers: (0..2).map(|index| layer(index, &mut rng)).collect(),
         }),
+        signatures: Some(signatures(experts)),
         ..ReportData::default()
     }
 }
@@ -408,5 +409,45 @@ impl Noise {
     fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+/// Two labels, one layer of experts, a prompt of each kept.
+fn signatures(experts: usize) -> Signatures {
+    let row = |name: &str| SignatureRow {
+        name: name.into(),
+        cosines: Some([0.84, 0.09, 0.62, 0.17]),
+        effect: Some(1.44),
+        accuracy: [0.925, 0.061],
+    };
+    let mean = |own: usize| {
+        let share = |e| if e == own { 0.5 } else { 0.5 / (experts - 1) as f32 };
+        vec![(0..experts).map(share).collect()]
+    };
+    let text = |label: usize| RoutedText {
+        id: format!("p{label}"),
+        label,
+        pieces: vec!["<b>".into(), " & ".into(), "end".into()],
+        own: 2,
+        experts: vec![vec![vec![label as u16, 2]; 3]],
+        weights: vec![vec![vec![60, 40]; 3]],
+    };
+    let point = |i: usize| SignaturePoint {
+        id: format!("p{i}"),
+        label: i % 2,
+        at: [i as f32, (i % 3) as f32],
+    };
+    Signatures {
+        labels: vec!["code".into(), "prose".into()],
+        layers: vec![SignatureLayer { name: "blocks.0".into(), experts }],
+        means: vec![mean(0), mean(1)],
+        points: (0..6).map(point).collect(),
+        explained: vec![0.5, 0.25],
+        texts: vec![text(0), text(1)],
+        comparison: vec![row("Signatures")],
+        by_layer: vec![row("blocks.0")],
+        confusion: vec![vec![3, 0], vec![1, 2]],
+        test: "p < 0.001".into(),
+        carriers: vec![vec![("blocks.0/0".into(), [0.4, 0.3, 0.5])], Vec::new()],
     }
 }

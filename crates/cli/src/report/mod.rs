@@ -20,8 +20,8 @@ mod tests;
 
 pub(crate) use data::{
     Answered, AttentionMap, Candidate, Environment, HeadHistogram, Point, Quantity, Reference,
-    ReportData, Routing, RoutingLayer, RoutingPoint, Run, Sample, Score, Scores, Subtask,
-    TaskResult, Token, Window,
+    ReportData, RoutedText, Routing, RoutingLayer, RoutingPoint, Run, Sample, Score, Scores,
+    SignatureLayer, SignaturePoint, SignatureRow, Signatures, Subtask, TaskResult, Token, Window,
 };
 
 /// Result with [`ReportError`].

@@ -48,6 +48,20 @@ fn static_markup_shows_table_and_curve() {
 }
 
 #[test]
+fn signatures_stand_without_scripts_and_are_checked() {
+    let mut data = fake::experts(8);
+    let page = render(&data).unwrap();
+    let markup = &page[..page.find("<script").unwrap()];
+    assert!(markup.contains("<section id=\"signatures\""));
+    assert!(markup.contains("0.8400 ± 0.0900") && markup.contains("92.5 ± 6.1 %"));
+    assert!(markup.contains("blocks.0/0 +0.400 [0.300, 0.500]"));
+    let json = embedded(&page);
+    assert_eq!(json["signatures"]["texts"][1]["experts"][0][2][0], 1);
+    data.signatures.as_mut().unwrap().texts[0].pieces.pop();
+    assert!(render(&data).unwrap_err().to_string().contains("a text's routing"));
+}
+
+#[test]
 fn routing_stands_without_scripts() {
     let page = render(&fake::experts(8)).unwrap();
     let markup = &page[..page.find("<script").unwrap()];

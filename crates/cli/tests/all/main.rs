@@ -2,4 +2,6 @@
 
 mod cli;
 mod common;
+mod published;
+mod svf;
 mod tasks;

@@ -73,7 +73,7 @@ proptest! {
         let ctx = train_ctx(Parallelism::Serial);
         let input = RouteInput { live: Some(&live), ..RouteInput::default() };
         let moe = layer.forward(&ctx, &ctx.constant(x.clone()), &input).unwrap();
-        let expected = naive(layer.experts(), &x, &moe.routing);
+        let expected = naive(layer.experts().unwrap(), &x, &moe.routing);
         assert_close(moe.output.value().as_slice(), &expected, 1e-4);
     }
 
@@ -155,7 +155,7 @@ fn dense_like(layer: &MoeFeedForward, expert: usize) -> FeedForward {
     struct Values<'a>(&'a MoeFeedForward, usize);
     impl Module for Values<'_> {
         fn visit(&self, visitor: &mut ParameterVisitor) {
-            let bank = self.0.experts();
+            let bank = self.0.experts().unwrap();
             let stacks =
                 [("gate", bank.gate()), ("up", Some(bank.up())), ("down", Some(bank.down()))];
             for (name, stack) in stacks.into_iter().filter_map(|(n, s)| s.map(|s| (n, s))) {
@@ -171,7 +171,7 @@ fn dense_like(layer: &MoeFeedForward, expert: usize) -> FeedForward {
         }
     }
     let config = layer.config();
-    let width = layer.experts().width();
+    let width = layer.experts().unwrap().width();
     let mut rng = Seed::new(0).stream("init");
     let dense = FeedForward::new(config.kind, width, config.hidden, config.bias, &mut rng).unwrap();
     let values = NamedParameters::of(&Values(layer, expert)).tensors();
@@ -200,7 +200,7 @@ fn one_expert_is_the_dense_layer() {
             assert_close(moe.value().as_slice(), y.value().as_slice(), 1e-5);
             let [a, b] = [of_moe.of(&input), of_dense.of(&same)].map(|g| g.unwrap().as_slice());
             assert_close(a, b, 1e-5);
-            let up = of_moe.of_parameter(layer.experts().up().weight()).unwrap();
+            let up = of_moe.of_parameter(layer.experts().unwrap().up().weight()).unwrap();
             let specialformer_nn::Weight::Dense(dense_up) = dense.up().weight() else {
                 unreachable!("it was made dense")
             };

@@ -6,6 +6,7 @@ mod check;
 mod dynamic;
 mod heads;
 mod input;
+mod published;
 mod specialformer;
 mod stack;
 mod transformer;
@@ -15,6 +16,7 @@ pub use dynamic::{DynamicConfig, ExitConfig, LayerSwitch};
 pub use heads::{Head, TaskConfig};
 pub(crate) use input::in_input;
 pub use input::{AdaptiveAt, AtLayers, ConditionSource, InputConfig, PrefixAt, TokenInput};
+pub use published::PublishedConfig;
 pub use specialformer::{
     AdapterConfig, AdapterSite, ExpertsConfig, LoraTarget, PolicyConfig, Pooling, Sharing,
     SpecialformerConfig, Specialisation, TaskInput, Topology,
@@ -63,6 +65,8 @@ pub enum ModelConfig {
     Lstm(LstmConfig),
     /// A multi-layer perceptron on the concatenated one-hot window.
     Mlp(MlpConfig),
+    /// A published decoder, trained further.
+    Published(PublishedConfig),
 }
 
 /// An LSTM with an embedding before and a linear head after it.
@@ -137,6 +141,7 @@ impl ModelConfig {
                 let hidden: Vec<_> = c.hidden.iter().map(|&h| ("hidden", h)).collect();
                 positive(&hidden)
             }
+            Self::Published(c) => c.validate(),
         }
     }
 
@@ -148,6 +153,7 @@ impl ModelConfig {
             Self::Cisformer(_) => "cisformer",
             Self::Lstm(_) => "lstm",
             Self::Mlp(_) => "mlp",
+            Self::Published(_) => "published",
         }
     }
 
@@ -157,7 +163,7 @@ impl ModelConfig {
             Self::Transformer(c) => Some(&c.base),
             Self::Cisformer(c) => Some(&c.base),
             Self::Specialformer(c) => Some(&c.base),
-            Self::Lstm(_) | Self::Mlp(_) => None,
+            Self::Lstm(_) | Self::Mlp(_) | Self::Published(_) => None,
         }
     }
 
@@ -166,6 +172,7 @@ impl ModelConfig {
         match self {
             Self::Lstm(c) => c.vocabulary,
             Self::Mlp(c) => c.vocabulary,
+            Self::Published(c) => c.vocabulary(),
             _ => self.base().map_or(0, |base| base.vocabulary),
         }
     }
@@ -185,6 +192,7 @@ impl ModelConfig {
         match self {
             Self::Lstm(_) => None,
             Self::Mlp(c) => Some(c.window),
+            Self::Published(c) => c.window(),
             _ => self.base().map(|base| base.window),
         }
     }

@@ -123,7 +123,7 @@ impl DataConfig {
                 let dataset = data.dataset(seed)?;
                 LoadedData {
                     dataset: Box::new(dataset),
-                    shape: text_shape(data),
+                    shape: text_shape(data)?,
                     tasks: Vec::new(),
                 }
             }
@@ -138,8 +138,8 @@ impl DataConfig {
         self.validate()?;
         Ok(match self {
             Self::Iarc(data) => Some(iarc_shape(data)),
+            Self::Text(data) => Some(text_shape(data)?),
             Self::Multimodal(data) if data.images.is_none() => Some(multimodal_shape(data)?),
-            Self::Text(data) => Some(text_shape(data)),
             Self::Multitask(data) => Some(DataShape {
                 vocabulary: data.joint_vocabulary()?.size(),
                 window: data.window()?,
@@ -158,7 +158,9 @@ impl DataConfig {
     pub fn check_model(&self, model: &ModelConfig, shape: &DataShape) -> Result<()> {
         let fail =
             |field, value: usize, reason: String| Err(Error::config("model", field, value, reason));
-        if model.vocabulary() != shape.vocabulary {
+        // Published models have rows for tokens that their tokenizer lacks.
+        let spare = model.published().is_some() && model.vocabulary() > shape.vocabulary;
+        if model.vocabulary() != shape.vocabulary && !spare {
             let reason = format!("the data has {} tokens", shape.vocabulary);
             return fail("vocabulary", model.vocabulary(), reason);
         }
@@ -311,19 +313,20 @@ fn iarc_shape(data: &IarcConfig) -> DataShape {
     }
 }
 
-fn text_shape(data: &TextConfig) -> DataShape {
+fn text_shape(data: &TextConfig) -> Result<DataShape> {
+    let vocabulary = data.vocabulary()?;
     let head = |task: &crate::data::TextTask| TaskHead {
         name: task.name.clone(),
         head: Head::LanguageModel,
-        outputs: data.vocabulary(),
+        outputs: vocabulary,
     };
-    DataShape {
-        vocabulary: data.vocabulary(),
+    Ok(DataShape {
+        vocabulary,
         window: data.window,
         source_window: 0,
         layout: Layout::Decoder,
         heads: data.tasks.iter().map(head).collect(),
-    }
+    })
 }
 
 fn multimodal_shape(data: &MultimodalConfig) -> Result<DataShape> {

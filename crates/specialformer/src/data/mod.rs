@@ -44,6 +44,7 @@ mod config;
 mod draws;
 pub(crate) mod multimodal;
 mod multitask;
+pub mod prompts;
 mod records;
 mod shuffle;
 mod sources;
@@ -63,7 +64,9 @@ pub use records::{RecordTask, RecordsConfig, TokenKind, TooLong, load_specs, sav
 pub use task_dataset::TaskDataset;
 pub use tasks::{Domain, TASK_NAMES, task};
 pub use text::{
-    ByteTokenizer, Documents, TextConfig, TextDataset, TextTask, Tokenizer, TokenizerKind,
+    ByteTokenizer, Documents, ModelTokenizer, TextConfig, TextDataset, TextTask, Tokenizer,
+    TokenizerKind,
 };
 pub use vocabulary::{BOS, EOS, JointVocabulary, PAD, SEP, Sharing};
 pub use words::Words;
+pub(crate) use words::hash_bytes;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use specialformer_checkpoint::{LoraFolder, LoraPair};
+use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Linear, Lora, NamedParameters, Weight};
 use specialformer_tensor::{Element, Parameter, Seed};
 
+use super::experts;
 use super::model::PublishedModel;
 use super::names::Naming;
 use crate::error::{Error, Result};
@@ -50,14 +52,57 @@ impl<E: Element> PublishedModel<E> {
             let Weight::Operator(operator) = linear.weight() else {
                 return Ok(());
             };
+            if experts::is_stored(operator.as_ref()) {
+                return Ok(());
+            }
             let dense = Weight::Dense(Parameter::new(operator.to_dense()?));
             Ok(linear.set_weight(dense)?)
         })
     }
 
+    /// The model with every matrix that is kept as stored
+    /// ([`open_stored`](PublishedModel::open_stored)) widened, so that it can
+    /// be trained and saved. All other weights are shared with this model.
+    ///
+    /// # Errors
+    /// If a matrix cannot be widened.
+    pub fn to_dense(&self) -> Result<Self> {
+        let mut model = self.clone();
+        if let Some(dense) = widened(model.embedding().weight())? {
+            model.set_embedding(dense)?;
+        }
+        if let Some(head) = model.own_head_mut()
+            && let Some(dense) = widened(head.weight())?
+        {
+            head.set_weight(dense)?;
+        }
+        model.each_projection(|_, linear| match widened(linear.weight())? {
+            Some(dense) => Ok(linear.set_weight(dense)?),
+            None => Ok(()),
+        })?;
+        model.each_experts(|_, moe| experts::set_stacked(moe))?;
+        Ok(model)
+    }
+
+    /// Visits the experts of all blocks that have some, with the published
+    /// names of their modules.
+    pub(super) fn each_experts(
+        &mut self,
+        mut visit: impl FnMut(&str, &mut MoeFeedForward<E>) -> Result<()>,
+    ) -> Result<()> {
+        let naming = self.architecture.naming;
+        for (i, block) in self.main_mut().blocks_mut().iter_mut().enumerate() {
+            let module = naming.published(&format!("blocks.{i}.moe.experts"));
+            if let (Some(module), Some(moe)) = (module, block.moe_mut()) {
+                visit(&module, moe)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Visits the matrices of all blocks with the published names of their
     /// modules, always in the same order.
-    fn each_projection(
+    pub(crate) fn each_projection(
         &mut self,
         mut visit: impl FnMut(&str, &mut Linear<E>) -> Result<()>,
     ) -> Result<()> {
@@ -67,6 +112,16 @@ impl<E: Element> PublishedModel<E> {
             each_of(encoder, "encoder.", naming, &mut visit)?;
         }
         each_of(self.main_mut(), if two { "decoder." } else { "" }, naming, &mut visit)
+    }
+}
+
+/// The dense form of a weight that is kept as stored.
+fn widened<E: Element>(weight: &Weight<E>) -> Result<Option<Weight<E>>> {
+    match weight {
+        Weight::Operator(operator) if experts::is_stored(operator.as_ref()) => {
+            Ok(Some(Weight::Dense(Parameter::new(operator.to_dense()?))))
+        }
+        _ => Ok(None),
     }
 }
 

@@ -25,12 +25,19 @@
 
 mod adapters;
 mod architecture;
-mod files;
+mod experts;
 mod input;
+mod load;
 mod model;
 mod names;
+mod save;
+mod save_gguf;
+mod summary;
+mod text;
 
 pub use architecture::SUPPORTED_MODELS;
 pub use input::{TextInput, TextStates};
 pub use model::PublishedModel;
 pub(crate) use model::last_of_rows;
+pub use summary::{ExpertsSummary, ModelSummary, TensorSummary};
+pub use text::TextFiles;

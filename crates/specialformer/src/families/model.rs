@@ -1,21 +1,22 @@
 //! [`PublishedModel`]: a model of one of the published families.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use specialformer_attention::{CacheElement, Queries};
-use specialformer_checkpoint::{HfConfig, Tokenizer};
+use specialformer_checkpoint::{HfConfig, ModelFamily};
+use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{
-    Activation, Ctx, Embedding, Linear, Module, Norm, NormKind, ParameterVisitor,
+    Activation, Ctx, Embedding, Linear, Module, Norm, NormKind, ParameterVisitor, Weight,
 };
 use specialformer_routing::{BalanceTerm, Routing, balance};
-use specialformer_tensor::{Element, Seed, Tensor, Var};
+use specialformer_tensor::{Element, RngStream, Seed, Tensor, Var};
 use specialformer_train::{BoxError, ModelOutput, Rows};
 
 use super::architecture::{Architecture, HeadKind};
 use super::input::{Source, TextInput, TextStates};
 use crate::error::{Error, Result};
-use crate::generate::TextCache;
+use crate::generate::{TextCache, TextModel};
 use crate::models::{Memory, Stack, StackInput, Tokens};
 
 /// Start values of embeddings.
@@ -46,10 +47,8 @@ pub struct PublishedModel<E: Element = f32> {
     pub(super) carried: BTreeMap<String, Tensor<f32>>,
     /// What stands before the names in the file.
     pub(super) prefix: &'static str,
-    /// The folder it came from.
+    /// The folder or file it came from.
     pub(super) source: Option<PathBuf>,
-    /// The tokenizer, of a file that holds it with the weights.
-    pub(super) tokenizer: Option<Tokenizer>,
 }
 
 fn fail<T>(what: impl Into<String>) -> Result<T> {
@@ -65,12 +64,11 @@ impl<E: Element> PublishedModel<E> {
     pub fn new(config: &HfConfig, seed: Seed) -> Result<Self> {
         let bert = config.model_type == "bert";
         let pooler = bert && !config.architectures.iter().any(|class| class == "BertForMaskedLM");
-        Self::build(config, pooler, seed)
+        Self::build(config, pooler, &mut seed.stream("init"))
     }
 
-    pub(super) fn build(config: &HfConfig, pooler: bool, seed: Seed) -> Result<Self> {
+    pub(super) fn build(config: &HfConfig, pooler: bool, rng: &mut RngStream) -> Result<Self> {
         let architecture = Architecture::of(config)?;
-        let rng = &mut seed.stream("init");
         let width = architecture.main.attention.width;
         let embedding = Embedding::new(architecture.vocabulary, width, EMBEDDING_STD, rng)?;
         let token_types = (architecture.token_types > 0)
@@ -100,7 +98,6 @@ impl<E: Element> PublishedModel<E> {
             carried: BTreeMap::new(),
             prefix: "",
             source: None,
-            tokenizer: None,
         })
     }
 
@@ -124,9 +121,81 @@ impl<E: Element> PublishedModel<E> {
         self.encoder.is_some()
     }
 
+    /// Whether training keeps only the input of each block for the backward
+    /// pass and computes the rest again: memory for activations falls to that
+    /// of one block, for one more forward pass. Gradients are the same bit for
+    /// bit. Blocks with experts or cross-attention keep everything.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        for stack in self.encoder.iter_mut().chain([&mut self.main]) {
+            stack.set_recompute(recompute);
+        }
+    }
+
     /// What published files call a parameter, experts stacked.
     pub fn published_name(&self, ours: &str) -> Option<String> {
         self.architecture.naming.published(ours).map(|name| format!("{}{name}", self.prefix))
+    }
+
+    /// Gives the embedding, and with it a tied head, another weight.
+    pub(super) fn set_embedding(&mut self, weight: Weight<E>) -> Result<()> {
+        self.embedding = Embedding::from_weight(weight.clone())?;
+        if self.architecture.head == HeadKind::Tied {
+            self.head = Some(Linear::from_weight(weight, None)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn embedding(&self) -> &Embedding<E> {
+        &self.embedding
+    }
+
+    /// The head, unless it is the embedding.
+    pub(super) fn own_head_mut(&mut self) -> Option<&mut Linear<E>> {
+        self.head.as_mut().filter(|_| self.architecture.head == HeadKind::Own)
+    }
+
+    /// The layers with experts, by the number of their block.
+    pub fn experts(&self) -> Vec<(usize, &MoeFeedForward<E>)> {
+        self.main.experts().collect()
+    }
+
+    /// The model with other experts in its layers: `make` is given the number
+    /// of a layer in the order of [`experts`](Self::experts), and the layer.
+    /// All else is shared with this model. The configuration follows where all
+    /// layers are made alike; a folder can be saved only then.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn map_experts(
+        &self,
+        mut make: impl FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>>,
+    ) -> Result<Self> {
+        let mut model = self.clone();
+        (model.main, _) = self.main.map_experts(0, &mut make)?;
+        let sizes: Vec<(usize, usize)> = model
+            .experts()
+            .iter()
+            .map(|(_, moe)| (moe.config().router.experts, moe.config().router.top_k))
+            .collect();
+        if let [first, rest @ ..] = sizes.as_slice()
+            && rest.iter().all(|other| other == first)
+        {
+            let mut entries = self.config.entries.clone();
+            let count = match entries.contains_key("num_local_experts") {
+                true => "num_local_experts",
+                false => "num_experts",
+            };
+            entries.insert(count.into(), first.0.into());
+            entries.insert("num_experts_per_tok".into(), first.1.into());
+            model.config = HfConfig::from_entries("config.json", entries)?;
+            model.architecture = Architecture::of(&model.config)?;
+        }
+        Ok(model)
+    }
+
+    /// The folder it came from.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
     }
 
     pub(super) fn main_mut(&mut self) -> &mut Stack<E> {
@@ -186,6 +255,43 @@ impl<E: Element> PublishedModel<E> {
         let output = self.main.forward(ctx, x, &stack_input)?;
         let hidden = self.main.finish(ctx, &output.output)?;
         Ok(TextStates { hidden, encoder: encoded, routings: output.routings })
+    }
+
+    /// The token that an encoder-decoder's texts begin with.
+    pub(crate) fn decoder_start(&self) -> Option<u32> {
+        match &self.config.family {
+            ModelFamily::T5(t5) => Some(t5.decoder_start_token_id),
+            _ => None,
+        }
+    }
+
+    /// What the encoder makes of a source [B, S, C].
+    pub(crate) fn encoded(
+        &self,
+        ctx: &Ctx<E>,
+        tokens: Tokens<'_>,
+        lengths: &[usize],
+    ) -> Result<Var<E>> {
+        match &self.encoder {
+            Some(encoder) => self.encode(ctx, encoder, Source { tokens, lengths: Some(lengths) }),
+            None => fail("the model has no encoder"),
+        }
+    }
+
+    /// The last hidden states of texts beside an encoded source.
+    pub(crate) fn decoded(
+        &self,
+        ctx: &Ctx<E>,
+        tokens: Tokens<'_>,
+        states: &Var<E>,
+        lengths: &[usize],
+    ) -> Result<Var<E>> {
+        let _scope = ctx.scope("decoder");
+        let x = self.embed(ctx, &self.main, tokens, None)?;
+        let memory = Some(Memory { states, lengths: Some(lengths) });
+        let input = StackInput { memory, ..StackInput::new(Queries::All) };
+        let output = self.main.forward(ctx, x, &input)?.output;
+        self.main.finish(ctx, &output)
     }
 
     fn encode(&self, ctx: &Ctx<E>, encoder: &Stack<E>, source: Source<'_>) -> Result<Var<E>> {
@@ -251,44 +357,35 @@ impl<E: Element> PublishedModel<E> {
             None => Ok(None),
         }
     }
+}
 
-    /// An empty cache of `rows` texts for [`states_cached`](Self::states_cached).
-    ///
-    /// # Errors
-    /// If the model is not a decoder without an encoder.
-    pub fn new_cache<S: CacheElement>(&self, rows: usize) -> Result<TextCache<S>> {
+impl<E: Element> TextModel<E> for PublishedModel<E> {
+    fn vocabulary(&self) -> usize {
+        self.architecture.vocabulary
+    }
+
+    fn window(&self) -> Option<usize> {
+        PublishedModel::window(self)
+    }
+
+    fn new_cache<S: CacheElement>(&self, rows: usize) -> Result<TextCache<S>> {
         Ok(TextCache::new(self.main.new_caches(rows)?))
     }
 
-    /// The last hidden states of tokens that continue the texts in the cache,
-    /// for inference: row b has `counts[b]` new tokens, or all.
-    ///
-    /// # Shapes
-    /// [B, Tnew] → [B, Tnew, C].
-    ///
-    /// # Errors
-    /// If a token is out of range, a text gets longer than the window, or the
-    /// context trains or records.
-    pub fn states_cached<S: CacheElement>(
+    fn states_cached<S: CacheElement>(
         &self,
         ctx: &Ctx<E>,
         tokens: Tokens<'_>,
         counts: Option<&[usize]>,
         cache: &mut TextCache<S>,
     ) -> Result<Var<E>> {
-        let positions = cache.positions();
-        let new = |row: usize| counts.map_or(tokens.length(), |counts| counts[row]);
-        if tokens.batch() != positions.len()
-            || counts.is_some_and(|counts| counts.len() != positions.len())
-        {
-            return fail(format!("the cache has {} rows", positions.len()));
-        }
-        let longest = positions.iter().enumerate().map(|(row, &n)| n + new(row)).max();
-        self.main.check_length("published model", longest.unwrap_or(0))?;
         let shape = [tokens.batch(), tokens.length()];
         let x = self.embedding.forward(ctx, tokens.ids(), shape)?;
-        let x = self.main.forward_cached(ctx, x, counts, cache.layers_mut(), tokens.ids())?;
-        self.main.finish(ctx, &x)
+        self.main.continue_texts("published model", ctx, x, tokens, counts, cache)
+    }
+
+    fn head(&self, ctx: &Ctx<E>, hidden: &Var<E>) -> Result<Var<E>> {
+        PublishedModel::head(self, ctx, hidden)
     }
 }
 

@@ -1,11 +1,13 @@
 //! [`generate`]: continues texts token by token.
 
 use specialformer_attention::CacheElement;
-use specialformer_nn::Ctx;
-use specialformer_tensor::{Element, RngStream, Seed};
+use specialformer_checkpoint::ModelFamily;
+use specialformer_nn::{Ctx, TaskRows};
+use specialformer_tensor::{Element, Parallelism, RngStream, Seed, Tape, TapeConfig};
 
 use super::cache::TextCache;
 use super::sampling::Sampling;
+use super::text_model::TextModel;
 use crate::error::{Error, Result};
 use crate::families::{PublishedModel, last_of_rows};
 use crate::models::Tokens;
@@ -22,20 +24,28 @@ pub struct GenerateConfig {
     /// Each text draws from a stream of its own, so that what stands beside it
     /// in the batch changes nothing.
     pub seed: Seed,
+    /// The task of each prompt, for models that answer rows of one batch with
+    /// different experts; see [`Ctx::with_tasks`]. Empty for none.
+    pub tasks: Vec<u32>,
 }
 
 impl GenerateConfig {
     /// Greedy, up to `max_tokens`.
     pub fn new(max_tokens: usize) -> Self {
         let sampling = Sampling::greedy();
-        Self { sampling, max_tokens, stop_tokens: Vec::new(), seed: Seed::new(0) }
+        let (stop_tokens, tasks) = (Vec::new(), Vec::new());
+        Self { sampling, max_tokens, stop_tokens, seed: Seed::new(0), tasks }
     }
 
     /// Ends texts with the tokens that the model's configuration names.
     #[must_use]
     pub fn stopping_as<E: Element>(mut self, model: &PublishedModel<E>) -> Self {
-        if let Some(decoder) = model.config().family.decoder() {
+        let family = &model.config().family;
+        if let Some(decoder) = family.decoder() {
             self.stop_tokens.extend(&decoder.eos_token_ids);
+        }
+        if let ModelFamily::T5(t5) = family {
+            self.stop_tokens.extend(&t5.eos_token_ids);
         }
         self
     }
@@ -76,12 +86,12 @@ pub enum Flow {
 }
 
 /// A text in work.
-struct Row {
+pub(super) struct Row {
     /// Its number among the prompts.
-    number: usize,
+    pub number: usize,
     /// Prompt and new tokens.
-    text: Vec<u32>,
-    rng: RngStream,
+    pub text: Vec<u32>,
+    pub rng: RngStream,
 }
 
 /// Continues prompts of any lengths in one batch. `on_token` is told each new
@@ -113,37 +123,125 @@ struct Row {
 /// # Ok::<(), specialformer::Error>(())
 /// ```
 pub fn generate<E: Element, S: CacheElement>(
-    model: &PublishedModel<E>,
+    model: &impl TextModel<E>,
     prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    on_token: impl FnMut(usize, u32) -> Flow,
+) -> Result<Vec<Generated>> {
+    config.sampling.validate()?;
+    check_tasks(config, prompts.len())?;
+    for (number, prompt) in prompts.iter().enumerate() {
+        check(model, number, prompt)?;
+    }
+    if prompts.is_empty() || config.max_tokens == 0 {
+        let nothing = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
+        return Ok(vec![nothing; prompts.len()]);
+    }
+    let ctx = context();
+    let rows = prompts.iter().enumerate();
+    let rows = rows.map(|(number, prompt)| Row {
+        number,
+        text: prompt.clone(),
+        rng: config.seed.stream_at("generate", number as u64),
+    });
+    let rows: Vec<Row> = rows.collect();
+    let mut cache: TextCache<S> = model.new_cache(prompts.len())?;
+    let logits = read(model, &of_rows(&ctx, config, &rows)?, prompts, &mut cache)?;
+    continue_rows(model, &ctx, rows, logits, &mut cache, config, on_token)
+}
+
+/// Fails unless there is a task for each prompt, or none.
+pub(super) fn check_tasks(config: &GenerateConfig, prompts: usize) -> Result<()> {
+    if config.tasks.is_empty() || config.tasks.len() == prompts {
+        return Ok(());
+    }
+    let what = format!("{} tasks for {prompts} prompts", config.tasks.len());
+    Err(Error::Input { model: "generate", what })
+}
+
+/// The context of a pass over the rows that are left.
+pub(super) fn of_rows<E: Element>(
+    ctx: &Ctx<E>,
+    config: &GenerateConfig,
+    rows: &[Row],
+) -> Result<Ctx<E>> {
+    let tasks = config.tasks.iter().filter(|&&task| task != TaskRows::NONE);
+    let tasks = match tasks.max() {
+        Some(&largest) => {
+            let ids: Vec<u32> = rows.iter().map(|row| config.tasks[row.number]).collect();
+            Some(TaskRows::new(&ids, largest as usize + 1)?)
+        }
+        None => None,
+    };
+    Ok(ctx.with_tasks(tasks))
+}
+
+/// Evaluation that records nothing and uses all threads.
+pub(super) fn context<E: Element>() -> Ctx<E> {
+    let parallelism = Parallelism::Rayon;
+    Ctx::eval_on(Tape::with_config(TapeConfig {
+        record: false,
+        parallelism,
+        ..TapeConfig::default()
+    }))
+}
+
+/// Continues rows whose texts are in the cache but for the tokens that
+/// `logits` lead to.
+pub(super) fn continue_rows<E: Element, S: CacheElement>(
+    model: &impl TextModel<E>,
+    ctx: &Ctx<E>,
+    rows: Vec<Row>,
+    mut logits: Vec<f32>,
+    cache: &mut TextCache<S>,
     config: &GenerateConfig,
     mut on_token: impl FnMut(usize, u32) -> Flow,
 ) -> Result<Vec<Generated>> {
-    config.sampling.validate()?;
-    check(model, prompts)?;
-    let unfinished = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
-    let mut results = vec![unfinished; prompts.len()];
-    if prompts.is_empty() || config.max_tokens == 0 {
-        return Ok(results);
-    }
-    let mut rows: Vec<Row> = prompts
-        .iter()
-        .enumerate()
-        .map(|(number, prompt)| Row {
-            number,
-            text: prompt.clone(),
-            rng: config.seed.stream_at("generate", number as u64),
-        })
-        .collect();
-    let mut cache: TextCache<S> = model.new_cache(rows.len())?;
-    let mut logits = prefill(model, prompts, &mut cache)?;
-    let mut cancelled = false;
+    let mut batch = Batch::new(rows, model.vocabulary(), model.window());
     loop {
-        let vocabulary = model.vocabulary();
-        let mut going = Vec::with_capacity(rows.len());
-        for (i, (row, logits)) in
-            rows.iter_mut().zip(logits.chunks_exact_mut(vocabulary)).enumerate()
-        {
-            let result = &mut results[row.number];
+        let before = batch.rows.len();
+        let going = batch.choose(&mut logits, config, &mut on_token)?;
+        if batch.rows.is_empty() {
+            return Ok(batch.results);
+        }
+        if going.len() < before {
+            cache.reorder(&going)?;
+        }
+        let last: Vec<u32> = batch.rows.iter().filter_map(|row| row.text.last().copied()).collect();
+        let ctx = &of_rows(ctx, config, &batch.rows)?;
+        let hidden = model.states_cached(ctx, Tokens::new(&last, last.len())?, None, cache)?;
+        logits = to_f32(model.head(ctx, &hidden)?.value().as_slice());
+    }
+}
+
+/// Texts in work, and what has become of all.
+pub(super) struct Batch {
+    pub rows: Vec<Row>,
+    pub results: Vec<Generated>,
+    vocabulary: usize,
+    window: Option<usize>,
+}
+
+impl Batch {
+    pub(super) fn new(rows: Vec<Row>, vocabulary: usize, window: Option<usize>) -> Self {
+        let unfinished = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
+        let results = vec![unfinished; rows.len()];
+        Self { rows, results, vocabulary, window }
+    }
+
+    /// Gives each row the token that its logits [B, V] lead to, and drops the
+    /// rows that end. The places of those that go on.
+    pub(super) fn choose(
+        &mut self,
+        logits: &mut [f32],
+        config: &GenerateConfig,
+        on_token: &mut impl FnMut(usize, u32) -> Flow,
+    ) -> Result<Vec<usize>> {
+        let mut going = Vec::with_capacity(self.rows.len());
+        let mut cancelled = false;
+        let parts = logits.chunks_exact_mut(self.vocabulary);
+        for (i, (row, logits)) in self.rows.iter_mut().zip(parts).enumerate() {
+            let result = &mut self.results[row.number];
             if cancelled {
                 result.finish = Finish::Cancelled;
                 continue;
@@ -160,7 +258,7 @@ pub fn generate<E: Element, S: CacheElement>(
             } else if result.tokens.len() >= config.max_tokens {
                 Some(Finish::MaxTokens)
             } else {
-                model.window().filter(|&w| row.text.len() > w).map(|_| Finish::Window)
+                self.window.filter(|&w| row.text.len() > w).map(|_| Finish::Window)
             };
             match ended {
                 Some(finish) => result.finish = finish,
@@ -169,65 +267,58 @@ pub fn generate<E: Element, S: CacheElement>(
         }
         if cancelled {
             for &i in &going {
-                results[rows[i].number].finish = Finish::Cancelled;
+                self.results[self.rows[i].number].finish = Finish::Cancelled;
             }
+            going.clear();
         }
-        if going.is_empty() || cancelled {
-            return Ok(results);
-        }
-        if going.len() < rows.len() {
-            cache.reorder(&going)?;
-            let mut place = 0;
-            rows.retain(|_| {
-                place += 1;
-                going.binary_search(&(place - 1)).is_ok()
-            });
-        }
-        let last: Vec<u32> = rows.iter().filter_map(|row| row.text.last().copied()).collect();
-        let ctx = Ctx::eval();
-        let hidden =
-            model.states_cached(&ctx, Tokens::new(&last, rows.len())?, None, &mut cache)?;
-        logits = to_f32(model.head(&ctx, &hidden)?.value().as_slice());
+        let mut place = 0;
+        self.rows.retain(|_| {
+            place += 1;
+            going.binary_search(&(place - 1)).is_ok()
+        });
+        Ok(going)
     }
 }
 
-fn check<E: Element>(model: &PublishedModel<E>, prompts: &[Vec<u32>]) -> Result<()> {
-    for (number, prompt) in prompts.iter().enumerate() {
-        let what = if prompt.is_empty() {
-            "has no token to begin with".to_owned()
-        } else if let Some(window) = model.window().filter(|&window| prompt.len() > window) {
-            format!("has {} tokens, the model's window is {window}", prompt.len())
-        } else if let Some(id) = prompt.iter().find(|&&id| id as usize >= model.vocabulary()) {
-            format!("has token {id}, the vocabulary has {}", model.vocabulary())
-        } else {
-            continue;
-        };
-        return Err(Error::Input { model: "generate", what: format!("prompt {number} {what}") });
-    }
-    Ok(())
+pub(super) fn check<E: Element>(
+    model: &impl TextModel<E>,
+    number: usize,
+    prompt: &[u32],
+) -> Result<()> {
+    let what = if prompt.is_empty() {
+        "has no token to begin with".to_owned()
+    } else if let Some(window) = model.window().filter(|&window| prompt.len() > window) {
+        format!("has {} tokens, the model's window is {window}", prompt.len())
+    } else if let Some(id) = prompt.iter().find(|&&id| id as usize >= model.vocabulary()) {
+        format!("has token {id}, the vocabulary has {}", model.vocabulary())
+    } else {
+        return Ok(());
+    };
+    Err(Error::Input { model: "generate", what: format!("prompt {number} {what}") })
 }
 
-/// Reads the prompts; the logits [B, V] that follow each.
-fn prefill<E: Element, S: CacheElement>(
-    model: &PublishedModel<E>,
-    prompts: &[Vec<u32>],
+/// Reads tokens behind those in the cache; the logits [B, V] that follow each
+/// row.
+pub(super) fn read<E: Element, S: CacheElement>(
+    model: &impl TextModel<E>,
+    ctx: &Ctx<E>,
+    rows: &[impl AsRef<[u32]>],
     cache: &mut TextCache<S>,
 ) -> Result<Vec<f32>> {
-    let counts: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    let counts: Vec<usize> = rows.iter().map(|row| row.as_ref().len()).collect();
     let longest = counts.iter().copied().max().unwrap_or(0);
-    let mut tokens = vec![0u32; prompts.len() * longest];
-    for (row, prompt) in tokens.chunks_exact_mut(longest).zip(prompts) {
-        row[..prompt.len()].copy_from_slice(prompt);
+    let mut tokens = vec![0u32; rows.len() * longest];
+    for (place, row) in tokens.chunks_exact_mut(longest).zip(rows) {
+        place[..row.as_ref().len()].copy_from_slice(row.as_ref());
     }
     let padded = counts.iter().any(|&count| count != longest).then_some(counts.as_slice());
-    let ctx = Ctx::eval();
-    let tokens = Tokens::new(&tokens, prompts.len())?;
-    let hidden = model.states_cached(&ctx, tokens, padded, cache)?;
+    let tokens = Tokens::new(&tokens, rows.len())?;
+    let hidden = model.states_cached(ctx, tokens, padded, cache)?;
     // The head is the largest product of small models: only where it counts.
     let last = last_of_rows(&hidden, padded)?;
-    Ok(to_f32(model.head(&ctx, &last)?.value().as_slice()))
+    Ok(to_f32(model.head(ctx, &last)?.value().as_slice()))
 }
 
-fn to_f32<E: Element>(values: &[E]) -> Vec<f32> {
+pub(super) fn to_f32<E: Element>(values: &[E]) -> Vec<f32> {
     values.iter().map(|value| value.to_f64() as f32).collect()
 }

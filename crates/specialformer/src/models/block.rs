@@ -374,6 +374,16 @@ impl<E: Element> Block<E> {
         self.moe.as_ref()
     }
 
+    /// The block's experts, for giving them other weights.
+    pub(crate) fn moe_mut(&mut self) -> Option<&mut MoeFeedForward<E>> {
+        self.moe.as_mut()
+    }
+
+    /// Puts other experts in place of the block's.
+    pub(crate) fn set_moe(&mut self, moe: MoeFeedForward<E>) {
+        self.moe = Some(moe);
+    }
+
     /// Self-attention, of positions from `first` on.
     fn attend(
         &self,

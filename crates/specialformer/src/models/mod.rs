@@ -5,8 +5,10 @@ mod between;
 mod block;
 mod lstm;
 mod mlp;
+mod recompute;
 mod specialformer;
 mod stack;
+mod text;
 mod transformer;
 
 pub use block::{Block, BlockInput, BlockOutput, Memory, PerPositionFeedForward};
@@ -21,6 +23,7 @@ use specialformer_tensor::{Element, Seed, Var};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::families::{PublishedModel, TextInput};
 
 /// Token ids [B, T], row after row.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +82,8 @@ pub enum Model<E: Element = f32> {
     Lstm(LstmModel<E>),
     /// Multi-layer perceptron.
     Mlp(MlpModel<E>),
+    /// A model of a published family.
+    Published(Box<PublishedModel<E>>),
 }
 
 impl<E: Element> Model<E> {
@@ -101,6 +106,7 @@ impl<E: Element> Model<E> {
             }
             ModelConfig::Lstm(c) => Self::Lstm(LstmModel::new(c, rng)?),
             ModelConfig::Mlp(c) => Self::Mlp(MlpModel::new(c, rng)?),
+            ModelConfig::Published(c) => Self::Published(Box::new(c.open()?)),
         })
     }
 
@@ -114,6 +120,15 @@ impl<E: Element> Model<E> {
             Self::Specialformer(model) => model.logits(ctx, tokens, outputs),
             Self::Lstm(model) => model.logits(ctx, tokens, outputs),
             Self::Mlp(model) => model.logits(ctx, tokens, outputs),
+            Self::Published(model) => {
+                let hidden = model.states(ctx, &TextInput::new(tokens))?.hidden;
+                let length = tokens.length();
+                let hidden = match outputs {
+                    Outputs::All => hidden,
+                    Outputs::Last => hidden.slice(1, length - 1..length)?,
+                };
+                model.head(ctx, &hidden)
+            }
         }
     }
 }
@@ -125,6 +140,7 @@ impl<E: Element> Module<E> for Model<E> {
             Self::Specialformer(model) => model.visit(visitor),
             Self::Lstm(model) => model.visit(visitor),
             Self::Mlp(model) => model.visit(visitor),
+            Self::Published(model) => model.visit(visitor),
         }
     }
 }

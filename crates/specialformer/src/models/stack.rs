@@ -15,13 +15,19 @@ use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
 use super::between::Between;
 use super::block::{Block, BlockInput, BlockOutput, Memory};
+use super::{Tokens, recompute};
 use crate::config::{NormPosition, StackConfig};
 use crate::error::{Error, Result};
+use crate::generate::TextCache;
 
 /// Start values of learned positions.
 const POSITION_STD: f64 = 1.0;
 /// Start values of relative biases.
 const RELATIVE_STD: f64 = 0.1;
+
+/// Makes a layer of experts from the one that there is, and its number.
+pub(crate) type MakeExperts<'a, E> =
+    dyn FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>> + 'a;
 
 /// Blocks, with the positions before and between them and the norm after.
 #[derive(Debug, Clone)]
@@ -34,6 +40,8 @@ pub(crate) struct Stack<E: Element> {
     between: Vec<Between<E>>,
     /// Pre-norm stacks end with one.
     norm: Option<Norm<E>>,
+    /// Activations of blocks are computed again for the backward pass.
+    recompute: bool,
 }
 
 /// What a stack is told besides its input.
@@ -113,7 +121,15 @@ impl<E: Element> Stack<E> {
         let norm = (config.norm_position == NormPosition::Pre)
             .then(|| Norm::new(config.norm, width, config.norm_eps))
             .transpose()?;
-        Ok(Self { config, positions, relative, blocks, between: Vec::new(), norm })
+        Ok(Self {
+            config,
+            positions,
+            relative,
+            blocks,
+            between: Vec::new(),
+            norm,
+            recompute: false,
+        })
     }
 
     /// The stack with these parts before its blocks.
@@ -140,6 +156,23 @@ impl<E: Element> Stack<E> {
         }
     }
 
+    /// Whether blocks keep only their input for the backward pass and compute
+    /// the rest again. Blocks with experts or a memory keep everything, as do
+    /// those of a stack with a relative bias.
+    pub(crate) fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
+    /// True if this pass through a block is run again backwards.
+    fn recomputes(&self, ctx: &Ctx<E>, block: &Block<E>, input: &BlockInput<'_, E>) -> bool {
+        self.recompute
+            && ctx.tape().config().record
+            && block.moe().is_none()
+            && input.queries == Queries::All
+            && input.bias.is_none()
+            && input.memory.is_none()
+    }
+
     /// Fails if a sequence does not fit.
     pub(crate) fn check_length(&self, model: &'static str, length: usize) -> Result<()> {
         let window = self.config.window;
@@ -149,6 +182,23 @@ impl<E: Element> Stack<E> {
             return Err(Error::Input { model, what });
         }
         Ok(())
+    }
+
+    /// Fails if tokens do not continue texts of these lengths.
+    pub(crate) fn check_cached(
+        &self,
+        model: &'static str,
+        tokens: Tokens<'_>,
+        counts: Option<&[usize]>,
+        positions: &[usize],
+    ) -> Result<()> {
+        let rows = positions.len();
+        if tokens.batch() != rows || counts.is_some_and(|counts| counts.len() != rows) {
+            return Err(Error::Input { model, what: format!("the cache has {rows} rows") });
+        }
+        let new = |row: usize| counts.map_or(tokens.length(), |counts| counts[row]);
+        let longest = positions.iter().enumerate().map(|(row, &n)| n + new(row)).max();
+        self.check_length(model, longest.unwrap_or(0))
     }
 
     /// x with learned positions, if there are any: row b counts from
@@ -166,8 +216,10 @@ impl<E: Element> Stack<E> {
         match offsets {
             None => Ok(x.add(&table.slice(0, 0..shape[1])?)?),
             Some(offsets) => {
-                let ids: Vec<usize> =
-                    offsets.iter().flat_map(|&first| first..first + shape[1]).collect();
+                // Padding may reach behind the last position; nothing reads it.
+                let last = self.config.positions - 1;
+                let of_row = |&first: &usize| (first..first + shape[1]).map(|id| id.min(last));
+                let ids: Vec<usize> = offsets.iter().flat_map(of_row).collect();
                 Ok(x.add(&table.embedding(&ids, [shape[0], shape[1]])?)?)
             }
         }
@@ -304,6 +356,10 @@ impl<E: Element> Stack<E> {
                 },
                 _ => all,
             };
+            if self.recomputes(ctx, block, &block_input) {
+                *x = recompute::forward(block, ctx, x, input.lengths)?;
+                continue;
+            }
             let BlockOutput { output, routing } = block.forward(ctx, x, &block_input)?;
             *x = output;
             routings.extend(routing.map(|routing| (i, routing)));
@@ -352,6 +408,24 @@ impl<E: Element> Stack<E> {
         Ok(x)
     }
 
+    /// The normed states of tokens, embedded in x [B, Tnew, C], that continue
+    /// the texts in the cache. For inference.
+    pub(crate) fn continue_texts<S: CacheElement>(
+        &self,
+        model: &'static str,
+        ctx: &Ctx<E>,
+        x: Var<E>,
+        tokens: Tokens<'_>,
+        counts: Option<&[usize]>,
+        cache: &mut TextCache<S>,
+    ) -> Result<Var<E>> {
+        let positions = cache.positions();
+        self.check_cached(model, tokens, counts, &positions)?;
+        let x = self.add_positions(ctx, x, Some(&positions))?;
+        let x = self.forward_cached(ctx, x, counts, cache.layers_mut(), tokens.ids())?;
+        self.finish(ctx, &x)
+    }
+
     /// The blocks.
     pub(crate) fn blocks(&self) -> &[Block<E>] {
         &self.blocks
@@ -366,6 +440,25 @@ impl<E: Element> Stack<E> {
     pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, &MoeFeedForward<E>)> {
         let all = self.blocks.iter().enumerate();
         all.filter_map(|(i, block)| block.moe().map(|moe| (i, moe)))
+    }
+
+    /// The stack with other experts in the blocks that have some: `make` is
+    /// given the number of a layer with experts, counted from `first`, and the
+    /// layer; the next number. All else is shared.
+    pub(crate) fn map_experts(
+        &self,
+        first: usize,
+        make: &mut MakeExperts<'_, E>,
+    ) -> Result<(Self, usize)> {
+        let mut stack = self.clone();
+        let mut next = first;
+        for block in &mut stack.blocks {
+            if let Some(made) = block.moe().map(|moe| make(next, moe)).transpose()? {
+                block.set_moe(made);
+                next += 1;
+            }
+        }
+        Ok((stack, next))
     }
 
     /// The last norm, where there is one.

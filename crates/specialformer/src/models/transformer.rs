@@ -1,7 +1,7 @@
 //! The decoder-only transformer, and the cisformer, which differs from it in
 //! whose parameters each position uses.
 
-use specialformer_attention::{AttentionConfig, Queries};
+use specialformer_attention::{AttentionConfig, CacheElement, Queries};
 use specialformer_nn::{Ctx, Embedding, Linear, Module, ParameterVisitor};
 use specialformer_tensor::{Element, RngStream, Var};
 
@@ -9,6 +9,7 @@ use super::stack::{Stack, StackInput};
 use super::{Outputs, Tokens};
 use crate::config::{BaseConfig, StackConfig};
 use crate::error::Result;
+use crate::generate::TextCache;
 
 /// Embedding → blocks → norm → head.
 #[derive(Debug, Clone)]
@@ -38,6 +39,37 @@ impl<E: Element> Transformer<E> {
     /// The ALiBi slope of a head, 0 without ALiBi.
     pub(crate) fn alibi_slope(&self, head: usize) -> f64 {
         self.stack.alibi_slope(head)
+    }
+
+    /// Number of classes that the head predicts.
+    pub(super) fn outputs(&self) -> usize {
+        self.head.out_features()
+    }
+
+    /// The longest sequence.
+    pub(super) fn window(&self) -> usize {
+        self.stack.config().window
+    }
+
+    pub(super) fn new_cache<S: CacheElement>(&self, rows: usize) -> Result<TextCache<S>> {
+        Ok(TextCache::new(self.stack.new_caches(rows)?))
+    }
+
+    /// The last hidden states of tokens that continue the texts in the cache.
+    pub(super) fn states_cached<S: CacheElement>(
+        &self,
+        ctx: &Ctx<E>,
+        tokens: Tokens<'_>,
+        counts: Option<&[usize]>,
+        cache: &mut TextCache<S>,
+    ) -> Result<Var<E>> {
+        let x = self.embedding.forward(ctx, tokens.ids(), [tokens.batch(), tokens.length()])?;
+        self.stack.continue_texts(self.name(), ctx, x, tokens, counts, cache)
+    }
+
+    pub(super) fn head_of(&self, ctx: &Ctx<E>, hidden: &Var<E>) -> Result<Var<E>> {
+        let _scope = ctx.scope("head");
+        Ok(self.head.forward(ctx, hidden)?)
     }
 
     fn embed(&self, ctx: &Ctx<E>, tokens: Tokens<'_>) -> Result<Var<E>> {

@@ -272,3 +272,26 @@ fn speed() {
     let best = times.fold(f64::INFINITY, f64::min);
     println!("{:.1} million tokens/s", 128.0 * 256.0 / best / 1e6);
 }
+
+#[test]
+fn tokenizers_from_files_are_checked_and_used() {
+    let place = tempfile::tempdir().unwrap();
+    let text = text(3000, 5, b"abcd");
+    let source = place.path().join("text.txt");
+    fs::write(&source, &text).unwrap();
+    let path = place.path().join("tokenizer.json");
+    let lines = text.lines().map(|line| format!("{line}\n"));
+    let lines: Vec<String> = lines.collect();
+    let trained = specialformer::checkpoint::Tokenizer::train_bpe(&path, lines, 300).unwrap();
+    fs::write(&path, trained.to_json().unwrap()).unwrap();
+    let with = |vocabulary| TextConfig {
+        tokenizer: TokenizerKind::File { path: path.clone(), vocabulary },
+        ..config(32, &[("a", &source)])
+    };
+    let data = with(300).dataset(1).unwrap();
+    assert_eq!((data.vocabulary(), with(300).vocabulary().unwrap()), (300, 300));
+    let bytes = config(32, &[("a", &source)]).dataset(1).unwrap();
+    assert!(data.tokens(0, None) * 3 < bytes.tokens(0, None) * 2);
+    let error = with(299).dataset(1).unwrap_err().to_string();
+    assert!(error.contains("data.tokenizer.file.vocabulary = 299"), "{error}");
+}

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use specialformer::checkpoint::{HfConfig, ModelFolder};
+use specialformer::checkpoint::{HfConfig, ModelFamily, ModelFolder};
 use specialformer::families::{PublishedModel, TextInput};
-use specialformer::generate::{Finish, Flow, GenerateConfig, Sampling, generate};
+use specialformer::generate::{Finish, Flow, GenerateConfig, Sampling, generate, generate_from};
 use specialformer::prelude::*;
 use specialformer_testkit::golden_dir;
 
@@ -171,4 +171,57 @@ fn models_can_be_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<PublishedModel>();
     shared::<specialformer::generate::TextCache>();
+    shared::<specialformer::generate::Session>();
+    shared::<specialformer::families::TextFiles>();
+    shared::<Model>();
+}
+
+#[test]
+fn gradients_of_recomputed_blocks_are_the_same() {
+    let config = HfConfig::open(folder("03_qwen3").join("config.json")).unwrap();
+    let mut model = PublishedModel::<f32>::new(&config, Seed::new(2)).unwrap();
+    let tokens: Vec<u32> = (0..14).map(|i| i * 5 % 90).collect();
+    let gradients = |model: &PublishedModel| {
+        let tape = Tape::new();
+        let ctx = Ctx::train(tape.clone(), Seed::new(1).stream("dropout"));
+        let input = TextInput::new(Tokens::new(&tokens, 2).unwrap());
+        let input = input.with_lengths(&[7, 4]).unwrap();
+        let logits = model.logits(&ctx, &input).unwrap();
+        let found = tape.backward(&logits.mul(&logits).unwrap().mean_all().unwrap()).unwrap();
+        let named = NamedParameters::of(model);
+        let all = named.iter().map(|(name, p)| (name.to_owned(), found.of_parameter(p).cloned()));
+        all.collect::<Vec<_>>()
+    };
+    let kept = gradients(&model);
+    model.set_recompute(true);
+    let again = gradients(&model);
+    for ((name, kept), (_, again)) in kept.iter().zip(&again) {
+        let (kept, again) = (kept.as_ref().expect(name), again.as_ref().expect(name));
+        assert_eq!(kept.as_slice(), again.as_slice(), "{name}");
+    }
+}
+
+#[test]
+fn an_encoder_decoder_writes_what_it_would_score_best() {
+    let model = open("08_t5");
+    let config = GenerateConfig { stop_tokens: vec![], ..GenerateConfig::new(6) };
+    let sources = [vec![5, 17, 80, 3, 41], vec![9, 4]];
+    let texts = generate_from(&model, &sources, &config, |_, _| Flow::Continue).unwrap();
+    let HfConfig { family: ModelFamily::T5(t5), .. } = model.config() else { unreachable!() };
+    for (source, text) in sources.iter().zip(&texts) {
+        let mut all = vec![t5.decoder_start_token_id];
+        for &token in &text.tokens {
+            let input = TextInput::new(Tokens::new(&all, 1).unwrap());
+            let input = input.with_source(Tokens::new(source, 1).unwrap(), None).unwrap();
+            let logits = model.logits(&Ctx::eval(), &input).unwrap();
+            let row = &logits.value().as_slice()[(all.len() - 1) * model.vocabulary()..];
+            let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]));
+            assert_eq!(token as usize, best.unwrap(), "after {all:?}");
+            all.push(token);
+        }
+        assert_eq!(text.finish, Finish::MaxTokens);
+    }
+    let alone = generate_from(&model, &sources[1..], &config, |_, _| Flow::Continue).unwrap();
+    assert_eq!(alone[0], texts[1]);
+    assert!(generate_from(&open("01_llama"), &sources, &config, |_, _| Flow::Continue).is_err());
 }

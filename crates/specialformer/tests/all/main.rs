@@ -10,4 +10,7 @@ mod families;
 mod golden_moe;
 mod models;
 mod multimodal;
+mod routing_trace;
 mod specialformer;
+mod stored;
+mod svf;

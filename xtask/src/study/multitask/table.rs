@@ -17,7 +17,8 @@ struct Trained {
     parameters: u64,
     active_parameters: u64,
     tasks: Scores,
-    calibration: f64,
+    /// Absent where no answer is a class.
+    calibration: Option<f64>,
     #[serde(default)]
     routing: Vec<Layer>,
     #[serde(default)]
@@ -150,7 +151,7 @@ impl Study {
                 of(&|e| e.trained.tasks.get(REGRESSION)?.r_squared),
                 of(&|e| Some(self.transfer(e)?.0)),
                 of(&|e| Some(self.transfer(e)?.1)),
-                of(&|e| Some(100.0 * e.trained.calibration)),
+                of(&|e| Some(100.0 * e.trained.calibration?)),
                 of(&|e| Some(mean_accuracy(e.trained.shifted.as_ref()?))),
                 of(&|e| Some(mean_accuracy(e.trained.adapted.as_ref()?))),
                 entries.len(),
@@ -274,10 +275,14 @@ mod tests {
     #[test]
     fn tables_show_what_there_is() {
         let scores = |sort: f64| json!({"sort": {"accuracy": sort}, "mean": {"r_squared": 0.5}});
+        // A number has no calibration.
+        let mut uncalibrated = record("single-mean-seed1", json!({"mean": {"r_squared": 0.5}}));
+        uncalibrated.result["calibration"] = serde_json::Value::Null;
         let records = [
             record("moe-100%-seed1", scores(0.75)),
             record("moe-10%-seed1", scores(0.5)),
             record("single-sort-seed1", json!({"sort": {"accuracy": 0.875}})),
+            uncalibrated,
         ];
         let text = table(&records).unwrap();
         let wanted = "| moe | 10 | 8 | 75.00 | 0.50 | -12.50 | -12.50 | 2.00 | 25.00 | – | 1 |";

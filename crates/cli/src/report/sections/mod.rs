@@ -13,6 +13,7 @@ mod headline;
 mod results;
 mod routing;
 mod samples;
+mod signatures;
 mod tasks;
 
 use super::Result;
@@ -40,6 +41,7 @@ pub(crate) fn all(data: &ReportData) -> Result<Vec<Section>> {
         curves::section(data)?,
         samples::section(data),
         routing::section(data),
+        signatures::section(data),
         attention::section(data),
         geometry::section(data),
         config::section(data),

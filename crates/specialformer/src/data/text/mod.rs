@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 pub use dataset::TextDataset;
 pub use pieces::Documents;
-pub use tokenizer::{ByteTokenizer, Tokenizer};
+pub use tokenizer::{ByteTokenizer, ModelTokenizer, Tokenizer};
 
 /// The `[data]` section of a language-model run on plain text.
 ///
@@ -76,20 +76,69 @@ fn memory_mib() -> usize {
 }
 
 /// How text becomes tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+///
+/// ```
+/// use specialformer::data::{TextConfig, TokenizerKind};
+/// let config: TextConfig = toml::from_str(r#"
+///     window = 512
+///     tokenizer = { model = "models/SmolLM2-135M-Instruct" }
+///     tasks = [{ name = "prose", paths = ["books"] }]
+/// "#)?;
+/// assert_eq!(config.tokenizer, TokenizerKind::Model("models/SmolLM2-135M-Instruct".into()));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TokenizerKind {
     /// Each byte is a token: [`ByteTokenizer`].
     #[default]
     Bytes,
+    /// The tokenizer of a published model: a folder, a `.gguf` file or a
+    /// `tokenizer.json`.
+    Model(PathBuf),
+    /// As a `tokenizer.json` says.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Number of tokens that the file has, so that a configuration says
+        /// how large its model is without the file.
+        vocabulary: usize,
+    },
 }
 
 impl TokenizerKind {
     /// The tokenizer.
-    pub fn build(self) -> Box<dyn Tokenizer> {
-        match self {
+    ///
+    /// # Errors
+    /// If a model's cannot be read, has another number of tokens than is said,
+    /// or no token that ends a text.
+    pub fn build(&self) -> Result<Box<dyn Tokenizer>> {
+        Ok(match self {
             Self::Bytes => Box::new(ByteTokenizer),
-        }
+            Self::Model(path) => Box::new(ModelTokenizer::open(path)?),
+            Self::File { path, vocabulary } => {
+                let tokenizer = ModelTokenizer::open(path)?;
+                let found = tokenizer.vocabulary();
+                if found != *vocabulary {
+                    let reason = format!("{} has {found} tokens", path.display());
+                    let field = "tokenizer.file.vocabulary";
+                    return Err(Error::config("data", field, vocabulary, reason));
+                }
+                Box::new(tokenizer)
+            }
+        })
+    }
+
+    /// Number of tokens.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), where the configuration does not say it.
+    pub fn vocabulary(&self) -> Result<usize> {
+        Ok(match self {
+            Self::Bytes => ByteTokenizer.vocabulary(),
+            Self::Model(_) => self.build()?.vocabulary(),
+            Self::File { vocabulary, .. } => *vocabulary,
+        })
     }
 }
 
@@ -146,9 +195,12 @@ impl TextConfig {
 
     /// Number of tokens: the tokenizer's, and the tasks' where rows begin
     /// with them.
-    pub fn vocabulary(&self) -> usize {
+    ///
+    /// # Errors
+    /// As [`TokenizerKind::build`].
+    pub fn vocabulary(&self) -> Result<usize> {
         let tasks = if self.task_token { self.tasks.len() } else { 0 };
-        self.tokenizer.build().vocabulary() + tasks
+        Ok(self.tokenizer.vocabulary()? + tasks)
     }
 
     /// Reads and tokenises the files; the order of training windows is drawn
@@ -158,6 +210,6 @@ impl TextConfig {
     /// As [`TextConfig::validate`], [`Error::Io`] naming the file that cannot
     /// be read, and [`Error::Data`] for a task without text to train on.
     pub fn dataset(&self, seed: u64) -> Result<TextDataset> {
-        TextDataset::new(self, self.tokenizer.build().as_ref(), seed)
+        TextDataset::new(self, self.tokenizer.build()?.as_ref(), seed)
     }
 }

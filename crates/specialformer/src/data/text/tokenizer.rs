@@ -1,6 +1,12 @@
 //! [`Tokenizer`]: text to tokens and back.
 
+use std::path::Path;
+
+use specialformer_checkpoint as checkpoint;
 use specialformer_train::BoxError;
+
+use crate::error::{Error, Result};
+use crate::families::TextFiles;
 
 /// Turns text into tokens and back.
 pub trait Tokenizer: Send + Sync {
@@ -52,5 +58,62 @@ impl Tokenizer for ByteTokenizer {
 
     fn decode(&self, tokens: &[u32]) -> Vec<u8> {
         tokens.iter().filter_map(|&token| u8::try_from(token).ok()).collect()
+    }
+}
+
+/// Tokens that end a text, in the order in which they are looked for: what
+/// ended texts in the first training before what ends turns of conversations.
+const ENDS: [&str; 4] = ["<|endoftext|>", "</s>", "<eos>", "<|im_end|>"];
+
+/// The tokenizer of a published model. Special tokens in the text are
+/// recognised.
+#[derive(Debug, Clone)]
+pub struct ModelTokenizer {
+    inner: checkpoint::Tokenizer,
+    eos: u32,
+}
+
+impl ModelTokenizer {
+    /// Reads it from a model's folder, a `.gguf` file or a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or no token ends a text.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let files = TextFiles::open(path)?;
+        Self::new(files.tokenizer().clone(), files.stop_tokens())
+    }
+
+    /// Of a tokenizer in memory; `stop` is what ends a text where no token has
+    /// one of the usual names for it.
+    ///
+    /// # Errors
+    /// If no token ends a text.
+    pub fn new(inner: checkpoint::Tokenizer, stop: &[u32]) -> Result<Self> {
+        let named = ENDS.iter().find_map(|end| inner.id(end));
+        let Some(eos) = named.or_else(|| stop.first().copied()) else {
+            let place = inner.path().display().to_string();
+            let reason = format!("has no token that ends a text: one of {}", ENDS.join(", "));
+            return Err(Error::Data { place, reason });
+        };
+        Ok(Self { inner, eos })
+    }
+}
+
+impl Tokenizer for ModelTokenizer {
+    fn vocabulary(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn eos(&self) -> u32 {
+        self.eos
+    }
+
+    fn encode(&self, text: &[u8], tokens: &mut Vec<u32>) -> Result<(), BoxError> {
+        tokens.extend(self.inner.encode(std::str::from_utf8(text)?, false)?);
+        Ok(())
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Vec<u8> {
+        self.inner.decode(tokens, true).unwrap_or_default().into_bytes()
     }
 }

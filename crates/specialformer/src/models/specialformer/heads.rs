@@ -41,6 +41,11 @@ impl<E: Element> Heads<E> {
         Ok(Self { tasks: config.tasks.clone(), pooling, shared, own })
     }
 
+    /// The language-model head that tasks share.
+    pub(super) fn shared(&self) -> Option<&Linear<E>> {
+        self.shared.as_ref()
+    }
+
     /// One vector of each row: [n, T, C] of these rows → [n, 1, C].
     fn pool(
         &self,

@@ -10,7 +10,7 @@ mod streams;
 
 use std::borrow::Cow;
 
-use specialformer_attention::Queries;
+use specialformer_attention::{CacheElement, Queries};
 use specialformer_embedding::{NO_TYPE, Streams, assemble};
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Mode, Module, NamedParameters, ParameterVisitor, TaskRows};
@@ -30,6 +30,7 @@ use super::transformer::EMBEDDING_STD;
 use super::{Outputs, Tokens};
 use crate::config::{ExitConfig, SpecialformerConfig};
 use crate::error::{Error, Result};
+use crate::generate::TextCache;
 
 /// A transformer that specialises by task: an encoder, a decoder or both, of
 /// the same blocks as the [`Transformer`](super::Transformer), with experts,
@@ -407,6 +408,33 @@ impl<E: Element> Specialformer<E> {
         }
     }
 
+    /// The model with other experts in its layers: `make` is given the number
+    /// of a layer in the order of [`experts`](Self::experts), and the layer.
+    /// All else is shared with this model. The configuration follows where all
+    /// layers are made alike.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn map_experts(
+        &self,
+        mut make: impl FnMut(usize, &MoeFeedForward<E>) -> Result<MoeFeedForward<E>>,
+    ) -> Result<Self> {
+        let mut model = self.clone();
+        let mut first = 0;
+        if let Some(encoder) = &self.encoder {
+            let (made, next) = encoder.map_experts(first, &mut make)?;
+            (model.encoder, first) = (Some(made), next);
+        }
+        (model.main, _) = self.main.map_experts(first, &mut make)?;
+        let configs: Vec<_> = model.experts().iter().map(|(_, moe)| moe.config().clone()).collect();
+        if let (Some(config), [first, rest @ ..]) = (&mut model.config.moe, configs.as_slice())
+            && rest.iter().all(|other| other == first)
+        {
+            config.moe = first.clone();
+        }
+        Ok(model)
+    }
+
     /// Moves the biases that balance experts by a step's loads.
     ///
     /// # Errors
@@ -447,6 +475,54 @@ impl<E: Element> Specialformer<E> {
         let pass = self.run(ctx, &batch.all(), false)?;
         let mut answers = self.heads.answers(&pass.ctx, &pass.hidden, &pass.arranged)?;
         Ok(answers.remove(0).output)
+    }
+
+    /// Fails unless the model continues texts that are of no task.
+    fn check_text(&self) -> Result<()> {
+        let what = if self.encoder.is_some() {
+            "an encoder-decoder does not continue texts"
+        } else if self.heads.shared().is_none() {
+            "the tasks share no language-model head to continue texts with"
+        } else if self.input.is_some() {
+            "a model of positions of several types does not continue texts"
+        } else if self.task.prefix() > 0 {
+            "texts are continued without a token of their task before them"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Input { model: "specialformer", what: what.into() })
+    }
+
+    pub(super) fn new_cache<S: CacheElement>(&self, rows: usize) -> Result<TextCache<S>> {
+        self.check_text()?;
+        Ok(TextCache::new(self.main.new_caches(rows)?))
+    }
+
+    /// The last hidden states of tokens that continue the texts in the cache,
+    /// as of rows of no task.
+    pub(super) fn states_cached<S: CacheElement>(
+        &self,
+        ctx: &Ctx<E>,
+        tokens: Tokens<'_>,
+        counts: Option<&[usize]>,
+        cache: &mut TextCache<S>,
+    ) -> Result<Var<E>> {
+        self.check_text()?;
+        let (rows, tasks) = (tokens.batch(), self.config.tasks.len());
+        let none = vec![TaskRows::NONE; rows];
+        let of_rows = (tasks > 0).then(|| TaskRows::new(&none, tasks)).transpose()?;
+        let ctx = ctx.with_tasks(of_rows);
+        let table = self.embedding.table().expect("checked above: without [model.input]");
+        let x = table.forward(&ctx, tokens.ids(), [rows, tokens.length()])?;
+        let x = self.task.add(&ctx, x, &vec![tasks; rows])?;
+        self.main.continue_texts("specialformer", &ctx, x, tokens, counts, cache)
+    }
+
+    pub(super) fn shared_head(&self, ctx: &Ctx<E>, hidden: &Var<E>) -> Result<Var<E>> {
+        self.check_text()?;
+        let _scope = ctx.scope("head");
+        let head = self.heads.shared().expect("checked above");
+        Ok(head.forward(ctx, hidden)?)
     }
 
     /// Answers to rows, task by task, and what else a step needs of them.

@@ -1,0 +1,57 @@
+//! `specialformer convert`.
+
+use std::path::Path;
+
+use specialformer::checkpoint::{LoraFolder, StorageType};
+use specialformer::families::PublishedModel;
+use specialformer::prelude::Model;
+
+use super::published::check_path;
+use crate::failure::Failure;
+use crate::text_args::{ConvertArgs, Target};
+
+pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
+    let is_run = args.model.join("config.toml").is_file();
+    if !is_run {
+        check_path(&args.model)?;
+    }
+    let out = &args.out;
+    if out.exists() {
+        let what = "is there already; nothing is written over";
+        return Err(Failure::input(format!("{}: {what}", out.display())));
+    }
+    let mut model = match is_run {
+        true => trained(&args.model)?,
+        false => PublishedModel::open(&args.model)?,
+    };
+    if let Some(adapter) = &args.adapter {
+        let adapter = LoraFolder::open(adapter).map_err(|e| Failure::input(e.to_string()))?;
+        model.apply_lora(&adapter)?;
+        model.merge_adapters()?;
+    }
+    match args.to {
+        Target::F32 => model.save_as(out, StorageType::F32)?,
+        Target::F16 => model.save_as(out, StorageType::F16)?,
+        Target::Bf16 => model.save_as(out, StorageType::BF16)?,
+        Target::GgufF32 => model.save_gguf(out, StorageType::F32)?,
+        Target::GgufF16 => model.save_gguf(out, StorageType::F16)?,
+        Target::GgufQ8_0 => model.save_gguf(out, StorageType::Q8_0)?,
+    }
+    if args.common.json {
+        println!("{:#}", serde_json::json!({ "saved": out }));
+    } else {
+        println!("saved {}", out.display());
+    }
+    Ok(())
+}
+
+/// The published model that a run trained further.
+fn trained(run: &Path) -> Result<PublishedModel, Failure> {
+    match specialformer::load(run)?.1 {
+        Model::Published(model) => Ok(*model),
+        _ => {
+            let what = "is a run, but not of a published model";
+            Err(Failure::input(format!("{}: {what}", run.display())))
+        }
+    }
+}

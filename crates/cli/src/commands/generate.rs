@@ -1,0 +1,140 @@
+//! `specialformer generate`.
+
+use std::io::{self, Write as _};
+use std::time::Instant;
+
+use serde_json::json;
+use specialformer::checkpoint::ChatMessage;
+use specialformer::families::PublishedModel;
+use specialformer::generate::{Finish, Flow, Generated, generate, generate_from};
+use specialformer::prelude::Model;
+
+use super::published::{self, Opened};
+use crate::failure::Failure;
+use crate::text_args::GenerateArgs;
+
+/// New tokens, temperature and top-p where nothing else is said.
+const DEFAULTS: (usize, f64, f64) = (128, 0.0, 1.0);
+
+pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
+    let prompts = match &args.prompt_file {
+        Some(path) => vec![published::read_text(path)?],
+        None => args.prompt.clone(),
+    };
+    let start = Instant::now();
+    let opened = published::open(&args.model)?;
+    let Opened { model, files } = &opened;
+    let mut config = published::settings(&args.sampling, files, DEFAULTS)?;
+    if args.no_stop {
+        config.stop_tokens.clear();
+    }
+    let load_seconds = start.elapsed().as_secs_f64();
+    let ids = prompts.iter().map(|prompt| tokens(&opened, args, prompt));
+    let ids = ids.collect::<Result<Vec<_>, _>>()?;
+    let live = ids.len() == 1 && !args.common.json;
+    let mut stream = files.tokenizer().stream(true);
+    if live && !args.chat && encoder_decoder(model).is_none() {
+        show(&prompts[0])?;
+    }
+    let (start, mut first) = (Instant::now(), None);
+    let mut on_token = |_, token| {
+        first.get_or_insert_with(|| start.elapsed().as_secs_f64());
+        let shown = !live
+            || match stream.push(token) {
+                Ok(piece) => show(&piece).is_ok(),
+                Err(_) => false,
+            };
+        // Nobody reads on where the pipe is closed.
+        if published::interrupted(false) || !shown { Flow::Cancel } else { Flow::Continue }
+    };
+    let texts = match encoder_decoder(model) {
+        Some(model) => generate_from(model, &ids, &config, &mut on_token)?,
+        None => generate::<f32, f32>(model, &ids, &config, &mut on_token)?,
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    let first = first.unwrap_or(seconds);
+    let prompt_tokens: usize = ids.iter().map(Vec::len).sum();
+    let new_tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
+    let prompt_speed = prompt_tokens as f64 / first;
+    let speed = new_tokens.saturating_sub(ids.len()) as f64 / (seconds - first).max(1e-9);
+    if args.common.json {
+        let text = |(prompt, text): (&String, &Generated)| {
+            let decoded = files.tokenizer().decode(&text.tokens, true);
+            Ok(json!({
+                "prompt": prompt,
+                "text": decoded.map_err(|e| Failure::work(e.to_string()))?,
+                "tokens": text.tokens,
+                "finish": finish(text.finish),
+            }))
+        };
+        let all = prompts.iter().zip(&texts).map(text).collect::<Result<Vec<_>, Failure>>()?;
+        let value = json!({
+            "texts": all,
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new_tokens,
+            "load_seconds": load_seconds,
+            "prompt_tokens_per_second": prompt_speed,
+            "new_tokens_per_second": speed,
+        });
+        println!("{value:#}");
+    } else if live {
+        println!("{}", stream.finish().unwrap_or_default());
+    } else {
+        for (number, (prompt, text)) in prompts.iter().zip(&texts).enumerate() {
+            let decoded = files.tokenizer().decode(&text.tokens, true);
+            let decoded = decoded.map_err(|e| Failure::work(e.to_string()))?;
+            let prompt = if args.chat { "" } else { prompt };
+            println!("--- {}\n{prompt}{decoded}", number + 1);
+        }
+    }
+    if !args.common.json && !args.common.quiet {
+        eprintln!(
+            "[opened in {load_seconds:.2} s, prompt {prompt_speed:.0} tokens/s, {new_tokens} new \
+             tokens at {speed:.1}/s]"
+        );
+    }
+    match published::interrupted(true) {
+        true => Err(Failure::interrupted("interrupted")),
+        false => Ok(()),
+    }
+}
+
+/// The model if it answers prompts in place of continuing them.
+fn encoder_decoder(model: &Model) -> Option<&PublishedModel> {
+    match model {
+        Model::Published(model) if model.is_encoder_decoder() => Some(model),
+        _ => None,
+    }
+}
+
+/// The tokens of a prompt, or of a conversation with it.
+fn tokens(opened: &Opened, args: &GenerateArgs, prompt: &str) -> Result<Vec<u32>, Failure> {
+    if !args.chat {
+        let ids = opened.files.tokenizer().encode(prompt, true);
+        return ids.map_err(|e| Failure::input(e.to_string()));
+    }
+    let system = args.system.iter().map(|text| ChatMessage::new("system", text.clone()));
+    let messages: Vec<_> = system.chain([ChatMessage::new("user", prompt)]).collect();
+    Ok(opened.files.chat(&messages)?)
+}
+
+fn show(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::work(error.to_string())
+    }
+}
+
+fn finish(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::MaxTokens => "max-tokens",
+        Finish::Window => "window",
+        _ => "cancelled",
+    }
+}

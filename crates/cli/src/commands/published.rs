@@ -1,0 +1,162 @@
+//! What the commands for published models have in common.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use specialformer::checkpoint::LoraFolder;
+use specialformer::data::TokenizerKind;
+use specialformer::families::{PublishedModel, TextFiles};
+use specialformer::generate::{GenerateConfig, Sampling};
+use specialformer::prelude::{DataConfig, Model, Seed};
+use specialformer::tensor::quantized::Precision;
+
+use crate::failure::Failure;
+use crate::text_args::{ModelArgs, SamplingArgs, Weights};
+
+/// A model with what reads and writes its text.
+pub(crate) struct Opened {
+    pub(crate) model: Model,
+    pub(crate) files: TextFiles,
+}
+
+/// Opens both at once.
+pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
+    if args.model.join("config.toml").is_file() {
+        return open_run(args);
+    }
+    check_path(&args.model)?;
+    std::thread::scope(|scope| {
+        let files = scope.spawn(|| TextFiles::open(&args.model));
+        let model = open_published(args);
+        let files = files.join().map_err(|_| Failure::work("reading the tokenizer failed"))?;
+        Ok(Opened { model: Model::Published(Box::new(model?)), files: files? })
+    })
+}
+
+/// A run that was trained on text.
+fn open_run(args: &ModelArgs) -> Result<Opened, Failure> {
+    let name = args.model.display();
+    if args.weights.is_some_and(|weights| weights != Weights::F32) {
+        return Err(Failure::input(format!("{name}: a run's weights are in single precision")));
+    }
+    let (config, mut model) = specialformer::load(&args.model)?;
+    let DataConfig::Text(data) = &config.data else {
+        return Err(Failure::input(format!("{name}: the run was not trained on text")));
+    };
+    let files = match &data.tokenizer {
+        TokenizerKind::Bytes => TextFiles::bytes(),
+        TokenizerKind::Model(path) | TokenizerKind::File { path, .. } => TextFiles::open(path)?,
+    };
+    if let Some(adapter) = &args.adapter {
+        let Model::Published(model) = &mut model else {
+            return Err(Failure::input("--adapter is for published models"));
+        };
+        model.apply_lora(&lora(adapter)?)?;
+    }
+    Ok(Opened { model, files })
+}
+
+fn lora(path: &Path) -> Result<LoraFolder, Failure> {
+    LoraFolder::open(path).map_err(|e| Failure::input(e.to_string()))
+}
+
+fn open_published(args: &ModelArgs) -> Result<PublishedModel, Failure> {
+    let path = &args.model;
+    let weights = args.weights.unwrap_or(match path.is_dir() {
+        true => Weights::F32,
+        false => Weights::Quantized,
+    });
+    let mut model = match weights {
+        Weights::F32 => PublishedModel::open(path)?,
+        Weights::Quantized => PublishedModel::open_stored(path, Precision::Fast)?,
+        Weights::QuantizedExact => PublishedModel::open_stored(path, Precision::Exact)?,
+    };
+    if let Some(adapter) = &args.adapter {
+        model.apply_lora(&lora(adapter)?)?;
+    }
+    Ok(model)
+}
+
+/// Says at once what is not a model at all.
+pub(crate) fn check_path(path: &Path) -> Result<(), Failure> {
+    let name = path.display();
+    if !path.exists() {
+        return Err(Failure::input(format!("{name}: there is no such file or folder")));
+    }
+    if path.is_dir() && !path.join("config.json").is_file() {
+        let what = "holds no config.json: a model is a folder with one, or a .gguf file";
+        return Err(Failure::input(format!("{name}: {what}")));
+    }
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    if path.is_file() && !extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        let what = "is no .gguf file: of other formats, name the folder with config.json";
+        return Err(Failure::input(format!("{name}: {what}")));
+    }
+    Ok(())
+}
+
+/// The settings of an answer of up to `most` tokens, at this temperature and
+/// top-p where nothing else is said.
+pub(crate) fn settings(
+    args: &SamplingArgs,
+    files: &TextFiles,
+    (most, temperature, top_p): (usize, f64, f64),
+) -> Result<GenerateConfig, Failure> {
+    let sampling = Sampling {
+        temperature: args.temperature.unwrap_or(temperature),
+        top_k: args.top_k,
+        top_p: args.top_p.unwrap_or(top_p),
+        repetition_penalty: args.repetition_penalty,
+    };
+    sampling.validate()?;
+    Ok(GenerateConfig {
+        sampling,
+        max_tokens: args.max_tokens.unwrap_or(most),
+        stop_tokens: files.stop_tokens().to_vec(),
+        seed: Seed::new(args.seed),
+        tasks: Vec::new(),
+    })
+}
+
+/// The text of a file, or of standard input for `-`.
+pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        let read = io::stdin().read_to_string(&mut text);
+        read.map_err(|e| Failure::input(format!("standard input: {e}")))?;
+        return Ok(text);
+    }
+    fs::read_to_string(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))
+}
+
+/// True if Ctrl-C was pressed since the last call with `clear`. A second time
+/// before that ends the process.
+pub(crate) fn interrupted(clear: bool) -> bool {
+    static FLAG: OnceLock<AtomicBool> = OnceLock::new();
+    let flag = FLAG.get_or_init(|| {
+        let handler = || {
+            if FLAG.get().is_some_and(|flag| flag.swap(true, Ordering::Relaxed)) {
+                std::process::exit(130);
+            }
+        };
+        if let Err(error) = ctrlc::set_handler(handler) {
+            tracing::warn!("Ctrl-C ends the program: {error}");
+        }
+        AtomicBool::new(false)
+    });
+    if clear { flag.swap(false, Ordering::Relaxed) } else { flag.load(Ordering::Relaxed) }
+}
+
+/// Bytes for reading: `98.4 MB`.
+pub(crate) fn bytes(count: u64) -> String {
+    let count = count as f64;
+    match count {
+        c if c < 1e3 => format!("{c} B"),
+        c if c < 1e6 => format!("{:.1} kB", c / 1e3),
+        c if c < 1e9 => format!("{:.1} MB", c / 1e6),
+        c => format!("{:.2} GB", c / 1e9),
+    }
+}

@@ -1,0 +1,74 @@
+//! `specialformer route trace`.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use specialformer::routing_trace::{
+    RoutedModel, TraceOptions, TraceReader, TraceWriter, read_prompts, trace_held_out,
+    trace_prompts,
+};
+
+use crate::args::RouteTraceArgs;
+use crate::failure::Failure;
+
+/// Traces prompts or held-out rows.
+pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
+    if args.size == 0 {
+        return Err(Failure::input("--size = 0: must be at least 1"));
+    }
+    let model = RoutedModel::open(&args.model)?;
+    let out = args.out.clone().unwrap_or_else(|| beside(&args.model));
+    let info = match &args.prompts {
+        Some(path) => {
+            // Looked at first, so that a wrong file leaves an old trace alone.
+            if read_prompts(path)?.next().transpose()?.is_none() {
+                return Err(Failure::input(format!(
+                    "{}: there is no prompt in it",
+                    path.display()
+                )));
+            }
+            let writer = TraceWriter::create(&out, &model)?;
+            let options = TraceOptions {
+                generate: args.generate,
+                most_tokens: args.most_tokens,
+                pieces: true,
+            };
+            trace_prompts(&model, read_prompts(path)?, options, writer)?
+        }
+        None if model.run_config().is_none() => {
+            let what = "a published model has no held-out data: give prompts with --prompts";
+            return Err(Failure::input(format!("{}: {what}", args.model.display())));
+        }
+        None => {
+            let writer = TraceWriter::create(&out, &model)?;
+            trace_held_out(&model, (args.set.into(), args.size), true, writer)?
+        }
+    };
+    if let Some(path) = &args.jsonl {
+        let file =
+            File::create(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))?;
+        TraceReader::open(&out)?.write_jsonl(BufWriter::new(file))?;
+    }
+    if args.common.json {
+        println!("{:#}", json!({"trace": out, "info": info}));
+    } else {
+        println!(
+            "{}: {} prompts, {} tokens, {} layers with experts\ntrace {}",
+            info.model,
+            info.prompts,
+            info.positions,
+            info.layers.len(),
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+fn beside(model: &Path) -> PathBuf {
+    match model.is_dir() {
+        true => model.join("trace"),
+        false => model.with_extension("trace"),
+    }
+}

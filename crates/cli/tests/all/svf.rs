@@ -1,0 +1,310 @@
+//! `svf` and `adapt` on a model of a few thousand weights.
+
+use std::fs;
+use std::path::Path;
+
+use specialformer::checkpoint::HfConfig;
+use specialformer::families::PublishedModel;
+use specialformer::prelude::Seed;
+
+use crate::common::{refused, specialformer, text};
+
+/// Printable ASCII, blank and new line as single tokens, then the end token.
+fn tokenizer() -> String {
+    let letters = (33u8..127).map(|byte| (byte as char).to_string());
+    let letters = letters.chain(["\u{120}".to_owned(), "\u{10a}".to_owned()]);
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        letters.enumerate().map(|(id, letter)| (letter, id.into())).collect();
+    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+        "trim_offsets": true, "use_regex": false});
+    serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [{"id": 96, "content": "<end>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": bytes, "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    })
+    .to_string()
+}
+
+/// A model folder `model` and prompts `mine.jsonl`.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(&folder.path().join("model"), 1);
+    let line = |i: usize| {
+        let answer = if i.is_multiple_of(2) { "x" } else { "y" };
+        format!("{{\"prompt\": \"{i}?\", \"answer\": \"{answer}\"}}\n")
+    };
+    fs::write(folder.path().join("mine.jsonl"), (0..60).map(line).collect::<String>()).unwrap();
+    folder
+}
+
+fn write_model(path: &Path, seed: u64) {
+    let json = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97,
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "eos_token_id": 96,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 160}"#;
+    let config = HfConfig::from_json("config.json", json.as_bytes()).unwrap();
+    PublishedModel::<f32>::new(&config, Seed::new(seed)).unwrap().save(path).unwrap();
+    fs::write(path.join("tokenizer.json"), tokenizer()).unwrap();
+}
+
+/// Runs what must succeed; what it prints.
+fn done(at: &Path, arguments: &[&str]) -> String {
+    let output = specialformer(at, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn json(at: &Path, arguments: &[&str]) -> serde_json::Value {
+    let printed = done(at, &[arguments, &["--json", "--quiet"]].concat());
+    serde_json::from_str(&printed).unwrap()
+}
+
+#[test]
+fn an_expert_is_trained_scored_mixed_merged_and_chosen() {
+    let folder = folder();
+    let at = folder.path();
+    let cache = ["--cache", "svd"];
+    let with = |arguments: &[&'static str]| [arguments, &cache].concat();
+
+    let decomposed = json(at, &with(&["svf", "decompose", "model"]));
+    assert_eq!(
+        (decomposed["matrices"].as_u64(), decomposed["singular_values"].as_u64()),
+        (Some(3), Some(48))
+    );
+    assert_eq!(fs::read_dir(at.join("svd")).unwrap().count(), 3);
+
+    let training = ["svf", "train", "model", "--data", "mine.jsonl", "--steps", "6", "--test", "4"];
+    let trained = json(at, &with(&training));
+    assert_eq!(trained["trained_numbers"], 48);
+    assert_eq!(trained["training"]["steps"], 6);
+    let said = refused(at, &with(&training));
+    assert!(said.contains("experts/mine.safetensors: is there already"), "{said}");
+    done(
+        at,
+        &with(&[
+            "svf",
+            "train",
+            "model",
+            "--task",
+            "even-or-odd",
+            "--steps",
+            "2",
+            "--test",
+            "0",
+            "--examples",
+            "8",
+            "--matrices",
+            "mlp",
+        ]),
+    );
+
+    let info = json(at, &["svf", "info", "experts/mine.safetensors", "--model", "model"]);
+    assert_eq!((info["task"].as_str(), info["fits_model"].as_bool()), (Some("mine"), Some(true)));
+    let experts = "experts/mine.safetensors,experts/even-or-odd.safetensors";
+    fs::write(at.join("text.txt"), "a plain text of some letters").unwrap();
+    let scored = json(
+        at,
+        &with(&[
+            "svf",
+            "eval",
+            "model",
+            "--data",
+            "mine.jsonl",
+            "--task",
+            "sentiment",
+            "--size",
+            "3",
+            "--text",
+            "text.txt",
+            "--expert",
+            experts,
+        ]),
+    );
+    assert_eq!(scored["rows"].as_array().unwrap().len(), 3);
+    assert_eq!(scored["rows"][2]["tasks"]["sentiment"]["count"], 3);
+    assert!(scored["rows"][0]["perplexity"].as_f64().unwrap() > 1.0);
+
+    done(
+        at,
+        &[
+            "svf",
+            "mix",
+            "experts/mine.safetensors",
+            "experts/even-or-odd.safetensors",
+            "--weights",
+            "1,-0.5",
+            "--mode",
+            "add",
+            "--out",
+            "less.safetensors",
+        ],
+    );
+    done(at, &with(&["svf", "merge", "model", "less.safetensors", "--out", "merged"]));
+    let said = refused(at, &["svf", "info", "less.safetensors", "--model", "merged"]);
+    assert!(said.contains("belongs to another base model"), "{said}");
+
+    let asked = [
+        "adapt",
+        "model",
+        "--experts",
+        "experts",
+        "--prompt",
+        "3?",
+        "--max-tokens",
+        "4",
+        "--strategy",
+    ];
+    let own = ["--data", "mine=mine.jsonl"];
+    for (strategy, more) in [
+        ("prompt", &[][..]),
+        ("classifier", &own),
+        ("classifier", &[]),
+        ("mixture", &["--examples", "mine.jsonl", "--population", "3", "--iterations", "1"]),
+    ] {
+        let answers = json(at, &[&asked[..], &[strategy], more, &cache].concat());
+        let choice = &answers["answers"][0]["choice"];
+        assert!(choice["seconds"].is_number() && choice["scores"].is_array(), "{answers}");
+    }
+    assert!(at.join("experts/task-classifier.safetensors").is_file());
+    let said = refused(at, &[&asked[..], &["classifier-expert"], &cache].concat());
+    assert!(said.contains("holds no expert of the task `classifier`"), "{said}");
+    let naming = ["svf", "train", "model", "--naming", "experts", "--steps", "1", "--test", "2"];
+    let said = refused(at, &with(&naming));
+    assert!(said.contains("the expert of `mine` is no generated task"), "{said}");
+    fs::remove_file(at.join("experts/mine.safetensors")).unwrap();
+    let small = ["--examples", "4"];
+    json(at, &[&naming[..], &small, &cache].concat());
+    assert!(at.join("experts/classifier.safetensors").is_file());
+    json(at, &[&asked[..], &["classifier-expert"], &cache].concat());
+}
+
+#[test]
+fn other_methods_and_rewards_train_through_the_same_command() {
+    let folder = folder();
+    let at = folder.path();
+    for (method, file) in [
+        ("lora", "adapter_model.safetensors"),
+        ("last-layer", "model.safetensors"),
+        ("full", "config.json"),
+    ] {
+        let out = format!("runs/{method}");
+        let arguments = [
+            "svf",
+            "train",
+            "model",
+            "--data",
+            "mine.jsonl",
+            "--steps",
+            "2",
+            "--test",
+            "2",
+            "--method",
+            method,
+            "--rank",
+            "2",
+            "--out",
+            &out,
+        ];
+        json(at, &arguments);
+        assert!(at.join(out).join(file).is_file(), "{method}");
+    }
+    // A model at random is never right: there is nothing to learn from.
+    let arguments = [
+        "svf",
+        "train",
+        "model",
+        "--data",
+        "mine.jsonl",
+        "--steps",
+        "2",
+        "--test",
+        "0",
+        "--objective",
+        "reinforce",
+        "--no-cache",
+        "--quiet",
+    ];
+    let output = specialformer(at, &arguments);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("nothing was learned"), "{}", text(&output.stderr));
+    assert!(!at.join("experts/mine.safetensors").exists());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_one_line() {
+    let folder = folder();
+    let at = folder.path();
+    done(
+        at,
+        &[
+            "svf",
+            "train",
+            "model",
+            "--data",
+            "mine.jsonl",
+            "--steps",
+            "1",
+            "--test",
+            "0",
+            "--no-cache",
+        ],
+    );
+    write_model(&at.join("other"), 2);
+    fs::write(at.join("empty.jsonl"), "\n").unwrap();
+    let long = "z".repeat(200);
+    let lines: String =
+        (0..40).map(|i| format!("{{\"prompt\": \"p{i}\", \"answer\": \"{long}\"}}\n")).collect();
+    fs::write(at.join("long.jsonl"), lines).unwrap();
+    let expert = "experts/mine.safetensors";
+    for (arguments, wanted) in [
+        (
+            &["svf", "eval", "other", "--expert", expert, "--task", "sentiment"][..],
+            "belongs to another base model",
+        ),
+        (&["svf", "merge", "other", expert, "--out", "m"], "belongs to another base model"),
+        (
+            &["svf", "decompose", "model", "--matrices", "*.experts.*", "--no-cache"],
+            "no matrix fits the selection",
+        ),
+        (&["svf", "train", "model", "--data", "empty.jsonl"], "empty.jsonl: holds no example"),
+        (
+            &["svf", "train", "model", "--data", "long.jsonl"],
+            "longer than the model's context of 160",
+        ),
+        (&["svf", "train", "model", "--task", "sums"], "sums: no such task; there are json-field"),
+        (
+            &["svf", "train", "nowhere", "--task", "sentiment"],
+            "nowhere: there is no such file or folder",
+        ),
+        (
+            &["svf", "train", "model", "--task", "sentiment", "--method", "lora", "--rank", "99"],
+            "must be in 1..=16",
+        ),
+        (
+            &[
+                "svf",
+                "train",
+                "model",
+                "--task",
+                "sentiment",
+                "--sigmoid",
+                "1",
+                "--no-cache",
+                "--test",
+                "0",
+            ],
+            "must exceed 1",
+        ),
+        (&["svf", "eval", "model"], "nothing to score"),
+        (&["svf", "mix", expert, expert, "--weights", "1", "--out", "m"], "there are 2 experts"),
+        (
+            &["adapt", "model", "--experts", "model", "--strategy", "prompt", "--prompt", "a"],
+            "model",
+        ),
+    ] {
+        let arguments: Vec<&str> = arguments.iter().copied().chain(["--quiet"]).collect();
+        let said = refused(at, &arguments);
+        assert!(said.contains(wanted), "{arguments:?}: {said}");
+    }
+}

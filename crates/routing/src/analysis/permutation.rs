@@ -1,0 +1,115 @@
+//! [`permutation_test`]: whether labels and signatures go together at all.
+
+use ndarray::{ArrayView2, s};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use specialformer_tensor::Seed;
+
+use super::similarity::unit_rows;
+
+/// The result of a permutation test.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PermutationTest {
+    /// Mean cosine within minus mean cosine across, of the true labels.
+    pub statistic: f64,
+    /// Number of random permutations of the labels.
+    pub permutations: usize,
+    /// (1 + number of permutations with at least that statistic) /
+    /// (1 + permutations): valid for any number of prompts, and never 0.
+    pub p_value: f64,
+}
+
+/// Tests whether prompts of one label are more alike than others: mean cosine
+/// within labels minus mean cosine across, against random permutations of the
+/// labels.
+///
+/// The numbers of pairs stay the same under permutation, so the statistic
+/// rises with Σ_c ‖Σ_{i∈c} u_i‖² over unit rows u, which takes N·D operations
+/// for each permutation.
+///
+/// # Shapes
+/// rows [N, D], labels \[N\].
+///
+/// # Panics
+/// If the lengths differ.
+pub fn permutation_test(
+    rows: ArrayView2<'_, f64>,
+    labels: &[usize],
+    permutations: usize,
+    seed: Seed,
+) -> PermutationTest {
+    assert_eq!(rows.nrows(), labels.len(), "one label for each row");
+    let unit = compact(unit_rows(rows));
+    let n = labels.len();
+    let classes = labels.iter().max().map_or(0, |&most| most + 1);
+    let spread = |labels: &[usize]| -> f64 {
+        let columns = unit.ncols();
+        let mut sums = vec![0.0; classes * columns];
+        for (row, &label) in unit.rows().into_iter().zip(labels) {
+            let row = row.to_slice().expect("rows are contiguous");
+            let sum = &mut sums[label * columns..(label + 1) * columns];
+            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+        }
+        sums.iter().map(|sum| sum * sum).sum()
+    };
+    let lengths: f64 = unit.iter().map(|x| x * x).sum();
+    let total = {
+        let all = unit.sum_axis(ndarray::Axis(0));
+        all.dot(&all)
+    };
+    let mut sizes = vec![0usize; classes];
+    labels.iter().for_each(|&label| sizes[label] += 1);
+    let within_pairs =
+        sizes.iter().map(|&size| (size * size.saturating_sub(1)) as f64).sum::<f64>();
+    let across_pairs = (n * n.saturating_sub(1)) as f64 - within_pairs;
+    let statistic = |spread: f64| {
+        (spread - lengths) / within_pairs.max(1.0) - (total - spread) / across_pairs.max(1.0)
+    };
+    let own = spread(labels);
+    // Permutations that only rename labels give the same sums in another
+    // order; rounding must not make them less.
+    let at_least = own - 1e-9 * own.abs().max(1.0);
+    let count = (0..permutations)
+        .into_par_iter()
+        .filter(|&number| {
+            let mut shuffled = labels.to_vec();
+            seed.stream_at("permutation", number as u64).shuffle(&mut shuffled);
+            spread(&shuffled) >= at_least
+        })
+        .count();
+    PermutationTest {
+        statistic: statistic(own),
+        permutations,
+        p_value: (1 + count) as f64 / (1 + permutations) as f64,
+    }
+}
+
+/// Rows with the same inner products in no more columns than rows: the
+/// transposed Cholesky factor of the Gram matrix would do, but where rows are
+/// many they are kept as they are.
+fn compact(rows: ndarray::Array2<f64>) -> ndarray::Array2<f64> {
+    let (n, d) = rows.dim();
+    if d <= n || n == 0 {
+        return rows;
+    }
+    // Gram–Schmidt over the rows: coordinates in the basis of their span.
+    let mut basis: Vec<ndarray::Array1<f64>> = Vec::with_capacity(n);
+    let mut coordinates = ndarray::Array2::zeros((n, n));
+    for i in 0..n {
+        let mut rest = rows.row(i).to_owned();
+        // Twice, against rounding.
+        for _ in 0..2 {
+            for (k, direction) in basis.iter().enumerate() {
+                let along = rest.dot(direction);
+                coordinates[[i, k]] += along;
+                rest.scaled_add(-along, direction);
+            }
+        }
+        let length = rest.dot(&rest).sqrt();
+        if length > 1e-10 {
+            coordinates[[i, basis.len()]] += length;
+            basis.push(rest / length);
+        }
+    }
+    coordinates.slice(s![.., ..basis.len()]).as_standard_layout().into_owned()
+}

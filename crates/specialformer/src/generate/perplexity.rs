@@ -1,0 +1,111 @@
+//! [`perplexity`]: how well a model predicts a text.
+
+use rayon::prelude::*;
+use specialformer_tensor::Element;
+
+use super::cache::TextCache;
+use super::generator::context;
+use super::text_model::TextModel;
+use crate::error::{Error, Result};
+use crate::models::Tokens;
+
+/// Positions whose logits are held at a time.
+const HEAD_ROWS: usize = 64;
+
+/// How a text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// All of a window at once.
+    Whole,
+    /// Token by token, as texts are generated: by the kernels for few rows.
+    TokenByToken,
+}
+
+/// How well a text was predicted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Perplexity {
+    /// Tokens that were predicted: all but the first.
+    pub tokens: usize,
+    /// Mean of −ln p.
+    pub loss: f64,
+}
+
+impl Perplexity {
+    /// exp of the mean loss.
+    pub fn value(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// The perplexity of a text of at least two tokens, cut into windows of
+/// `window` tokens that know nothing of one another; each token but the first
+/// is predicted once. `on_token` is told how many were predicted.
+///
+/// # Errors
+/// If the text or the window is too short, the window is longer than the
+/// model's, or a token is out of range.
+pub fn perplexity<E: Element>(
+    model: &impl TextModel<E>,
+    text: &[u32],
+    window: usize,
+    reading: Reading,
+    mut progress: impl FnMut(usize),
+) -> Result<Perplexity> {
+    let fail = |what: String| Err(Error::Input { model: "perplexity", what });
+    if text.len() < 2 {
+        return fail(format!("a text of {} tokens leaves nothing to predict", text.len()));
+    }
+    if window == 0 || model.window().is_some_and(|most| window > most) {
+        let most = model.window().map_or(String::new(), |most| format!(" and at most {most}"));
+        return fail(format!("a window of {window} tokens: must be at least 1{most}"));
+    }
+    let ctx = context();
+    let (mut sum, mut done) = (0.0, 0);
+    for start in (0..text.len() - 1).step_by(window) {
+        let end = (start + window).min(text.len() - 1);
+        let (inputs, targets) = (&text[start..end], &text[start + 1..=end]);
+        let mut cache: TextCache<f32> = model.new_cache(1)?;
+        let step = match reading {
+            Reading::Whole => inputs.len(),
+            Reading::TokenByToken => 1,
+        };
+        for (inputs, targets) in inputs.chunks(step).zip(targets.chunks(step)) {
+            let hidden = model.states_cached(&ctx, Tokens::new(inputs, 1)?, None, &mut cache)?;
+            for first in (0..targets.len()).step_by(HEAD_ROWS) {
+                let last = (first + HEAD_ROWS).min(targets.len());
+                let logits = model.head(&ctx, &hidden.slice(1, first..last)?)?;
+                let rows = logits.value().as_slice().par_chunks_exact(model.vocabulary());
+                let losses: Vec<f64> =
+                    rows.zip(&targets[first..last]).map(|(row, &id)| loss(row, id)).collect();
+                sum += losses.iter().sum::<f64>();
+                done += losses.len();
+                progress(done);
+            }
+        }
+    }
+    Ok(Perplexity { tokens: done, loss: sum / done as f64 })
+}
+
+/// −ln softmax(logits)\[target\].
+fn loss<E: Element>(logits: &[E], target: u32) -> f64 {
+    let most = logits.iter().fold(f64::NEG_INFINITY, |most, logit| most.max(logit.to_f64()));
+    let sum: f64 = logits.iter().map(|logit| (logit.to_f64() - most).exp()).sum();
+    match logits.get(target as usize) {
+        Some(logit) => sum.ln() + most - logit.to_f64(),
+        None => f64::NAN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_those_of_the_softmax() {
+        let logits = [1.0f64.ln(), 2.0f64.ln(), 5.0f64.ln()];
+        assert!((loss(&logits, 1) - 4.0f64.ln()).abs() < 1e-12);
+        assert!((loss(&logits.map(|l| l + 1e4), 2) - 1.6f64.ln()).abs() < 1e-9);
+        let both = Perplexity { tokens: 2, loss: 3.0f64.ln() };
+        assert!((both.value() - 3.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,192 @@
+//! [`TraceWriter`]: a trace folder as it is made.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use specialformer_checkpoint::{TensorWriter, atomic_write};
+use specialformer_routing::{LayerShape, RoutingTrace};
+use specialformer_tensor::Tensor;
+
+use super::model::RoutedModel;
+use super::part::{PromptTrace, TracePart};
+use crate::error::{Error, Result};
+
+/// The file of a trace folder that says what it holds. It is written last: a
+/// folder without it is a trace that was not finished.
+pub(super) const INFO_FILE: &str = "trace.json";
+
+/// The version of the layout that this program writes.
+pub(super) const FORMAT_VERSION: u32 = 1;
+
+/// Choices (position × layer × expert) of a part at most, unless a single
+/// prompt has more.
+const PART_CHOICES: usize = 1 << 22;
+
+/// What a trace holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceInfo {
+    /// Version of the layout.
+    pub format_version: u32,
+    /// The model's name.
+    pub model: String,
+    /// [`RoutedModel::fingerprint`].
+    pub fingerprint: String,
+    /// The layers with experts.
+    pub layers: Vec<LayerShape>,
+    /// Number of files `part-NNNNN.safetensors`.
+    pub parts: usize,
+    /// Number of prompts.
+    pub prompts: usize,
+    /// Number of positions.
+    pub positions: u64,
+}
+
+/// Writes a trace folder: `part-00000.safetensors` and so on, which any tool
+/// opens, and `trace.json` at the end. No more than one part is in memory.
+///
+/// A part has for each layer L the number of choices of every position
+/// (`L.choices`, u8), the experts of all choices, best first (`L.experts`, u8;
+/// with more than 256 experts also `L.experts_high`) and their combine weights
+/// (`L.weights`, f32). Its metadata entry `prompts` lists the prompts as JSON:
+/// id, label, token ids, number of positions, how many of them are the prompt's
+/// own.
+#[derive(Debug)]
+pub struct TraceWriter {
+    folder: PathBuf,
+    info: TraceInfo,
+    part: TracePart,
+    choices: usize,
+}
+
+impl TraceWriter {
+    /// A trace of a model in a folder, which is made; an old trace in it is
+    /// replaced.
+    ///
+    /// # Errors
+    /// If the folder cannot be made or holds something else.
+    pub fn create(folder: &Path, model: &RoutedModel) -> Result<Self> {
+        Self::new(folder, model.name(), model.fingerprint(), model.layers())
+    }
+
+    /// A trace of the model of that name and fingerprint.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn new(
+        folder: &Path,
+        model: impl Into<String>,
+        fingerprint: impl Into<String>,
+        layers: Vec<LayerShape>,
+    ) -> Result<Self> {
+        let io = |source| Error::Io { path: folder.display().to_string(), source };
+        std::fs::create_dir_all(folder).map_err(io)?;
+        for entry in std::fs::read_dir(folder).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let own =
+                name == INFO_FILE || (name.starts_with("part-") && name.ends_with(".safetensors"));
+            if !own {
+                let reason = format!("holds `{name}`, which is no part of a trace");
+                return Err(Error::Data { place: folder.display().to_string(), reason });
+            }
+            std::fs::remove_file(&path).map_err(io)?;
+        }
+        let part = TracePart::new(layers.len());
+        let info = TraceInfo {
+            format_version: FORMAT_VERSION,
+            model: model.into(),
+            fingerprint: fingerprint.into(),
+            layers,
+            parts: 0,
+            prompts: 0,
+            positions: 0,
+        };
+        Ok(Self { folder: folder.to_owned(), info, part, choices: 0 })
+    }
+
+    /// Adds a prompt and where its positions went.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the trace is not of the model's layers; if a part
+    /// cannot be written.
+    pub fn add(&mut self, prompt: PromptTrace, trace: &RoutingTrace) -> Result<()> {
+        let layers = trace.layers.iter().map(|l| LayerShape::new(l.layer(), l.experts()));
+        if !layers.eq(self.info.layers.iter().cloned()) {
+            let reason = format!("the routing of prompt {} is of another model", prompt.id);
+            return Err(Error::Data { place: self.folder.display().to_string(), reason });
+        }
+        self.choices += trace.layers.iter().map(|layer| layer.chosen().len()).sum::<usize>();
+        self.info.prompts += 1;
+        self.info.positions += prompt.positions as u64;
+        self.part.push(prompt, trace);
+        self.flush_if_full()
+    }
+
+    /// Adds what a part holds.
+    pub(super) fn add_part(&mut self, part: TracePart) -> Result<()> {
+        self.flush()?;
+        self.info.prompts += part.prompts.len();
+        self.info.positions += part.positions() as u64;
+        self.part = part;
+        self.flush()
+    }
+
+    fn flush_if_full(&mut self) -> Result<()> {
+        if self.choices >= PART_CHOICES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.part.prompts.is_empty() {
+            return Ok(());
+        }
+        let part = std::mem::replace(&mut self.part, TracePart::new(self.info.layers.len()));
+        let mut file = TensorWriter::new();
+        for (shape, layer) in self.info.layers.iter().zip(&part.layers) {
+            let name = |what: &str| format!("{}.{what}", shape.name);
+            let counts: Vec<u8> = layer
+                .starts
+                .windows(2)
+                .map(|pair| u8::try_from(pair[1] - pair[0]).unwrap_or(u8::MAX))
+                .collect();
+            if layer.starts.windows(2).any(|pair| pair[1] - pair[0] > u32::from(u8::MAX)) {
+                let reason = "a token went to more than 255 experts of a layer".into();
+                return Err(Error::Data { place: self.folder.display().to_string(), reason });
+            }
+            file.integers(&name("choices"), &counts)?;
+            let low: Vec<u8> = layer.experts.iter().map(|&expert| expert as u8).collect();
+            file.integers(&name("experts"), &low)?;
+            if shape.experts > 256 {
+                let high: Vec<u8> = layer.experts.iter().map(|&e| (e >> 8) as u8).collect();
+                file.integers(&name("experts_high"), &high)?;
+            }
+            let weights = Tensor::from_vec(layer.weights.clone(), [layer.weights.len()])?;
+            file.tensor(&name("weights"), &weights)?;
+        }
+        file.metadata_json("prompts", &part.prompts)?;
+        file.save(part_path(&self.folder, self.info.parts))?;
+        self.info.parts += 1;
+        self.choices = 0;
+        Ok(())
+    }
+
+    /// Writes what is left and the file that makes the trace whole.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there is no prompt; if a file cannot be written.
+    pub fn finish(mut self) -> Result<TraceInfo> {
+        self.flush()?;
+        if self.info.prompts == 0 {
+            let reason = "there is no prompt to trace".into();
+            return Err(Error::Data { place: self.folder.display().to_string(), reason });
+        }
+        let text = serde_json::to_string_pretty(&self.info)
+            .map_err(|e| Error::Data { place: INFO_FILE.into(), reason: e.to_string() })?;
+        atomic_write(self.folder.join(INFO_FILE), |file| file.write_all(text.as_bytes()))?;
+        Ok(self.info)
+    }
+}
+
+pub(super) fn part_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("part-{number:05}.safetensors"))
+}

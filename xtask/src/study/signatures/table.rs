@@ -1,0 +1,166 @@
+//! The tables of the signatures study.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::VARIANTS;
+use crate::shell::Result;
+use crate::study::queue::Record;
+use crate::study::statistics::mean_std;
+
+/// What the paper measured on OLMoE-1B-7B.
+const PAPER: &str =
+    "| OLMoE-1B-7B (arXiv 2603.11114) | 0.8435 ± 0.0879 | 0.6225 ± 0.1687 | 1.44 | 92.5 | – |";
+
+/// The modes of the second table, as records and readers call them.
+const SELECTIONS: [(&str, &str); 5] = [
+    ("fixed", "task known"),
+    ("detected", "task detected"),
+    ("learned", "learned bias"),
+    ("frequency", "frequency alone"),
+    ("random", "random"),
+];
+
+/// Both tables, from the runs finished so far.
+pub(super) fn table(records: &[Record]) -> Result<String> {
+    let mut out = String::from(
+        "Cosine similarity of signatures within and across kinds of text (mean ± deviation over \
+         pairs), effect size, and accuracy of a classifier on held-out prompts (%, mean over \
+         seeds ± deviation):\n\n\
+         | | within | across | Cohen's d | accuracy | p |\n|---|---|---|---|---|---|\n",
+    );
+    let _ = writeln!(out, "{PAPER}");
+    for (variant, name) in VARIANTS {
+        let of = of_variant(records, variant);
+        if of.is_empty() {
+            continue;
+        }
+        let seeds = of.len();
+        let seeds = format!("{seeds} seed{}", if seeds == 1 { "" } else { "s" });
+        let p = numbers(&of, "/p_value").into_iter().fold(0.0, f64::max);
+        line(&mut out, &format!("moe-lm, {name} ({seeds})"), &of, "signatures", Some(p));
+        for (key, null) in [
+            ("balanced_random", "balanced random routing"),
+            ("frequency_shuffle", "frequency-preserving shuffle"),
+            ("length_matched", "length-matched"),
+            ("bag_of_tokens", "bag of tokens"),
+        ] {
+            line(&mut out, &format!("· {null}"), &of, key, None);
+        }
+    }
+    out.push_str("\nBy layer, from the first to the last: Cohen's d (accuracy in %).\n\n");
+    for (variant, name) in VARIANTS {
+        let of = of_variant(records, variant);
+        let layers = of.first().and_then(|r| r.result["by_layer"].as_array()).map_or(0, Vec::len);
+        let layer = |i: usize| {
+            let d = mean(&numbers(&of, &format!("/by_layer/{i}/similarity/cohens_d")));
+            let accuracy = mean(&numbers(&of, &format!("/by_layer/{i}/accuracy")));
+            format!("{d:.2} ({:.1})", 100.0 * accuracy)
+        };
+        if layers > 0 {
+            let all: Vec<String> = (0..layers).map(layer).collect();
+            let rand = mean(&numbers(&of, "/adjusted_rand_index"));
+            let _ = writeln!(
+                out,
+                "- {name}: {}; clusters without labels: adjusted Rand index {rand:.2}",
+                all.join(", ")
+            );
+        }
+    }
+    out.push_str(
+        "\nTask-conditioned routing: change of perplexity in % (mean over seeds ± deviation) \
+         against the share of each layer's experts that is kept:\n\n",
+    );
+    for (variant, name) in VARIANTS {
+        curve(&mut out, name, &of_variant(records, variant));
+    }
+    Ok(out)
+}
+
+fn of_variant<'a>(records: &'a [Record], variant: &str) -> Vec<&'a Record> {
+    records.iter().filter(|record| record.of.settings["variant"] == variant).collect()
+}
+
+/// A figure of every record that has it.
+fn numbers(records: &[&Record], pointer: &str) -> Vec<f64> {
+    records.iter().filter_map(|record| record.result.pointer(pointer)?.as_f64()).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+fn line(out: &mut String, name: &str, records: &[&Record], key: &str, p: Option<f64>) {
+    let of = |what: &str| mean(&numbers(records, &format!("/{key}/similarity/{what}")));
+    let accuracy = numbers(records, &format!("/{key}/accuracy"));
+    let accuracy: Vec<f64> = accuracy.into_iter().map(|a| 100.0 * a).collect();
+    let p = p.map_or_else(|| "–".into(), |p| format!("{p:.1e}"));
+    let _ = writeln!(
+        out,
+        "| {name} | {:.4} ± {:.4} | {:.4} ± {:.4} | {:.2} | {} | {p} |",
+        of("within"),
+        of("within_std"),
+        of("across"),
+        of("across_std"),
+        of("cohens_d"),
+        mean_std(&accuracy)
+    );
+}
+
+fn curve(out: &mut String, name: &str, records: &[&Record]) {
+    let points = |record: &Record| -> Vec<Value> {
+        record.result["curve"]["points"].as_array().cloned().unwrap_or_default()
+    };
+    let budget = |point: &Value| point["budget"]["experts"].as_f64();
+    let Some(first) = records.first() else { return };
+    let mut budgets: Vec<f64> = points(first).iter().filter_map(budget).collect();
+    budgets.sort_by(f64::total_cmp);
+    budgets.dedup();
+    let _ = write!(out, "| {name} |");
+    budgets.iter().for_each(|share| {
+        let _ = write!(out, " {:.1} % |", 100.0 * share);
+    });
+    let _ = writeln!(out, "\n|---|{}", "---|".repeat(budgets.len()));
+    for (selection, said) in SELECTIONS {
+        let change = |share: f64| -> Vec<f64> {
+            let of = |record: &&Record| {
+                let all = points(record);
+                let point = all.into_iter().find(|point| {
+                    point["selection"] == selection && budget(point) == Some(share)
+                })?;
+                Some(100.0 * point["relative"].as_f64()?)
+            };
+            records.iter().filter_map(of).collect()
+        };
+        if budgets.iter().all(|&share| change(share).is_empty()) {
+            continue;
+        }
+        let _ = write!(out, "| {said} |");
+        budgets.iter().for_each(|&share| {
+            let _ = write!(out, " {} |", mean_std(&change(share)));
+        });
+        out.push('\n');
+    }
+    let speed = |share: f64| {
+        let of = |record: &&Record| {
+            let all = points(record);
+            let fixed =
+                all.into_iter().find(|p| p["selection"] == "fixed" && budget(p) == Some(share))?;
+            fixed["speed"].as_f64()
+        };
+        mean(&records.iter().filter_map(of).collect::<Vec<_>>())
+    };
+    let _ = write!(out, "| speed, batch 1 |");
+    budgets.iter().for_each(|&share| {
+        let _ = write!(out, " {:.2}× |", speed(share));
+    });
+    let detected = mean(&numbers(records, "/curve/detection_accuracy"));
+    let tokens = numbers(records, "/curve/detect_tokens");
+    let _ = writeln!(
+        out,
+        "\n\nThe task is detected rightly from {} tokens in {:.1} % of texts.\n",
+        mean(&tokens),
+        100.0 * detected
+    );
+}

@@ -1,0 +1,341 @@
+//! The study of singular-value fine-tuning on a published chat model: accuracy
+//! and cost beside LoRA, few examples, forgetting, rewards, and adaptation.
+
+mod table;
+
+use std::cell::OnceCell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::process::{output_within, release_binary};
+use super::queue::{Experiment, Record, Run};
+use crate::shell::{Result, output, program, root};
+
+/// Tasks of the first table.
+pub(super) const TASKS: [&str; 6] =
+    ["json-field", "larger-number", "second-word", "two-digit-sum", "sentiment", "last-letter"];
+
+/// Tasks that no expert is trained for.
+pub(super) const UNSEEN: [&str; 2] = ["email-domain", "initials"];
+
+/// Ways of training: name, and what the command is told.
+pub(super) const METHODS: [(&str, &[&str]); 3] = [
+    ("svf", &["--method", "svf"]),
+    ("lora-r4", &["--method", "lora", "--rank", "4"]),
+    ("lora-r16", &["--method", "lora", "--rank", "16"]),
+];
+
+/// Ways of choosing experts.
+pub(super) const STRATEGIES: [&str; 4] = ["prompt", "classifier", "classifier-expert", "mixture"];
+
+/// What one command is given.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// A text that the model was not trained on, for its perplexity.
+const TEXT: &str = "ARCHITECTURE.md";
+
+/// The study; each step of a run is a process of the `specialformer` binary.
+#[derive(Default)]
+pub(super) struct Svf {
+    binary: OnceCell<PathBuf>,
+    model: OnceCell<PathBuf>,
+}
+
+/// The lengths of a study's runs.
+struct Sizes {
+    seeds: u64,
+    steps: u64,
+    examples: u64,
+    test: u64,
+    tasks: &'static [&'static str],
+    few: &'static [u64],
+    rounds: u64,
+    scored: u64,
+}
+
+fn sizes(small: bool) -> Sizes {
+    match small {
+        true => Sizes {
+            seeds: 1,
+            steps: 8,
+            examples: 64,
+            test: 16,
+            tasks: &TASKS[..2],
+            few: &[16],
+            rounds: 2,
+            scored: 4,
+        },
+        false => Sizes {
+            seeds: 3,
+            steps: 60,
+            examples: 960,
+            test: 256,
+            tasks: &TASKS,
+            few: &[16, 64, 256],
+            rounds: 30,
+            scored: 64,
+        },
+    }
+}
+
+impl Experiment for Svf {
+    fn name(&self) -> &'static str {
+        "svf"
+    }
+
+    fn purpose(&self) -> &'static str {
+        "singular-value fine-tuning of SmolLM2-135M-Instruct beside LoRA, and adaptation"
+    }
+
+    /// All of one seed before any of the next; what later runs need first.
+    fn runs(&self, small: bool) -> Vec<Run> {
+        let sizes = sizes(small);
+        let mut runs = vec![Run {
+            run: "base".into(),
+            settings: json!({"part": "base", "size": sizes.test, "tasks": sizes.tasks}),
+        }];
+        let train = |name: String, part: &str, task: &str, method: &str, examples: u64, seed| Run {
+            run: name,
+            settings: json!({
+                "part": part, "task": task, "method": method, "matrices": "mlp", "seed": seed,
+                "steps": sizes.steps, "examples": examples, "test": sizes.test,
+            }),
+        };
+        for seed in 1..=sizes.seeds {
+            for task in sizes.tasks {
+                for (method, _) in METHODS {
+                    let name = format!("{method}-{task}-seed{seed}");
+                    runs.push(train(name, "methods", task, method, sizes.examples, seed));
+                }
+            }
+            if seed == 1 {
+                for task in sizes.tasks {
+                    runs.push(Run {
+                        run: format!("effects-{task}"),
+                        settings: json!({
+                            "part": "effects", "task": task, "tasks": sizes.tasks,
+                            "size": sizes.test, "steps": sizes.steps,
+                        }),
+                    });
+                }
+            }
+        }
+        for task in &sizes.tasks[1..sizes.tasks.len().min(4)] {
+            for &few in sizes.few {
+                for (method, _) in [METHODS[0], METHODS[2]] {
+                    let name = format!("few-{few}-{method}-{task}");
+                    runs.push(train(name, "few", task, method, few, 1));
+                }
+            }
+            for matrices in ["attention", "both"] {
+                let name = format!("{matrices}-{task}");
+                let mut run = train(name, "matrices", task, "svf", sizes.examples, 1);
+                run.settings["matrices"] = matrices.into();
+                runs.push(run);
+            }
+        }
+        for task in &sizes.tasks[..2] {
+            for kl in [0.05, 0.0] {
+                runs.push(Run {
+                    run: format!("reinforce-{task}-kl{kl}"),
+                    settings: json!({
+                        "part": "reinforce", "task": task, "kl": kl, "steps": sizes.rounds,
+                        "test": sizes.test, "examples": sizes.examples, "seed": 1,
+                    }),
+                });
+            }
+        }
+        runs.push(Run {
+            run: "naming".into(),
+            settings: json!({
+                "part": "naming", "steps": sizes.steps, "examples": sizes.examples,
+                "test": sizes.scored, "seed": 1, "experts": sizes.tasks,
+            }),
+        });
+        for task in UNSEEN.iter().chain(&sizes.tasks[..2]) {
+            for strategy in STRATEGIES {
+                runs.push(Run {
+                    run: format!("adapt-{strategy}-{task}"),
+                    settings: json!({
+                        "part": "adapt", "task": task, "strategy": strategy,
+                        "size": sizes.scored, "steps": sizes.steps, "unseen": UNSEEN.contains(task),
+                        "experts": sizes.tasks,
+                    }),
+                });
+            }
+        }
+        runs
+    }
+
+    fn prepare(&self) -> Result<()> {
+        let _ = self.binary.set(release_binary()?);
+        let fetched = output(program(std::env::current_exe()?).args(["fetch", "smollm2"]))?;
+        let path = fetched.lines().last().ok_or("no model was fetched")?;
+        let _ = self.model.set(path.into());
+        Ok(())
+    }
+
+    fn perform(&self, run: &Run) -> Result<Value> {
+        let words = words(&run.settings)?;
+        match run.settings["part"].as_str() {
+            Some("adapt") => self.gather(&run.settings)?,
+            Some("naming") => {
+                self.gather(&run.settings)?;
+                remove(&run.settings)?;
+            }
+            Some("methods" | "few" | "matrices" | "reinforce") => remove(&run.settings)?,
+            _ => {}
+        }
+        self.printed(&words)
+    }
+
+    fn table(&self, records: &[Record]) -> Result<String> {
+        table::table(records)
+    }
+}
+
+/// Where results of runs of some steps are kept.
+fn folder(settings: &Value) -> PathBuf {
+    root().join("runs").join(format!("study-svf-{}-steps", settings["steps"]))
+}
+
+/// Where a training run saves; the main expert of each task and seed 1 is what
+/// other parts use.
+fn saved(settings: &Value) -> Result<PathBuf> {
+    let text = |name: &str| settings[name].as_str().unwrap_or_default().to_owned();
+    let part = settings["part"].as_str().ok_or("the run's settings have no part")?;
+    let seed = settings["seed"].as_u64().unwrap_or(1);
+    let examples = settings["examples"].as_u64().unwrap_or(0);
+    let task = text("task");
+    let name = match part {
+        "methods" if text("method") == "svf" => format!("seed{seed}/{task}.safetensors"),
+        "methods" => format!("{}-seed{seed}/{task}", text("method")),
+        "few" => format!("few/{}-{task}-{examples}", text("method")),
+        "matrices" => format!("{}/{task}.safetensors", text("matrices")),
+        "reinforce" => format!("reinforce/{task}-{}.safetensors", settings["kl"]),
+        "naming" => "experts/classifier.safetensors".to_owned(),
+        _ => return Err(format!("part {part} saves nothing").into()),
+    };
+    Ok(folder(settings).join(name))
+}
+
+fn remove(settings: &Value) -> Result<()> {
+    let path = saved(settings)?;
+    let gone = match path.is_dir() {
+        true => std::fs::remove_dir_all(&path),
+        false if path.exists() => std::fs::remove_file(&path),
+        false => Ok(()),
+    };
+    gone.map_err(|e| format!("{}: {e}", path.display()).into())
+}
+
+/// The command of a run, after the model.
+fn words(settings: &Value) -> Result<Vec<String>> {
+    let text = |name: &str| match &settings[name] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let list = |name: &str| {
+        let names = settings[name].as_array().into_iter().flatten().filter_map(Value::as_str);
+        names.collect::<Vec<_>>().join(",")
+    };
+    let main = |task: &str| {
+        let methods = json!({
+            "part": "methods", "task": task, "method": "svf", "seed": 1,
+            "steps": settings["steps"],
+        });
+        saved(&methods).map(|path| path.display().to_string())
+    };
+    let plain_text = root().join(TEXT).display().to_string();
+    let mut words: Vec<String> = Vec::new();
+    let mut say = |all: &[&str]| words.extend(all.iter().map(|&word| word.to_owned()));
+    match settings["part"].as_str().unwrap_or_default() {
+        "base" => {
+            let tasks = format!("{},{}", list("tasks"), UNSEEN.join(","));
+            say(&["svf", "eval", "--task", &tasks, "--size", &text("size"), "--text", &plain_text]);
+        }
+        "effects" => {
+            let (expert, tasks) = (main(&text("task"))?, list("tasks"));
+            say(&["svf", "eval", "--experts-only", "--expert", &expert, "--task", &tasks]);
+            say(&["--size", &text("size"), "--text", &plain_text]);
+        }
+        "adapt" => {
+            let experts = folder(settings).join("experts").display().to_string();
+            say(&["adapt", "--experts", &experts, "--strategy", &text("strategy")]);
+            say(&["--score", &text("task"), "--size", &text("size")]);
+        }
+        part => {
+            let experts = folder(settings).join("experts").display().to_string();
+            match part {
+                "naming" => say(&["svf", "train", "--naming", &experts]),
+                _ => say(&["svf", "train", "--task", &text("task")]),
+            }
+            say(&["--steps", &text("steps")]);
+            say(&["--examples", &text("examples"), "--test", &text("test")]);
+            say(&["--seed", &text("seed"), "--out", &saved(settings)?.display().to_string()]);
+            if part == "reinforce" {
+                say(&["--objective", "reinforce", "--kl", &text("kl")]);
+            } else if part != "naming" {
+                let method = text("method");
+                let known = METHODS.iter().find(|(name, _)| *name == method);
+                say(known.ok_or_else(|| format!("no method {method}"))?.1);
+                say(&["--matrices", &text("matrices")]);
+            }
+        }
+    }
+    Ok(words)
+}
+
+impl Svf {
+    /// Puts the experts of seed 1 into a folder.
+    fn gather(&self, settings: &Value) -> Result<()> {
+        let experts = folder(settings).join("experts");
+        std::fs::create_dir_all(&experts).map_err(|e| format!("{}: {e}", experts.display()))?;
+        for task in settings["experts"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            let from = folder(settings).join("seed1").join(format!("{task}.safetensors"));
+            let to = experts.join(format!("{task}.safetensors"));
+            if !to.exists() {
+                std::fs::copy(&from, &to).map_err(|e| format!("{}: {e}", from.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a command of the binary prints as JSON; the model is its first
+    /// argument.
+    fn printed(&self, words: &[String]) -> Result<Value> {
+        let binary = self.binary.get().ok_or("the binary was not built")?;
+        let model = self.model.get().ok_or("the model was not fetched")?;
+        let names = if words[0] == "svf" { 2 } else { 1 };
+        let mut command = program(binary);
+        command.args(&words[..names]).arg(model).args(&words[names..]).args(["--json", "--quiet"]);
+        Ok(serde_json::from_str(&output_within(&mut command, LIMIT)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_have_names_of_their_own_and_commands() {
+        for small in [true, false] {
+            let runs = Svf::default().runs(small);
+            let mut names: Vec<_> = runs.iter().map(|run| run.run.clone()).collect();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), runs.len());
+            for run in &runs {
+                let words = words(&run.settings).unwrap();
+                assert!(words[0] == "svf" || words[0] == "adapt", "{words:?}");
+                assert!(words.iter().all(|word| !word.is_empty() && word != "null"), "{words:?}");
+            }
+            // An expert is trained before anything uses it.
+            let place = |name: &str| runs.iter().position(|run| run.run == name).unwrap();
+            assert!(place("svf-json-field-seed1") < place("effects-json-field"));
+            assert!(place("svf-larger-number-seed1") < place("adapt-mixture-initials"));
+        }
+    }
+}
