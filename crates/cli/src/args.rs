@@ -56,8 +56,6 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Answer inputs of one of a run's tasks.
     Predict(PredictArgs),
-    /// Answer a question about an image or a series.
-    Ask(crate::commands::ask::AskArgs),
     /// Look at the routing of a mixture of experts.
     #[command(subcommand)]
     Route(RouteCommand),

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::args::CommonArgs;
 use crate::commands::adapt::StrategyName;
+use crate::commands::picture::PictureArgs;
 
 /// How weights are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,6 +66,8 @@ Examples:
   specialformer generate model/ --prompt 'What is a transformer?' --chat --max-tokens 200
   specialformer generate model/ --prompt 'Two' --prompt 'Three' --temperature 0.8 --seed 1
   specialformer generate model/ --prompt-file story.txt --json
+  specialformer generate runs/mpt-combined --image seven.png --prompt 'which digit?'
+  specialformer generate runs/mpt-combined --image 3.png --image 8.png --prompt 'what is the sum?'
 
 The text is printed as it comes; with several prompts, when all are done.")]
 pub(crate) struct GenerateArgs {
@@ -86,6 +89,9 @@ pub(crate) struct GenerateArgs {
     /// Go on after tokens that end a text.
     #[arg(long)]
     pub(crate) no_stop: bool,
+    /// What the prompt is about.
+    #[command(flatten)]
+    pub(crate) picture: PictureArgs,
     /// Sampling.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,

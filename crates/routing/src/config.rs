@@ -108,6 +108,13 @@ pub enum GateKind {
     },
     /// K experts of weight 1/K at random. Nothing is learned.
     Random,
+    /// As many experts as a token needs (Huang et al. 2024): of the K likeliest
+    /// the fewest whose p = softmax(logits) sum to `mass`, at least one; they
+    /// weigh p. Tokens that the router is unsure of get more.
+    TopP {
+        /// In (0, 1].
+        mass: f64,
+    },
     /// All experts, weighed by softmax(logits); `top_k` must be E.
     Soft,
 }
@@ -129,6 +136,7 @@ impl GateKind {
             Self::ExpertChoice => "expert-choice",
             Self::Hash { .. } => "hash",
             Self::Random => "random",
+            Self::TopP { .. } => "top-p",
             Self::Soft => "soft",
         }
     }
@@ -148,7 +156,7 @@ impl GateKind {
     pub fn is_normalized(self) -> bool {
         match self {
             Self::SoftmaxTopK { normalize } | Self::Sigmoid { normalize } => normalize,
-            Self::ExpertChoice => false,
+            Self::ExpertChoice | Self::TopP { .. } => false,
             Self::TopKSoftmax | Self::NoisyTopK | Self::Hash { .. } | Self::Random | Self::Soft => {
                 true
             }
@@ -334,6 +342,11 @@ impl RouterConfig {
                 gate.name()
             );
             return Err(RoutingError::config("top_k", 1, reason));
+        }
+        if let GateKind::TopP { mass } = gate
+            && !(mass > 0.0 && mass <= 1.0)
+        {
+            return Err(RoutingError::config("gate.mass", mass, "must be in (0, 1]"));
         }
         if gate == GateKind::Soft && self.top_k != self.experts {
             let reason = format!("gate `soft` uses all {} experts", self.experts);

@@ -331,7 +331,11 @@ impl<E: Element> Router<E> {
                 (p.clone(), p)
             }
         };
-        let choices = Arc::new(self.choose(ctx, gated, &scores, input));
+        let mut choices = self.choose(ctx, gated, &scores, input);
+        if let GateKind::TopP { mass } = config.gate {
+            choices = gate::keep_mass(&choices, scores.value().as_slice(), mass);
+        }
+        let choices = Arc::new(choices);
         let (rule, from) = match config.gate {
             GateKind::SoftmaxTopK { normalize } | GateKind::Sigmoid { normalize } if normalize => {
                 (WeightRule::Normalized, &scores)

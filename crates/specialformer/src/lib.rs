@@ -26,6 +26,7 @@ pub mod data;
 mod error;
 pub mod families;
 pub mod generate;
+mod grow;
 pub mod iarc;
 pub mod inspect;
 mod inventory;
@@ -43,13 +44,14 @@ mod threads;
 pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
     AdapterConfig, AdapterSite, AdaptiveAt, AtLayers, BaseConfig, CisformerConfig, ConditionSource,
-    DynamicConfig, ExpertsConfig, Head, InputConfig, LayerSwitch, LoraTarget, LstmConfig,
-    MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, PrefixAt,
+    DynamicConfig, ExitConfig, ExpertsConfig, Head, InputConfig, LayerSwitch, LoraTarget,
+    LstmConfig, MlpConfig, ModelConfig, NormPosition, PolicyConfig, Pooling, Positions, PrefixAt,
     PublishedConfig, Sharing, SpecialformerConfig, Specialisation, TaskConfig, TaskInput,
     TokenInput, Topology, TransformerConfig,
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
+pub use grow::grow;
 pub use inventory::{Inventory, TypeInventory};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,

@@ -15,6 +15,7 @@ use specialformer_train::{
 use crate::config::ModelConfig;
 use crate::data::{DataConfig, LoadedData, save_specs};
 use crate::error::{Error, Result};
+use crate::grow::{grow, grows};
 use crate::models::{Model, Outputs, Tokens};
 
 /// What a configuration file holds.
@@ -48,7 +49,8 @@ pub struct RunConfig {
     /// The run's name.
     pub name: String,
     /// A run folder whose weights this run starts from, in place of random
-    /// ones.
+    /// ones. If its model has fewer blocks or hidden units, it is
+    /// [grown](crate::grow()): the answers are the same at first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
     /// The run folder of the teacher of `[train.multi_task.distillation]`.
@@ -246,7 +248,7 @@ pub fn train<'a>(
     let data = config.load_data()?;
     let model = config.build_model()?;
     if let (Start::New, Some(from)) = (start, &config.init_from) {
-        load_weights(from, &model)?;
+        start_from(from, config, &model)?;
     }
     let folder = match start {
         Start::New => RunFolder::create(folder)?,
@@ -273,6 +275,20 @@ pub fn train<'a>(
     let summary = trainer.run()?;
     drop(trainer);
     Ok(TrainedRun { model, summary })
+}
+
+/// Gives a model the weights of another run, whose model may be smaller.
+fn start_from(folder: &Path, config: &RunConfig, model: &Model) -> Result<()> {
+    let path = folder.join("config.toml");
+    if path.is_file() {
+        let other = RunConfig::load(path)?;
+        if grows(&other.model, &config.model) {
+            let small = other.build_model()?;
+            load_weights(folder, &small)?;
+            return grow(&small, &other.model, model, &config.model);
+        }
+    }
+    load_weights(folder, model)
 }
 
 /// A trainer with the objective of the configuration.

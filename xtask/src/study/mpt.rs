@@ -19,7 +19,7 @@ use crate::shell::{Result, program, root};
 /// What one command of a run is given; the next attempt goes on.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Steps of a whole run.
-const STEPS: u64 = 4000;
+const STEPS: u64 = 6000;
 
 const TASKS: [&str; 7] = ["digit", "parity", "half", "larger", "sum", "series", "script"];
 

@@ -9,7 +9,9 @@ use specialformer::families::PublishedModel;
 use specialformer::generate::{Finish, Flow, Generated, generate, generate_from};
 use specialformer::prelude::Model;
 
+use super::picture;
 use super::published::{self, Opened};
+use crate::args::CommonArgs;
 use crate::failure::Failure;
 use crate::text_args::GenerateArgs;
 
@@ -21,6 +23,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         Some(path) => vec![published::read_text(path)?],
         None => args.prompt.clone(),
     };
+    if args.picture.wanted(&args.model.model) {
+        let CommonArgs { json, quiet, .. } = args.common;
+        return picture::run(&args.picture, &args.model.model, &prompts, json, quiet);
+    }
     let start = Instant::now();
     let opened = published::open(&args.model)?;
     let Opened { model, files } = &opened;

@@ -1,7 +1,6 @@
 //! One file for each command.
 
 pub(crate) mod adapt;
-pub(crate) mod ask;
 pub(crate) mod chat;
 pub(crate) mod convert;
 pub(crate) mod eval;
@@ -10,6 +9,7 @@ pub(crate) mod iarc;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod perplexity;
+pub(crate) mod picture;
 pub(crate) mod predict;
 pub(crate) mod published;
 pub(crate) mod route;

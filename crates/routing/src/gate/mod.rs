@@ -19,6 +19,7 @@
 mod expert_choice;
 mod fixed;
 mod select;
+mod top_p;
 mod weights;
 
 use std::borrow::Cow;
@@ -32,6 +33,7 @@ pub(crate) use fixed::{hashed, random_choices};
 pub use select::SelectArgs;
 pub(crate) use select::largest;
 pub(crate) use select::{check_finite, select};
+pub(crate) use top_p::keep_mass;
 pub(crate) use weights::{WeightRule, choice_weights, weights_of};
 
 use crate::choices::Choices;

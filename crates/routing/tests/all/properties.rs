@@ -396,3 +396,23 @@ fn a_plan_is_small() {
     let plan = DispatchPlan::new(Choices::new(128, offsets, of).unwrap(), None).unwrap();
     assert!(plan.bytes() < 8192 * 20 + 128 * 16, "{}", plan.bytes());
 }
+
+/// Tokens that the router is unsure of go to more experts.
+#[test]
+fn top_p_spends_more_on_harder_tokens() {
+    use specialformer_nn::Ctx;
+    use specialformer_routing::{GateKind, RouteInput, Router, RouterConfig};
+    use specialformer_tensor::{Seed, Tensor};
+
+    let gate = GateKind::TopP { mass: 0.6 };
+    let config = RouterConfig { gate, ..RouterConfig::new(4, 4) };
+    let router = Router::<f64>::new(config, 2, &mut Seed::new(1).stream("init")).unwrap();
+    let weight = vec![9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    router.weight().unwrap().set(Tensor::from_vec(weight, [4, 2]).unwrap()).unwrap();
+    let ctx = Ctx::eval();
+    let x = ctx.constant(Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2]).unwrap());
+    let routing = router.forward(&ctx, &x, &RouteInput::default()).unwrap();
+    let choices = routing.plan.choices();
+    assert_eq!((choices.of(0), choices.of(1)), (&[0][..], &[0, 1, 2][..]));
+    assert_eq!(routing.load, [2, 1, 1, 0]);
+}

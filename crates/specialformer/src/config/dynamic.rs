@@ -17,6 +17,25 @@ pub struct LayerSwitch {
     pub tasks: Vec<String>,
 }
 
+/// Answers from early blocks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitConfig {
+    /// The blocks after which rows may be answered.
+    pub layers: Vec<usize>,
+    /// In evaluation, a row is answered at the first of them that is at least
+    /// this sure of every answer of the row.
+    pub threshold: f64,
+    /// Weight of the term that teaches early answers the last ones in training:
+    /// the mean cross-entropy to the last answer's probabilities.
+    #[serde(default = "half")]
+    pub weight: f64,
+}
+
+fn half() -> f64 {
+    0.5
+}
+
 /// The `[model.dynamic]` section: parameter spaces that are not the same for
 /// every input.
 ///
@@ -25,6 +44,7 @@ pub struct LayerSwitch {
 /// let config: DynamicConfig = toml::from_str(r#"
 ///     share = [0, 0, 2, 2]
 ///     switches = [{ layer = 1, types = ["image"] }]
+///     exit = { layers = [1], threshold = 0.9 }
 /// "#)?;
 /// assert_eq!(config.share.unwrap()[3], 2);
 /// # Ok::<(), toml::de::Error>(())
@@ -38,6 +58,9 @@ pub struct DynamicConfig {
     pub share: Option<Vec<usize>>,
     /// Blocks that only some positions go through.
     pub switches: Vec<LayerSwitch>,
+    /// Answers from early blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitConfig>,
 }
 
 impl DynamicConfig {
@@ -82,6 +105,28 @@ impl DynamicConfig {
             }
             if switch.types.is_empty() && switch.tasks.is_empty() {
                 return fail("switches", &switch.layer, "needs types or tasks".into());
+            }
+        }
+        if let Some(exit) = &self.exit {
+            if model.specialisation.has_experts() {
+                return fail("exit", &"given", "rows with experts go through all blocks".into());
+            }
+            if model.input.as_ref().is_some_and(|input| input.prefix.is_some()) {
+                return fail("exit", &"given", "rows with learned tokens go on to the end".into());
+            }
+            let last = layers - 1;
+            if exit.layers.is_empty() || exit.layers.iter().any(|&layer| layer >= last) {
+                let reason = format!("must name blocks before the last, {last}");
+                return fail("exit.layers", &format!("{:?}", exit.layers), reason);
+            }
+            if !exit.layers.is_sorted() {
+                return fail("exit.layers", &format!("{:?}", exit.layers), "must rise".into());
+            }
+            if !(exit.threshold > 0.0 && exit.threshold.is_finite()) {
+                return fail("exit.threshold", &exit.threshold, "must be positive".into());
+            }
+            if !(exit.weight >= 0.0 && exit.weight.is_finite()) {
+                return fail("exit.weight", &exit.weight, "must be at least 0".into());
             }
         }
         Ok(())

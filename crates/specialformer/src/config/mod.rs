@@ -12,7 +12,7 @@ mod stack;
 mod transformer;
 
 pub use base::BaseConfig;
-pub use dynamic::{DynamicConfig, LayerSwitch};
+pub use dynamic::{DynamicConfig, ExitConfig, LayerSwitch};
 pub use heads::{Head, TaskConfig};
 pub(crate) use input::in_input;
 pub use input::{AdaptiveAt, AtLayers, ConditionSource, InputConfig, PrefixAt, TokenInput};

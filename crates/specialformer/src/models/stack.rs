@@ -232,10 +232,21 @@ impl<E: Element> Stack<E> {
         x: Var<E>,
         input: &StackInput<'_, E>,
     ) -> Result<StackOutput<E>> {
+        self.forward_range(ctx, x, 0..self.blocks.len(), input)
+    }
+
+    /// The output of some blocks, one after the other.
+    pub(crate) fn forward_range(
+        &self,
+        ctx: &Ctx<E>,
+        x: Var<E>,
+        range: Range<usize>,
+        input: &StackInput<'_, E>,
+    ) -> Result<StackOutput<E>> {
         if self.between.is_empty() {
             let (mut x, mut routings) = (x, Vec::new());
             let length = x.shape()[1];
-            self.pass(ctx, &mut x, 0..self.blocks.len(), length, input, &mut routings)?;
+            self.pass(ctx, &mut x, range, length, input, &mut routings)?;
             let lengths = vec![input.lengths.map(<[usize]>::to_vec); routings.len()];
             return Ok(StackOutput { output: x, routings, lengths });
         }
@@ -246,7 +257,8 @@ impl<E: Element> Stack<E> {
         let (mut x, mut routings, mut lengths) = (x, Vec::new(), Vec::new());
         let mut streams = Cow::Borrowed(streams);
         let mut inserted: Vec<Inserted<E>> = Vec::new();
-        for (i, between) in self.between.iter().enumerate() {
+        for i in range {
+            let between = &self.between[i];
             {
                 let _scope = ctx.indexed_scope("between", i);
                 if let Some(rows) = between.insert(ctx, &x, &streams)? {

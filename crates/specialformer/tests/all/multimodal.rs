@@ -8,7 +8,7 @@ use specialformer::tensor::{Seed, Tape};
 use specialformer::training::{Batch, Dataset, HeldOut, IGNORE};
 use specialformer::{
     DataConfig, Inventory, Model, ModelConfig, MultimodalPredictor, Outputs, RunConfig,
-    SpecialformerConfig, Start, Tokens,
+    SpecialformerConfig, Start, Tokens, grow,
 };
 
 /// A small model of the data's types, with more lines for its sections.
@@ -270,4 +270,66 @@ fn what_does_not_fit_is_named() {
     let missing =
         MultimodalConfig { images: Some(Path::new("none.csv").into()), ..Default::default() };
     assert!(missing.dataset(1).unwrap_err().to_string().starts_with("none.csv: "));
+}
+
+/// Answers to rows, by row: the logits of each scored position.
+fn logits(model: &Model, batch: &Batch) -> Vec<f32> {
+    let Model::Specialformer(model) = model else { unreachable!() };
+    let states = model.states(&Ctx::eval(), &batch.all()).unwrap();
+    states.hidden.value().as_slice().to_vec()
+}
+
+#[test]
+fn a_grown_model_answers_as_before_and_learns_in_its_new_parts() {
+    let small = run("", "modulation = {}", "").unwrap();
+    let mut large = small.clone();
+    let ModelConfig::Specialformer(config) = &mut large.model else { unreachable!() };
+    (config.base.layers, config.base.feed_forward) = (5, 40);
+    let (a, b) = (small.build_model().unwrap(), large.build_model().unwrap());
+    grow(&a, &small.model, &b, &large.model).unwrap();
+    let batch = batch(6);
+    for (x, y) in logits(&a, &batch).iter().zip(logits(&b, &batch)) {
+        assert!((x - y).abs() < 1e-5, "{x} and {y}");
+    }
+    let Model::Specialformer(model) = &b else { unreachable!() };
+    let ctx = Ctx::eval_on(Tape::new());
+    let y = model.forward(&ctx, &batch.all()).unwrap().answers.remove(0).output;
+    let gradients = ctx.tape().backward(&y.mul(&y).unwrap().sum_all().unwrap()).unwrap();
+    let parameters = NamedParameters::of(model);
+    let new = parameters.get("blocks.4.feed_forward.down.weight").unwrap();
+    assert!(gradients.of_parameter(new).unwrap().as_slice().iter().any(|&g| g != 0.0));
+    let error = grow(&b, &large.model, &a, &small.model).unwrap_err().to_string();
+    assert_eq!(error, "model.layers = 3: the model that it grows from has 5");
+}
+
+#[test]
+fn rows_that_are_sure_leave_early_and_the_others_answer_as_ever() {
+    let with = |threshold: f64| {
+        let exit = format!("exit = {{ layers = [0, 1], threshold = {threshold} }}");
+        run(&tasks(), "modulation = {}", &exit).unwrap().build_model().unwrap()
+    };
+    let batch = batch(24);
+    let answers = |model: &Model, ctx: &Ctx| {
+        let Model::Specialformer(model) = model else { unreachable!() };
+        let output = model.forward(ctx, &batch.all()).unwrap();
+        let all: Vec<f32> =
+            output.answers.iter().flat_map(|a| a.output.value().as_slice().to_vec()).collect();
+        (all, output.losses.iter().map(|term| term.name).collect::<Vec<_>>())
+    };
+    let ctx = Ctx::eval();
+    let plain = run(&tasks(), "modulation = {}", "").unwrap().build_model().unwrap();
+    // No row is ever this sure: all go through every block.
+    let (never, terms) = answers(&with(2.0), &ctx);
+    assert!(terms.is_empty());
+    for (x, y) in never.iter().zip(answers(&plain, &ctx).0) {
+        assert!((x - y).abs() < 1e-5);
+    }
+    // Every row is: the answers are those of the first block.
+    let (first, _) = answers(&with(1e-9), &ctx);
+    assert!(first.iter().zip(&never).any(|(x, y)| (x - y).abs() > 1e-3));
+    // Some are, and each row's answer is one of those.
+    let (some, _) = answers(&with(0.035), &ctx);
+    assert_eq!(some.len(), never.len());
+    let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
+    assert_eq!(answers(&with(0.9), &ctx).1, ["early_exit"; 2]);
 }

@@ -9,7 +9,7 @@ use specialformer_train::{RowStreams, Rows};
 use crate::error::{Error, Result};
 
 /// Tokens of several rows, with the rows' lengths where some are padded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Sequences<'a> {
     /// [rows, T].
     pub tokens: Cow<'a, [u32]>,
@@ -22,7 +22,7 @@ pub(super) struct Sequences<'a> {
 }
 
 /// Types, places and numbers of all positions.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct StreamData<'a> {
     /// [rows, T].
     pub types: Cow<'a, [u32]>,
@@ -57,7 +57,7 @@ fn in_order<'a, T: Copy>(all: &'a [T], width: usize, order: Option<&[usize]>) ->
 
 /// Rows in the order of their tasks, those of no task last, so that layers and
 /// heads of a task's own find their rows side by side.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Arranged<'a> {
     pub rows: usize,
     /// P, the number of targets of a row.
@@ -104,6 +104,46 @@ impl<'a> Arranged<'a> {
         });
         let source = source.transpose()?;
         Ok(Self { rows, positions: input.positions(), main, source, tasks, order })
+    }
+
+    /// Some of the rows, in their order.
+    pub(super) fn select(&self, rows: &[usize]) -> Result<Arranged<'static>> {
+        let main = &self.main;
+        let pick = |all: &[u32]| -> Cow<'static, [u32]> {
+            let length = main.length;
+            rows.iter().flat_map(|&row| &all[row * length..(row + 1) * length]).copied().collect()
+        };
+        let streams = main.streams.as_ref().map(|all| {
+            let width = main.length * all.width;
+            let features =
+                rows.iter().flat_map(|&row| &all.features[row * width..(row + 1) * width]);
+            StreamData {
+                types: pick(&all.types),
+                places: pick(&all.places),
+                width: all.width,
+                features: features.copied().collect(),
+            }
+        });
+        let tasks = self.tasks.as_ref().map(|tasks| {
+            let ids: Vec<u32> = rows.iter().map(|&row| tasks.ids()[row]).collect();
+            TaskRows::new(&ids, tasks.tasks())
+        });
+        Ok(Arranged {
+            rows: rows.len(),
+            positions: self.positions,
+            main: Sequences {
+                tokens: pick(&main.tokens),
+                length: main.length,
+                lengths: main
+                    .lengths
+                    .as_ref()
+                    .map(|all| rows.iter().map(|&row| all[row]).collect()),
+                streams,
+            },
+            source: None,
+            tasks: tasks.transpose()?,
+            order: Some(self.original(rows).into_iter().map(|row| row as usize).collect()),
+        })
     }
 
     /// The rows of the batch that these rows are.

@@ -1,6 +1,7 @@
 //! The Specialformer: a transformer that specialises by task.
 
 mod arrange;
+mod exit;
 mod heads;
 mod input;
 mod policy;
@@ -10,12 +11,12 @@ mod streams;
 use std::borrow::Cow;
 
 use specialformer_attention::{CacheElement, Queries};
-use specialformer_embedding::{NO_TYPE, Streams};
+use specialformer_embedding::{NO_TYPE, Streams, assemble};
 use specialformer_moe::MoeFeedForward;
-use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor, TaskRows};
+use specialformer_nn::{Ctx, Mode, Module, NamedParameters, ParameterVisitor, TaskRows};
 use specialformer_routing::{Keep, Routing, RoutingTrace};
 use specialformer_tensor::{Element, RngStream, Var};
-use specialformer_train::{Batch, BoxError, IGNORE, ModelOutput, Rows};
+use specialformer_train::{Answer, Batch, BoxError, IGNORE, ModelOutput, Rows};
 
 use self::arrange::{Arranged, Sequences};
 use self::heads::{Heads, mean_over_tokens};
@@ -27,7 +28,7 @@ use super::block::Memory;
 use super::stack::{Probe, Stack, StackInput};
 use super::transformer::EMBEDDING_STD;
 use super::{Outputs, Tokens};
-use crate::config::SpecialformerConfig;
+use crate::config::{ExitConfig, SpecialformerConfig};
 use crate::error::{Error, Result};
 use crate::generate::TextCache;
 
@@ -255,6 +256,93 @@ impl<E: Element> Specialformer<E> {
         Ok(Pass { arranged, ctx, hidden, routings: layers, mixture })
     }
 
+    /// As [`Self::run`] with answers after early blocks. In evaluation rows that
+    /// are sure leave; in training all go on, and the early answers come too.
+    fn run_exiting<'a>(
+        &self,
+        ctx: &Ctx<E>,
+        input: &Rows<'a>,
+        exit: &ExitConfig,
+    ) -> Result<(Pass<'a, E>, Vec<Vec<Answer<E>>>)> {
+        let arranged = Arranged::new(input, self.config.tasks.len(), false)?;
+        let whole = ctx.with_tasks(arranged.tasks.clone());
+        let (stack, prefix) = (&self.main, self.task.prefix());
+        let (length, width) = (arranged.main.length, self.config.base.width);
+        let mut part = arranged.clone();
+        let mut left: Vec<usize> = (0..arranged.rows).collect();
+        let (mut x, mut mixture) = (None, None);
+        let (mut done, mut early) = (Vec::new(), Vec::new());
+        let mut first = 0;
+        for last in exit.layers.iter().copied().chain([self.config.base.layers - 1]) {
+            let ctx = whole.with_tasks(part.tasks.clone());
+            let tasks = part.task_indices();
+            let sequences = &part.main;
+            let reading = Reading { stack, name: "", sequences, prefix, memory: None, probe: None };
+            let [own, all] = self.streams(&reading, part.rows)?;
+            let read = match x.take() {
+                Some(x) => x,
+                None => {
+                    let (x, routing) = self.embed(&ctx, &reading, &tasks, own.as_ref())?;
+                    mixture = routing;
+                    x
+                }
+            };
+            let lengths: Option<Vec<usize>> =
+                sequences.lengths.as_ref().map(|all| all.iter().map(|n| n + prefix).collect());
+            let ids = self.ids(&reading, &tasks);
+            let given = StackInput {
+                lengths: lengths.as_deref(),
+                tokens: Some(&ids),
+                streams: all.as_ref(),
+                ..StackInput::new(Queries::All)
+            };
+            let output = stack.forward_range(&ctx, read, first..last + 1, &given)?.output;
+            first = last + 1;
+            let hidden = stack.finish(&ctx, &output)?.slice(1, prefix..prefix + length)?;
+            if first == self.config.base.layers {
+                done.push((left, hidden.reshape([part.rows, length * width])?));
+                break;
+            }
+            let answers = self.heads.answers(&ctx, &hidden, &part)?;
+            if ctx.mode() == Mode::Train {
+                early.push(answers);
+                x = Some(output);
+                continue;
+            }
+            let mut sure = vec![false; input.rows()];
+            for answer in &answers {
+                let rows = match &answer.rows {
+                    Some(rows) => rows.to_vec(),
+                    None => (0..part.rows as u32).collect(),
+                };
+                let each = exit::sure(answer, &rows, input, exit.threshold)?;
+                rows.iter().zip(each).for_each(|(&row, each)| sure[row as usize] = each);
+            }
+            let of_batch = part.original(&(0..part.rows).collect::<Vec<_>>());
+            let (leave, stay): (Vec<usize>, Vec<usize>) =
+                (0..part.rows).partition(|&row| sure[of_batch[row] as usize]);
+            let pick = |x: &Var<E>, rows: &[usize], length: usize| {
+                let flat = x.reshape([part.rows, length * width])?;
+                flat.embedding(rows, rows.len())
+            };
+            if !leave.is_empty() {
+                let places = leave.iter().map(|&row| left[row]).collect();
+                done.push((places, pick(&hidden, &leave, length)?));
+            }
+            if stay.is_empty() {
+                break;
+            }
+            let rest = pick(&output, &stay, length + prefix)?;
+            x = Some(rest.reshape([stay.len(), length + prefix, width])?);
+            left = stay.iter().map(|&row| left[row]).collect();
+            part = part.select(&stay)?;
+        }
+        let hidden = assemble(&whole, done, arranged.rows, length * width)?;
+        let hidden = hidden.reshape([arranged.rows, length, width])?;
+        let pass = Pass { arranged, ctx: whole, hidden, routings: Vec::new(), mixture };
+        Ok((pass, early))
+    }
+
     /// True if rows must stay where they are: an expert over its capacity
     /// keeps the first tokens that come, which must not be one task's.
     fn keeps_order(&self) -> bool {
@@ -443,17 +531,33 @@ impl<E: Element> Specialformer<E> {
     /// If the rows do not fit the model: a token, task or length out of range,
     /// a source that is missing or not wanted, a row that no head answers.
     pub fn forward(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<ModelOutput<E>> {
-        let pass = self.run(ctx, input, self.keeps_order())?;
+        let exit = self.config.dynamic.as_ref().and_then(|dynamic| dynamic.exit.as_ref());
+        let (pass, early) = match exit {
+            None => (self.run(ctx, input, self.keeps_order())?, Vec::new()),
+            Some(exit) => self.run_exiting(ctx, input, exit)?,
+        };
         let Pass { arranged, ctx, hidden, routings, mixture } = pass;
         let answers = {
             let _scope = ctx.scope("head");
             self.heads.answers(&ctx, &hidden, &arranged)?
         };
+        let mut taught = Vec::new();
+        for early in &early {
+            let rows = |answer: &Answer<E>| match &answer.rows {
+                Some(rows) => rows.to_vec(),
+                None => (0..arranged.rows as u32).collect(),
+            };
+            taught.extend(exit::distance(&ctx, early, &answers, rows, input)?);
+        }
         let pooled = mean_over_tokens(&ctx, &hidden, arranged.main.lengths.as_deref())?;
         let pooled = arranged.restore(pooled.reshape([arranged.rows, self.config.base.width])?)?;
         let mut output = ModelOutput::with_answers(answers).with_representation("hidden", pooled);
         if let Some(router) = routing::representation(&ctx, &routings, arranged.rows)? {
             output = output.with_representation("router", arranged.restore(router)?);
+        }
+        for term in taught {
+            let weight = exit.map_or(0.0, |exit| exit.weight);
+            output = output.with_loss("early_exit", weight, term);
         }
         if let Some(mixture) = mixture {
             output = routing::report_mixture(output, mixture);

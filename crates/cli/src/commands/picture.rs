@@ -1,56 +1,61 @@
-//! `specialformer ask`: questions about images and series.
+//! Questions about images and series: `specialformer generate RUN --image`.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use specialformer::MultimodalPredictor;
+use specialformer::{DataConfig, MultimodalPredictor, RunConfig};
 
-use crate::args::CommonArgs;
 use crate::failure::Failure;
 
-/// `specialformer ask`.
+/// What a prompt is about.
 #[derive(Debug, Args, Clone)]
-#[command(after_help = "\
-Examples:
-  specialformer ask runs/mpt-combined --image seven.png --prompt 'which digit?'
-  specialformer ask runs/mpt-combined --image 3.png --image 8.png --prompt 'what is the sum?'
-  specialformer ask runs/mpt-combined --prompt 'αbγ write the word in the other script backwards'
-
-An image is a PNG file of the model's size, 8×8 pixels for the digits that come
-with the program, or a multiple of it, which is averaged. Ink is light on dark.")]
-pub(crate) struct AskArgs {
-    /// The run folder.
-    #[arg(value_name = "RUN")]
-    pub(crate) run: PathBuf,
-    /// An image that the question is about; may be given twice.
+pub(crate) struct PictureArgs {
+    /// A PNG image that the prompt asks about, of a run on several modalities;
+    /// may be given twice. Square, of the size that the model reads or a
+    /// multiple of it; ink is light on dark.
     #[arg(long, value_name = "FILE.png")]
     pub(crate) image: Vec<PathBuf>,
     /// The images are dark on light.
     #[arg(long, requires = "image")]
     pub(crate) invert: bool,
-    /// A series that the question is about: numbers separated by commas.
+    /// A series that the prompt asks about: numbers separated by commas.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_name = "NUMBERS")]
     pub(crate) series: Vec<f32>,
-    /// The question.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) prompt: String,
-    /// Flags that every command takes.
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
 }
 
-pub(crate) fn run(args: &AskArgs) -> Result<(), Failure> {
-    let model = MultimodalPredictor::open(&args.run)?;
+impl PictureArgs {
+    /// True if there is something to look at, or the model is of a run on
+    /// several modalities.
+    pub(crate) fn wanted(&self, model: &Path) -> bool {
+        let config = || RunConfig::load(model.join("config.toml"));
+        let multimodal = || config().is_ok_and(|c| matches!(c.data, DataConfig::Multimodal(_)));
+        !self.image.is_empty() || !self.series.is_empty() || multimodal()
+    }
+}
+
+/// Answers the prompts, each about all images or the series.
+pub(crate) fn run(
+    args: &PictureArgs,
+    run: &Path,
+    prompts: &[String],
+    as_json: bool,
+    quiet: bool,
+) -> Result<(), Failure> {
+    let model = MultimodalPredictor::open(run)?;
     let read = |path: &PathBuf| pixels(path, model.side(), args.invert);
     let images = args.image.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let answer = model.answer(&images, &args.series, &args.prompt)?;
-    if args.common.json {
-        println!("{:#}", json!(answer));
+    let answer = |prompt: &String| model.answer(&images, &args.series, prompt);
+    let answers = prompts.iter().map(answer).collect::<Result<Vec<_>, _>>()?;
+    if as_json {
+        println!("{:#}", json!({ "texts": answers }));
         return Ok(());
     }
-    println!("{}", answer.text);
-    if !args.common.quiet {
+    for answer in &answers {
+        println!("{}", answer.text);
+        if quiet {
+            continue;
+        }
         eprintln!("probability {:.1} %", 100.0 * answer.probability);
         for (path, patches) in args.image.iter().zip(&answer.patches) {
             let share: f64 = patches.iter().sum();
