@@ -333,3 +333,30 @@ fn rows_that_are_sure_leave_early_and_the_others_answer_as_ever() {
     let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
     assert_eq!(answers(&with(0.9), &ctx).1, ["early_exit"; 2]);
 }
+
+#[test]
+fn singular_values_alone_are_trained() {
+    use specialformer::svd_finetune::Parametrisation;
+    use specialformer::svf::TunedRun;
+    use specialformer::training::TrainConfig;
+
+    let config = run("", "modulation = {}", "").unwrap();
+    let model = config.build_model().unwrap();
+    let before: Vec<_> = NamedParameters::of(&model)
+        .iter()
+        .filter(|(name, _)| name.starts_with("embedding") || name.starts_with("head"))
+        .map(|(name, p)| (name.to_string(), p.clone(), p.value().as_slice().to_vec()))
+        .collect();
+    let rows = batch(4);
+    let start = logits(&model, &rows);
+    let tuned = TunedRun::new(model, Parametrisation::direct()).unwrap();
+    // Three blocks: four matrices of 16 × 16, two of 16 × 24.
+    assert_eq!(tuned.trained_numbers(), 3 * 6 * 16);
+    let train = TrainConfig::new(3, 8, 0.1);
+    let first = tuned.evaluate(&config.data, &train, HeldOut::Test, 64).unwrap().unwrap();
+    tuned.train(&config.data, &train, ()).unwrap();
+    let last = tuned.evaluate(&config.data, &train, HeldOut::Test, 64).unwrap().unwrap();
+    assert_ne!(first.evaluation.overall.loss, last.evaluation.overall.loss);
+    assert!(before.iter().all(|(_, p, values)| p.value().as_slice() == values));
+    assert!(!start.is_empty());
+}
