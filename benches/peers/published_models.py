@@ -3,7 +3,7 @@
     python benches/peers/published_models.py --binary target/release/specialformer MODEL.gguf
 
 MODEL.gguf is SmolLM2-135M-Instruct, as `cargo xtask fetch smollm2` gets it.
-Needs torch, transformers and gguf. Exits with 1 if something differs.
+Needs torch, transformers, accelerate and gguf. Exits with 1 if something differs.
 """
 
 import argparse

@@ -193,7 +193,7 @@ fn what_is_no_model_is_refused_in_one_line() {
     assert!(refused(at, &generate("broken.gguf")).contains("broken.gguf"));
     assert!(refused(at, &["inspect", "."]).contains("config.json"));
     assert!(refused(at, &["perplexity", "model", "nothing.txt"]).contains("nothing.txt"));
-    let hot = ["generate", "model", "--prompt", "x", "--temperature", "-1"];
+    let hot = ["generate", "model", "--prompt", "x", "--temperature=-1"];
     assert!(refused(at, &hot).contains("temperature"));
     let wide = ["perplexity", "model", "text.txt", "--window", "1000"];
     assert!(refused(at, &wide).contains("at most 256"));

@@ -76,7 +76,8 @@ pub struct ModelSummary {
     pub file_bytes: u64,
     /// Bytes of all weights in single precision.
     pub f32_bytes: u64,
-    /// Bytes of keys and values for each token of a text, in single precision.
+    /// Bytes of keys and values for each token of a text, in single precision;
+    /// 0 for a model that does not continue texts.
     pub cache_bytes_per_token: u64,
     /// Number of tensors and bytes of each kind.
     pub kinds: BTreeMap<String, (usize, u64)>,
@@ -130,6 +131,8 @@ impl ModelSummary {
             in_experts - in_experts / all.experts.max(1) as u64 * all.top_k as u64
         });
         let shape = Shape::of(config);
+        let cached = usize::from(config.family.decoder().is_some());
+        let cache_width = cached * shape.layers * shape.kv_heads * shape.head_width;
         Self {
             format,
             model_type: config.model_type.clone(),
@@ -145,7 +148,7 @@ impl ModelSummary {
             active_parameters: parameters - idle,
             file_bytes: tensors.iter().map(|tensor| tensor.bytes).sum(),
             f32_bytes: 4 * parameters,
-            cache_bytes_per_token: 8 * (shape.layers * shape.kv_heads * shape.head_width) as u64,
+            cache_bytes_per_token: 8 * cache_width as u64,
             kinds,
             experts,
             tensors,

@@ -134,9 +134,12 @@ impl RoutedModel {
 
     /// Bytes of all experts' weights.
     pub fn expert_bytes(&self) -> usize {
-        let of =
-            |moe: &MoeFeedForward| NamedParameters::of(moe.experts()).count() * size_of::<f32>();
-        self.each_moe(of).into_iter().sum()
+        let parameters = |moe: &MoeFeedForward| match (moe.experts(), moe.apart()) {
+            (Some(bank), _) => NamedParameters::of(bank).count(),
+            (None, Some(apart)) => NamedParameters::of(apart).count(),
+            (None, None) => 0,
+        };
+        self.each_moe(parameters).into_iter().sum::<usize>() * size_of::<f32>()
     }
 
     fn each_moe<T>(&self, of: impl Fn(&MoeFeedForward) -> T) -> Vec<T> {
@@ -268,7 +271,7 @@ impl RoutedModel {
                 let config = GenerateConfig::new(count).stopping_as(model);
                 let prompts = [tokens.to_vec()];
                 let mut made =
-                    generate::<f32, f32>(model, &prompts, &config, |_, _| Flow::Continue)?;
+                    generate::<f32, f32>(&**model, &prompts, &config, |_, _| Flow::Continue)?;
                 Ok(made.remove(0).tokens)
             }
             Kind::Run(run) => {

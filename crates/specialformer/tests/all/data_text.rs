@@ -151,7 +151,7 @@ fn tasks_have_their_ids_names_and_tokens() {
     config.tasks[0].extensions = vec!["rs".into()];
     config.task_token = true;
     let mut data = config.dataset(1).unwrap();
-    assert_eq!((data.vocabulary(), config.vocabulary()), (259, 259));
+    assert_eq!((data.vocabulary(), config.vocabulary().unwrap()), (259, 259));
     assert_eq!(data.task_names(), ["letters", "end"]);
     let mut batch = Batch::default();
     let mut counts = [0; 2];
