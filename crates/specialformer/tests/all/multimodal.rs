@@ -132,6 +132,27 @@ fn rows_do_not_see_padding_or_each_other() {
     }
 }
 
+/// A row is the same whether or not longer rows stand beside it.
+#[test]
+fn padding_changes_nothing_before_it() {
+    let input = "tokens = { kind = \"typed\" }\nmodulation = {}\nprefix = { tokens = 2 }";
+    let config = run("", input, "").unwrap();
+    let Model::Specialformer(model) = config.build_model().unwrap() else { unreachable!() };
+    let data = MultimodalConfig::default().dataset(1).unwrap();
+    let ctx = Ctx::eval();
+    let states = |size: usize| {
+        let batch = data.held_out(HeldOut::Test, size).unwrap().unwrap();
+        let n = batch.all().lengths().unwrap()[0] as usize;
+        let hidden = model.states(&ctx, &batch.all()).unwrap().hidden;
+        (batch.length(), hidden.value().as_slice()[..n * 16].to_vec())
+    };
+    let ((short, alone), (long, padded)) = (states(1), states(7));
+    assert!(long > short);
+    for (a, b) in alone.iter().zip(&padded) {
+        assert!((a - b).abs() < 1e-4, "{a} and {b}");
+    }
+}
+
 #[test]
 fn parameters_of_a_modality_that_is_not_there_get_no_gradient() {
     let config = run("", "tokens = { kind = \"typed\" }\nmodulation = {}", "").unwrap();
@@ -145,7 +166,7 @@ fn parameters_of_a_modality_that_is_not_there_get_no_gradient() {
     let model = config.build_model().unwrap();
     let inventory = Inventory::of(&model);
     let active = |name: &str| inventory.types.iter().find(|of| of.name == name).unwrap().active;
-    // 5 patch rows and columns of an image; a series has no grid.
+    // Four rows and four columns of patches; a series has no grid.
     assert_eq!(active("image") - active("series"), 8 * 16);
     assert!(inventory.types.iter().all(|of| of.active < inventory.total));
     let Model::Specialformer(model) = &model else { unreachable!() };
