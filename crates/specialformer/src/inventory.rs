@@ -138,14 +138,14 @@ impl Part<'_> {
             return true;
         };
         // A block that others share acts if one of them does.
-        let uses = (0..self.config.base.layers)
+        let mut uses = (0..self.config.base.layers)
             .filter(|&i| dynamic.share.as_ref().map_or(i, |share| share[i]) == layer);
         let on = |i: usize| {
             dynamic.switches.iter().filter(|switch| switch.layer == i).all(|switch| {
                 switch.types.is_empty() || switch.types.contains(&input.types[of].name)
             })
         };
-        uses.into_iter().any(on)
+        uses.any(on)
     }
 
     /// How often a block's parameters act on a position of a type.

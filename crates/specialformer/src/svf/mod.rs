@@ -38,6 +38,7 @@ mod evaluate;
 mod fine_tune;
 mod objective;
 mod policy;
+mod run;
 mod tuned;
 
 pub use attach::{Decomposition, attach_bank, check_expert, decompose};
@@ -46,6 +47,7 @@ pub use evaluate::{PromptScore, score_prompts};
 pub use fine_tune::{TuneReport, fine_tune, reinforce};
 pub use objective::AnswerLoss;
 pub use policy::{PromptPolicy, Rewards};
+pub use run::TunedRun;
 pub use tuned::{TuneMethod, Tuned};
 
 use specialformer_nn::Ctx;

@@ -132,6 +132,27 @@ fn rows_do_not_see_padding_or_each_other() {
     }
 }
 
+/// A row is the same whether or not longer rows stand beside it.
+#[test]
+fn padding_changes_nothing_before_it() {
+    let input = "tokens = { kind = \"typed\" }\nmodulation = {}\nprefix = { tokens = 2 }";
+    let config = run("", input, "").unwrap();
+    let Model::Specialformer(model) = config.build_model().unwrap() else { unreachable!() };
+    let data = MultimodalConfig::default().dataset(1).unwrap();
+    let ctx = Ctx::eval();
+    let states = |size: usize| {
+        let batch = data.held_out(HeldOut::Test, size).unwrap().unwrap();
+        let n = batch.all().lengths().unwrap()[0] as usize;
+        let hidden = model.states(&ctx, &batch.all()).unwrap().hidden;
+        (batch.length(), hidden.value().as_slice()[..n * 16].to_vec())
+    };
+    let ((short, alone), (long, padded)) = (states(1), states(7));
+    assert!(long > short);
+    for (a, b) in alone.iter().zip(&padded) {
+        assert!((a - b).abs() < 1e-4, "{a} and {b}");
+    }
+}
+
 #[test]
 fn parameters_of_a_modality_that_is_not_there_get_no_gradient() {
     let config = run("", "tokens = { kind = \"typed\" }\nmodulation = {}", "").unwrap();
@@ -145,7 +166,7 @@ fn parameters_of_a_modality_that_is_not_there_get_no_gradient() {
     let model = config.build_model().unwrap();
     let inventory = Inventory::of(&model);
     let active = |name: &str| inventory.types.iter().find(|of| of.name == name).unwrap().active;
-    // 5 patch rows and columns of an image; a series has no grid.
+    // Four rows and four columns of patches; a series has no grid.
     assert_eq!(active("image") - active("series"), 8 * 16);
     assert!(inventory.types.iter().all(|of| of.active < inventory.total));
     let Model::Specialformer(model) = &model else { unreachable!() };
@@ -332,4 +353,31 @@ fn rows_that_are_sure_leave_early_and_the_others_answer_as_ever() {
     assert_eq!(some.len(), never.len());
     let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
     assert_eq!(answers(&with(0.9), &ctx).1, ["early_exit"; 2]);
+}
+
+#[test]
+fn singular_values_alone_are_trained() {
+    use specialformer::svd_finetune::Parametrisation;
+    use specialformer::svf::TunedRun;
+    use specialformer::training::TrainConfig;
+
+    let config = run("", "modulation = {}", "").unwrap();
+    let model = config.build_model().unwrap();
+    let before: Vec<_> = NamedParameters::of(&model)
+        .iter()
+        .filter(|(name, _)| name.starts_with("embedding") || name.starts_with("head"))
+        .map(|(name, p)| (name.to_string(), p.clone(), p.value().as_slice().to_vec()))
+        .collect();
+    let rows = batch(4);
+    let start = logits(&model, &rows);
+    let tuned = TunedRun::new(model, Parametrisation::direct()).unwrap();
+    // Three blocks: four matrices of 16 × 16, two of 16 × 24.
+    assert_eq!(tuned.trained_numbers(), 3 * 6 * 16);
+    let train = TrainConfig::new(3, 8, 0.1);
+    let first = tuned.evaluate(&config.data, &train, HeldOut::Test, 64).unwrap().unwrap();
+    tuned.train(&config.data, &train, ()).unwrap();
+    let last = tuned.evaluate(&config.data, &train, HeldOut::Test, 64).unwrap().unwrap();
+    assert_ne!(first.evaluation.overall.loss, last.evaluation.overall.loss);
+    assert!(before.iter().all(|(_, p, values)| p.value().as_slice() == values));
+    assert!(!start.is_empty());
 }

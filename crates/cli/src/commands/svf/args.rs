@@ -13,6 +13,8 @@ pub(crate) enum SvfCommand {
     Decompose(DecomposeArgs),
     /// Train an expert (or LoRA, the last layer, all weights) on a task.
     Train(Box<TrainArgs>),
+    /// Adapt a run of several modalities to other tasks, by z alone.
+    Run(super::run::RunArgs),
     /// Score the base and experts on tasks, and on a text.
     Eval(EvalArgs),
     /// Fold an expert into the model, for other tools.
@@ -28,6 +30,7 @@ impl SvfCommand {
         match self {
             Self::Decompose(args) => &args.common,
             Self::Train(args) => &args.common,
+            Self::Run(args) => &args.common,
             Self::Eval(args) => &args.common,
             Self::Merge(args) => &args.common,
             Self::Mix(args) => &args.common,

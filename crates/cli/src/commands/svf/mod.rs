@@ -5,6 +5,7 @@ mod decompose;
 mod eval;
 mod experts;
 pub(super) mod model;
+pub(crate) mod run;
 mod train;
 
 use args::SvfCommand;
@@ -15,6 +16,7 @@ pub(crate) fn run(command: &SvfCommand) -> Result<(), Failure> {
     match command {
         SvfCommand::Decompose(args) => decompose::run(args),
         SvfCommand::Train(args) => train::run(args),
+        SvfCommand::Run(args) => run::run(args),
         SvfCommand::Eval(args) => eval::run(args),
         SvfCommand::Merge(args) => experts::merge(args),
         SvfCommand::Mix(args) => experts::mix(args),

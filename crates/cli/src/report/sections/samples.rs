@@ -31,7 +31,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
             series(&mut body, &sample.series);
         }
         let answer = if sample.answer == sample.expected {
-            escape(&sample.answer).to_string()
+            escape(&sample.answer)
         } else {
             wrong(sample)
         };

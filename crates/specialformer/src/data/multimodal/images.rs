@@ -32,10 +32,8 @@ fn split_of(image: usize) -> Split {
 impl Images {
     /// The 1,797 images of 8×8 that come with this crate.
     pub(crate) fn digits() -> Self {
-        let mut lines = DIGITS.lines();
-        let alphabet = lines.by_ref().take_while(|line| line.starts_with('#')).last();
-        // `take_while` has read the first image too.
-        let alphabet = alphabet.expect("the file has a head").trim_start_matches("# ");
+        let head = DIGITS.lines().take_while(|line| line.starts_with('#'));
+        let alphabet = head.last().expect("the file has a head").trim_start_matches("# ");
         let value = |c: char| alphabet.find(c).expect("a digit of base 71") as u32;
         let (mut pixels, mut labels) = (Vec::new(), Vec::new());
         for line in DIGITS.lines().filter(|line| !line.starts_with('#')) {

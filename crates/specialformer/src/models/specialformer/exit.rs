@@ -2,7 +2,7 @@
 
 use specialformer_nn::{Ctx, Mode};
 use specialformer_tensor::{Element, KeepAxes, Tensor, Var};
-use specialformer_train::{Answer, IGNORE, Rows};
+use specialformer_train::{Answer, AnswerKind, IGNORE, Rows};
 
 use crate::error::Result;
 
@@ -14,6 +14,10 @@ pub(super) fn sure<E: Element>(
     input: &Rows<'_>,
     threshold: f64,
 ) -> Result<Vec<bool>> {
+    if answer.kind == AnswerKind::Values {
+        // A number has no probability.
+        return Ok(vec![false; rows.len()]);
+    }
     let probabilities = answer.output.softmax(answer.output.shape().rank() - 1)?;
     let shape = probabilities.shape();
     let classes = shape.last_size();
@@ -55,7 +59,8 @@ pub(super) fn distance<E: Element>(
     }
     let mut sum: Option<Var<E>> = None;
     let mut count = 0usize;
-    for (early, last) in early.iter().zip(last) {
+    let pairs = early.iter().zip(last);
+    for (early, last) in pairs.filter(|(_, last)| last.kind == AnswerKind::Classes) {
         let own = rows(last);
         let shape = last.output.shape();
         let axis = shape.rank() - 1;

@@ -372,6 +372,11 @@ impl<E: Element> Specialformer<E> {
         Ok(probe)
     }
 
+    /// The stack that is answered from, for giving its matrices other weights.
+    pub(crate) fn main_stack_mut(&mut self) -> &mut Stack<E> {
+        &mut self.main
+    }
+
     /// The stack that is answered from.
     pub(crate) fn main_stack(&self) -> &Stack<E> {
         &self.main
