@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let go_on = |_: specialformer::svd_finetune::Progress<'_>| ControlFlow::Continue(());
     let settings = Decomposition::default();
     let mut lines = std::io::stdin().lock().lines();
-    let mut say = |seconds: f64| {
+    let say = |seconds: f64| {
         println!("{{\"seconds\": {seconds}}}");
         std::io::stdout().flush()
     };

@@ -97,7 +97,7 @@ impl Reinforce {
         if !(config.kl >= 0.0 && config.kl.is_finite()) {
             return Err(TrainError::config("reinforce.kl", config.kl, "must not be negative"));
         }
-        if !(config.clip_reward > 0.0) {
+        if config.clip_reward.is_nan() || config.clip_reward <= 0.0 {
             let reason = "must be positive";
             return Err(TrainError::config("reinforce.clip_reward", config.clip_reward, reason));
         }

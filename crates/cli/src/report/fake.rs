@@ -42,7 +42,7 @@ pub(crate) fn study() -> ReportData {
             seconds: 742.3,
             extra: vec![("BLAS".into(), "none (embedded kernels)".into())],
         }),
-        routing: None,
+        ..ReportData::default()
     }
 }
 

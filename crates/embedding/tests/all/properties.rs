@@ -146,7 +146,7 @@ proptest! {
             Segment::Tokens { of: 0, tokens: &text },
             Segment::Features { of: 1, values: &series },
         ];
-        let alone = MultimodalBatch::new(&types, &[short.clone()]).unwrap();
+        let alone = MultimodalBatch::new(&types, std::slice::from_ref(&short)).unwrap();
         let rows = [short, vec![Segment::Tokens { of: 0, tokens: &long }]];
         let padded = MultimodalBatch::new(&types, &rows).unwrap();
         prop_assert_eq!(&padded.tokens[..4], &alone.tokens[..]);

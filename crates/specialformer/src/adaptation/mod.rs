@@ -181,10 +181,9 @@ impl AdaptiveModel {
             [] => self.tuned.apply(None),
             [(task, 1.0)] => self.tuned.apply(Some(find(task)?)),
             weights => {
-                let identity;
                 let mut chosen = Vec::new();
                 let base = self.tuned.scaled().map(|svf| svf.base());
-                identity = base.map(|base| ExpertVector::identity(OTHERS, base));
+                let identity = base.map(|base| ExpertVector::identity(OTHERS, base));
                 for (task, _) in weights {
                     chosen.push(match (&identity, task.as_str()) {
                         (Some(identity), OTHERS) => identity,

@@ -92,7 +92,7 @@ fn every_mechanism_trains_and_its_gradients_are_whole() {
             loss = loss.add(&term.value).unwrap();
         }
         let gradients = ctx.tape().backward(&loss).unwrap();
-        for (name, parameter) in NamedParameters::of(model).iter() {
+        for (name, parameter) in NamedParameters::of(&**model).iter() {
             let gradient = gradients.of_parameter(parameter);
             assert!(gradient.is_some(), "{name} has no gradient with {input}");
             assert_eq!(gradient.unwrap().count_non_finite(), 0, "{name}");
@@ -122,9 +122,9 @@ fn rows_do_not_see_padding_or_each_other() {
     let (length, width) = (batch.length(), 16);
     let lengths = batch.all().lengths().unwrap().to_vec();
     assert!(lengths.iter().any(|&n| (n as usize) < length));
-    for row in 0..12 {
+    for (row, &real) in lengths.iter().enumerate() {
         let alone = model.states(&ctx, &batch.slice(row..row + 1)).unwrap().hidden;
-        let n = lengths[row] as usize * width;
+        let n = real as usize * width;
         let together = &all.value().as_slice()[row * length * width..][..n];
         for (a, b) in alone.value().as_slice()[..n].iter().zip(together) {
             assert!((a - b).abs() < 1e-4, "row {row}: {a} and {b}");
@@ -153,7 +153,7 @@ fn parameters_of_a_modality_that_is_not_there_get_no_gradient() {
     let output = model.forward(&ctx, &batch.all()).unwrap();
     let y = &output.answers[0].output;
     let gradients = ctx.tape().backward(&y.mul(y).unwrap().sum_all().unwrap()).unwrap();
-    let parameters = NamedParameters::of(model);
+    let parameters = NamedParameters::of(&**model);
     for name in [
         "embedding.latin.weight",
         "embedding.greek.projection.weight",
@@ -295,7 +295,7 @@ fn a_grown_model_answers_as_before_and_learns_in_its_new_parts() {
     let ctx = Ctx::eval_on(Tape::new());
     let y = model.forward(&ctx, &batch.all()).unwrap().answers.remove(0).output;
     let gradients = ctx.tape().backward(&y.mul(&y).unwrap().sum_all().unwrap()).unwrap();
-    let parameters = NamedParameters::of(model);
+    let parameters = NamedParameters::of(&**model);
     let new = parameters.get("blocks.4.feed_forward.down.weight").unwrap();
     assert!(gradients.of_parameter(new).unwrap().as_slice().iter().any(|&g| g != 0.0));
     let error = grow(&b, &large.model, &a, &small.model).unwrap_err().to_string();

@@ -78,6 +78,9 @@ struct Pass<'a, E: Element> {
     mixture: Option<Routing<E>>,
 }
 
+/// The answers after each early block.
+type EarlyAnswers<E> = Vec<Vec<Answer<E>>>;
+
 /// What gates and routers decide on the way.
 struct Routings<E: Element> {
     layers: Vec<LayerRouting<E>>,
@@ -263,7 +266,7 @@ impl<E: Element> Specialformer<E> {
         ctx: &Ctx<E>,
         input: &Rows<'a>,
         exit: &ExitConfig,
-    ) -> Result<(Pass<'a, E>, Vec<Vec<Answer<E>>>)> {
+    ) -> Result<(Pass<'a, E>, EarlyAnswers<E>)> {
         let arranged = Arranged::new(input, self.config.tasks.len(), false)?;
         let whole = ctx.with_tasks(arranged.tasks.clone());
         let (stack, prefix) = (&self.main, self.task.prefix());
@@ -366,7 +369,6 @@ impl<E: Element> Specialformer<E> {
         };
         let mut routings = Routings { layers: Vec::new(), mixture: None };
         self.read(&ctx, &reading, &arranged.task_indices(), &mut routings)?;
-        drop(reading);
         Ok(probe)
     }
 

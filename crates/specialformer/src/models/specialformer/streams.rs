@@ -22,7 +22,7 @@ pub(super) enum TokenLayer<E: Element> {
     Plain(Embedding<E>),
     Typed(TypedEmbedding<E>),
     Conditional(ConditionalEmbedding<E>),
-    Mixture(MixtureEmbedding<E>),
+    Mixture(Box<MixtureEmbedding<E>>),
 }
 
 impl<E: Element> TokenLayer<E> {
@@ -53,7 +53,7 @@ impl<E: Element> TokenLayer<E> {
                 let features = (*task_features > 0).then_some(*task_features);
                 let layer =
                     MixtureEmbedding::new(mixture.clone(), count, width, features, std, rng);
-                Self::Mixture(layer.map_err(in_input)?)
+                Self::Mixture(Box::new(layer.map_err(in_input)?))
             }
         })
     }
