@@ -30,11 +30,8 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
         if !sample.series.is_empty() {
             series(&mut body, &sample.series);
         }
-        let answer = if sample.answer == sample.expected {
-            escape(&sample.answer)
-        } else {
-            wrong(sample)
-        };
+        let answer =
+            if sample.answer == sample.expected { escape(&sample.answer) } else { wrong(sample) };
         let _ = writeln!(
             body,
             "</td><td>{}</td><td>{answer}</td><td class=\"number\">{}</td></tr>",
