@@ -91,14 +91,16 @@ fn what_is_read_is_what_was_traced() {
     let model = open("05_olmoe");
     let options = TraceOptions { generate: 3, most_tokens: Some(10), pieces: true };
     let reader = trace(&model, &place.path().join("trace"), options);
-    assert_eq!((reader.info().prompts, reader.info().positions), (24, 24 * 13));
+    assert_eq!(reader.info().prompts, 24);
     let scopes = [TokenScope::All, TokenScope::Prompt, TokenScope::Generated, TokenScope::First(4)];
     let read = scopes.map(|scope| read_signatures(&reader, scope).unwrap());
     let part = reader.part(0).unwrap();
     for (number, (_, prompt)) in part.prompts().enumerate() {
-        assert_eq!((prompt.own, prompt.positions, prompt.pieces.len()), (10, 13, 13));
+        // A text may end before it has as many tokens as were asked for.
+        let all = prompt.positions;
+        assert!(prompt.own == 10 && (11..=13).contains(&all) && prompt.pieces.len() == all);
         let traced = model.trace(&prompt.tokens).unwrap();
-        let wants = [0..13, 0..10, 10..13, 0..4];
+        let wants = [0..all, 0..10, 10..all, 0..4];
         for (read, want) in read.iter().zip(wants) {
             let mut sum = SignatureSum::of_layers(&model.layers());
             sum.add_trace(&traced, |position| want.contains(&position)).unwrap();
@@ -112,7 +114,7 @@ fn what_is_read_is_what_was_traced() {
     let mut lines = Vec::new();
     reader.write_jsonl(&mut lines).unwrap();
     let lines = String::from_utf8(lines).unwrap();
-    assert_eq!(lines.lines().count(), 24 * 13);
+    assert_eq!(lines.lines().count() as u64, reader.info().positions);
     let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert_eq!((&last["generated"], &last["prompt"]), (&true.into(), &"p23".into()));
     assert_eq!(last["routing"][0]["experts"].as_array().unwrap().len(), model.top_k()[0]);
