@@ -130,6 +130,8 @@ for number, text in enumerate(sorted(all_texts, key=len)):
 /// Fetches every kind that is not there, trains the tokenizer, and writes what
 /// came from where into `SOURCES.json`; the folder.
 pub(crate) fn fetch(folder: &Path) -> Result<PathBuf> {
+    // The commands below run elsewhere.
+    let folder = &std::path::absolute(folder)?;
     std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut sources = Vec::new();
     for source in &SOURCES {

@@ -102,7 +102,8 @@ Examples:
   specialformer route analyze traces/olmoe --labels labels.jsonl
 
 Each line of a labels file is an object with `id` and `label`; prompts of a trace have their
-labels already if their file had any. analysis.json and report.html go to --out.")]
+labels already if their file had any. analysis.json and report.html go to --out; in a run folder
+the run's own report gets the part on signatures.")]
 pub(crate) struct RouteAnalyzeArgs {
     /// The trace folder.
     #[arg(value_name = "TRACE")]

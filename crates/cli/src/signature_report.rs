@@ -1,13 +1,16 @@
 //! From an analysis and its trace to the report's part on signatures.
 
+use std::path::Path;
+
 use specialformer::routing::analysis::{Analysis, Baseline};
 use specialformer::routing_trace::TraceReader;
 
 use crate::commands::expert_names;
 use crate::failure::Failure;
 use crate::report::{
-    self, ReportData, RoutedText, SignatureLayer, SignaturePoint, SignatureRow, Signatures,
+    ReportData, RoutedText, SignatureLayer, SignaturePoint, SignatureRow, Signatures,
 };
+use crate::{job, run_report};
 
 /// Texts of each label that a page carries.
 const TEXTS: usize = 3;
@@ -16,10 +19,20 @@ const TOKENS: usize = 256;
 /// Prompts in the plane.
 const POINTS: usize = 2000;
 
-/// The page of an analysis by itself.
-pub(crate) fn render(found: &Analysis, reader: &TraceReader) -> Result<String, Failure> {
+/// The report of an analysis: that of the run whose folder it goes to, with a
+/// part on signatures, or that part by itself.
+pub(crate) fn report(
+    found: &Analysis,
+    reader: &TraceReader,
+    folder: &Path,
+) -> Result<ReportData, Failure> {
+    let signatures = Some(signatures(found, reader)?);
+    if let Some(run) = job::load_finished(folder)? {
+        let report = run_report::build(&run.config.name, &[&run], run.result.seconds)?;
+        return Ok(ReportData { signatures, ..report });
+    }
     let info = reader.info();
-    let data = ReportData {
+    Ok(ReportData {
         title: format!("{}: routing signatures", info.model),
         subtitle: format!(
             "{} prompts, {} tokens, {} layers with experts",
@@ -27,14 +40,13 @@ pub(crate) fn render(found: &Analysis, reader: &TraceReader) -> Result<String, F
             info.positions,
             info.layers.len()
         ),
-        signatures: Some(signatures(found, reader)?),
+        signatures,
         ..ReportData::default()
-    };
-    report::render(&data).map_err(|error| Failure::work(error.to_string()))
+    })
 }
 
 /// The part of a page.
-pub(crate) fn signatures(found: &Analysis, reader: &TraceReader) -> Result<Signatures, Failure> {
+fn signatures(found: &Analysis, reader: &TraceReader) -> Result<Signatures, Failure> {
     let row = |name: &str, b: &Baseline| {
         let s = &b.similarity;
         SignatureRow {

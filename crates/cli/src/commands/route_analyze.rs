@@ -14,7 +14,7 @@ use specialformer::tensor::Seed;
 
 use crate::args::{RouteAnalyzeArgs, RouteDiscoverArgs};
 use crate::failure::Failure;
-use crate::{job, signature_report, table};
+use crate::{job, run_report, signature_report, table};
 
 /// A line of a labels file.
 #[derive(Debug, Deserialize)]
@@ -65,8 +65,7 @@ pub(crate) fn analyze(args: &RouteAnalyzeArgs) -> Result<(), Failure> {
         std::fs::create_dir_all(folder)
             .map_err(|e| Failure::input(format!("{}: {e}", folder.display())))?;
         job::write(&folder.join("analysis.json"), &text)?;
-        let page = signature_report::render(&found, &reader)?;
-        job::write(&folder.join("report.html"), &page)?;
+        run_report::write(&signature_report::report(&found, &reader, folder)?, folder)?;
     }
     if args.common.json {
         println!("{text}");

@@ -61,6 +61,53 @@ fn signatures_stand_without_scripts_and_are_checked() {
     assert!(render(&data).unwrap_err().to_string().contains("a text's routing"));
 }
 
+/// Clicks, keys and the slider change the page, and no script fails: in a
+/// browser, where there is one.
+#[test]
+fn signatures_answer_clicks_and_keys_in_a_browser() {
+    const PROBE: &str = r##"<script>
+addEventListener("error", (event) => { document.body.dataset.failed = event.message; });
+addEventListener("load", () => setTimeout(() => {
+  const one = (selector) => document.querySelector("#signatures " + selector);
+  const said = [one("[data-role=map] table").dataset.label];
+  one("[data-role=map-controls] button:nth-child(2)").click();
+  said.push(one("[data-role=map] table").dataset.label);
+  const less = one("[data-role=map-controls] select");
+  less.value = "0";
+  less.dispatchEvent(new Event("change"));
+  said.push("less " + one("[data-role=map] table").dataset.other);
+  const plane = one("[data-role=plane] svg");
+  plane.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+  said.push(plane.getAttribute("aria-label"));
+  one(".routed-token").click();
+  said.push(one("[data-role=text-note]").textContent);
+  document.body.dataset.said = said.join("; ");
+}, 200));
+</script></body>"##;
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let runs = |name: &&&str| {
+        std::process::Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success())
+    };
+    let Some(browser) = names.iter().find(runs) else { return };
+    let page = render(&fake::experts(8)).unwrap().replace("</body>", PROBE);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.html");
+    std::fs::write(&path, page).unwrap();
+    let shown = std::process::Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"])
+        .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+        .arg("--dump-dom")
+        .arg(format!("file://{}", path.display()))
+        .output()
+        .unwrap();
+    let dom = String::from_utf8_lossy(&shown.stdout);
+    let wanted = "data-said=\"code; prose; less code; Prompt 1 of 6: p0, code; Tokens that go to \
+                  expert 0 of blocks.0: 3 of 3.\"";
+    let body = dom.rfind("<body").map_or("", |at| &dom[at..dom.len().min(at + 400)]);
+    assert!(dom.contains(wanted), "{body}");
+    assert!(!dom.contains("data-failed"), "{body}");
+}
+
 #[test]
 fn routing_stands_without_scripts() {
     let page = render(&fake::experts(8)).unwrap();

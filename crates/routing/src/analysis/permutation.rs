@@ -7,6 +7,9 @@ use specialformer_tensor::Seed;
 
 use super::similarity::unit_rows;
 
+/// Permutations that are worked out together.
+const TOGETHER: usize = 8;
+
 /// The result of a permutation test.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PermutationTest {
@@ -42,15 +45,20 @@ pub fn permutation_test(
     let unit = compact(unit_rows(rows));
     let n = labels.len();
     let classes = labels.iter().max().map_or(0, |&most| most + 1);
-    let spread = |labels: &[usize]| -> f64 {
+    // Σ_c ‖Σ_{i∈c} u_i‖² of some labellings, which share each row's way from
+    // memory.
+    let spreads = |labellings: &[Vec<usize>]| -> Vec<f64> {
         let columns = unit.ncols();
-        let mut sums = vec![0.0; classes * columns];
-        for (row, &label) in unit.rows().into_iter().zip(labels) {
+        let mut sums = vec![vec![0.0; classes * columns]; labellings.len()];
+        for (i, row) in unit.rows().into_iter().enumerate() {
             let row = row.to_slice().expect("rows are contiguous");
-            let sum = &mut sums[label * columns..(label + 1) * columns];
-            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+            for (sums, labels) in sums.iter_mut().zip(labellings) {
+                let label = labels[i];
+                let sum = &mut sums[label * columns..(label + 1) * columns];
+                sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+            }
         }
-        sums.iter().map(|sum| sum * sum).sum()
+        sums.iter().map(|sums| sums.iter().map(|sum| sum * sum).sum()).collect()
     };
     let lengths: f64 = unit.iter().map(|x| x * x).sum();
     let total = {
@@ -65,18 +73,24 @@ pub fn permutation_test(
     let statistic = |spread: f64| {
         (spread - lengths) / within_pairs.max(1.0) - (total - spread) / across_pairs.max(1.0)
     };
-    let own = spread(labels);
+    let own = spreads(&[labels.to_vec()])[0];
     // Permutations that only rename labels give the same sums in another
     // order; rounding must not make them less.
     let at_least = own - 1e-9 * own.abs().max(1.0);
-    let count = (0..permutations)
+    let shuffled = |number: usize| {
+        let mut shuffled = labels.to_vec();
+        seed.stream_at("permutation", number as u64).shuffle(&mut shuffled);
+        shuffled
+    };
+    let count: usize = (0..permutations.div_ceil(TOGETHER))
         .into_par_iter()
-        .filter(|&number| {
-            let mut shuffled = labels.to_vec();
-            seed.stream_at("permutation", number as u64).shuffle(&mut shuffled);
-            spread(&shuffled) >= at_least
+        .map(|group| {
+            let first = group * TOGETHER;
+            let last = permutations.min(first + TOGETHER);
+            let labellings: Vec<Vec<usize>> = (first..last).map(shuffled).collect();
+            spreads(&labellings).into_iter().filter(|&spread| spread >= at_least).count()
         })
-        .count();
+        .sum();
     PermutationTest {
         statistic: statistic(own),
         permutations,

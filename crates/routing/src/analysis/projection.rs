@@ -7,7 +7,7 @@ use specialformer_tensor::Seed;
 /// Rows seen along the directions in which they differ most.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Projection {
-    /// Each row's coordinates [N][components].
+    /// Each row's coordinates [N, components].
     pub coordinates: Vec<Vec<f64>>,
     /// Each component's share of the variance.
     pub explained: Vec<f64>,

@@ -25,7 +25,7 @@ pub struct AnalysisConfig {
     pub permutations: usize,
     /// The classifier's folds and penalties.
     pub classifier: CrossValidationConfig,
-    /// Draws of each null baseline.
+    /// Draws of each null baseline; one with more than 1000 prompts.
     pub null_draws: usize,
     /// Draws of the bootstrap.
     pub bootstrap: usize,
@@ -36,6 +36,10 @@ pub struct AnalysisConfig {
     /// What all draws come from.
     pub seed: u64,
 }
+
+/// With more prompts than this, one draw of a null baseline says as much as
+/// several of fewer.
+const MANY: usize = 1000;
 
 impl Default for AnalysisConfig {
     fn default() -> Self {
@@ -110,7 +114,7 @@ pub struct Analysis {
     pub bag_of_tokens: Option<Baseline>,
     /// The experts that carry each label, largest difference first.
     pub carriers: Vec<Vec<Carrier>>,
-    /// Each label's mean signature [labels][Σ E].
+    /// Each label's mean signature [labels, Σ E].
     pub mean_signatures: Vec<Vec<f64>>,
     /// The prompts in the plane of their largest differences.
     pub projection: Projection,
@@ -150,7 +154,8 @@ pub fn analyze(data: &PromptSignatures, config: &AnalysisConfig) -> Result<Analy
         })
     };
     let drawn = |make: &dyn Fn(Seed) -> PromptSignatures| -> Result<Baseline> {
-        let draws = (0..config.null_draws as u64).map(|draw| {
+        let count = if labels.len() > MANY { 1 } else { config.null_draws as u64 };
+        let draws = (0..count).map(|draw| {
             let seed = Seed::new(seed.value().wrapping_add(1000 * (1 + draw)));
             baseline(make(seed).matrix(SignatureKind::Count).view())
         });

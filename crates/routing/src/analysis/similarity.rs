@@ -38,8 +38,8 @@ pub fn unit_rows(rows: ArrayView2<'_, f64>) -> Array2<f64> {
     rows
 }
 
-/// Moments of cosines: number, sum, sum of squares, of pairs within [0] and
-/// across [1].
+/// Moments of cosines: number, sum, sum of squares, of pairs within
+/// labels, then across.
 type Moments = [[f64; 3]; 2];
 
 /// Similarity within and across labels of the rows of a matrix.

@@ -55,11 +55,11 @@ pub struct TaskExperts {
     pub name: String,
     /// Number of prompts that it was fitted to.
     pub prompts: usize,
-    /// The mean signature by layer [L][E].
+    /// The mean signature by layer [L, E].
     pub shares: Vec<Vec<f64>>,
     /// The experts that are kept, by layer \[L\].
     pub experts: Vec<ExpertSet>,
-    /// A learned bias on the logits of all experts, by layer [L][E].
+    /// A learned bias on the logits of all experts, by layer [L, E].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<Vec<Vec<f32>>>,
 }
@@ -104,7 +104,7 @@ fn fail<T>(place: impl Into<String>, reason: impl Into<String>) -> Result<T> {
     Err(Error::Data { place: place.into(), reason: reason.into() })
 }
 
-/// Rows divided so that each layer's mean is of prompts of equal weight.
+/// The mean of rows by layer: every prompt counts alike, however long it is.
 fn mean_by_layer(data: &PromptSignatures, rows: &Array2<f64>, of: &[usize]) -> Vec<Vec<f64>> {
     let layer = |columns: std::ops::Range<usize>| {
         columns

@@ -2,7 +2,6 @@
 //! left.
 
 use specialformer_nn::NamedParameters;
-use specialformer_tensor::Tensor;
 use specialformer_train::{TrainConfig, Trainer};
 
 use super::conditions::{Conditions, with_experts};
@@ -83,12 +82,8 @@ pub fn learn_bias(
     frozen.iter().for_each(|parameter| parameter.set_frozen(false));
     result?;
     let biases = parameters.iter().filter(|(name, _)| is_bias(name));
-    let learned: Vec<Vec<f32>> = biases
-        .map(|(_, parameter)| {
-            let b: Tensor = parameter.value();
-            b.as_slice().to_vec()
-        })
-        .collect();
+    let learned: Vec<Vec<f32>> =
+        biases.map(|(_, parameter)| parameter.value().as_slice().to_vec()).collect();
     conditions.tasks[task].bias = Some(learned);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Opening published models.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +46,11 @@ impl Stored {
                 Err(_) => raw.to_f32(),
             },
         };
-        dense.cast()
+        // Most models are in single precision: nothing is copied then.
+        match (&dense as &dyn Any).downcast_ref::<Tensor<E>>() {
+            Some(same) => same.clone(),
+            None => dense.cast(),
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use specialformer_checkpoint::{
-    ChatTemplate, CheckpointError, DecoderConfig, GgufFile, GgufNames, GgufWriter, HfConfig,
-    RawTensor, RopeScaling, RotaryRows, StorageType, Tokenizer, halves_to_pairs_order,
+    Activation, ChatTemplate, CheckpointError, DecoderConfig, GgufFile, GgufNames, GgufWriter,
+    HfConfig, RawTensor, RopeScaling, RotaryRows, StorageType, Tokenizer, halves_to_pairs_order,
     reorder_rows,
 };
 use specialformer_nn::NamedParameters;
@@ -122,6 +122,17 @@ fn describable(config: &HfConfig) -> Result<(&'static str, &DecoderConfig)> {
     }
     if decoder.mlp_bias {
         return refuse("mlp_bias", "are made without biases of feed-forward layers");
+    }
+    if !matches!(decoder.activation, Activation::Silu) {
+        return refuse("hidden_act", "are made of models with SiLU");
+    }
+    if decoder.windows.iter().any(Option::is_some) {
+        return refuse("sliding_window", "are made of models without sliding windows");
+    }
+    // Files do not say it: it goes by the architecture.
+    let normalizes = config.model_type != "olmoe";
+    if decoder.experts.as_ref().is_some_and(|all| all.normalize != normalizes) {
+        return refuse("norm_topk_prob", "have no entry for it, and other models' value is meant");
     }
     let dense = decoder.experts.as_ref().is_some_and(|all| all.sparse_layers.contains(&false));
     if dense {

@@ -69,12 +69,18 @@ impl RoutedModel {
     /// [`Error::Data`] if the model is dense.
     pub fn of_run(config: RunConfig, model: Model) -> Result<Self> {
         let name = config.name.clone();
-        let Model::Specialformer(model) = model else { return Err(dense(name)) };
         let tokenizer = match &config.data {
             DataConfig::Text(data) => Some(data.tokenizer.build()?),
             _ => None,
         };
-        Self { name, kind: Kind::Run(Box::new((config, *model))), tokenizer }.checked()
+        let kind = match model {
+            Model::Specialformer(model) => Kind::Run(Box::new((config, *model))),
+            // Of a run that goes on with a published model, that model is what
+            // is traced and saved.
+            Model::Published(model) => Kind::Published(model),
+            _ => return Err(dense(name)),
+        };
+        Self { name, kind, tokenizer }.checked()
     }
 
     /// Of a published model in memory.

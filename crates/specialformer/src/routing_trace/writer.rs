@@ -18,9 +18,13 @@ pub(super) const INFO_FILE: &str = "trace.json";
 /// The version of the layout that this program writes.
 pub(super) const FORMAT_VERSION: u32 = 1;
 
-/// Choices (position × layer × expert) of a part at most, unless a single
-/// prompt has more.
+/// Size of a part at most, in choices (position × layer × expert), unless a
+/// single prompt has more.
 const PART_CHOICES: usize = 1 << 22;
+
+/// What a position counts besides its choices: its token and what that stands
+/// for are in the part's header, which is held as a whole.
+const POSITION: usize = 16;
 
 /// What a trace holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +121,7 @@ impl TraceWriter {
             return Err(Error::Data { place: self.folder.display().to_string(), reason });
         }
         self.choices += trace.layers.iter().map(|layer| layer.chosen().len()).sum::<usize>();
+        self.choices += POSITION * prompt.positions;
         self.info.prompts += 1;
         self.info.positions += prompt.positions as u64;
         self.part.push(prompt, trace);

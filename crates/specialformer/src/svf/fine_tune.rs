@@ -37,10 +37,10 @@ pub struct TuneReport {
 impl TuneReport {
     /// True if rewards never differed within a batch: nothing was learned.
     pub fn no_signal(&self) -> bool {
-        let mut shares = self.records.iter().filter_map(|r| r.statistics.get("no_signal"));
-        !self.records.is_empty() && shares.by_ref().count() > 0 && {
-            self.records.iter().all(|r| r.statistics.get("no_signal").is_some_and(|s| *s >= 1.0))
-        }
+        let alike = |record: &TrainRecord| {
+            record.statistics.get("no_signal").is_some_and(|share| *share >= 1.0)
+        };
+        !self.records.is_empty() && self.records.iter().all(alike)
     }
 }
 

@@ -167,9 +167,8 @@ impl Tuned {
             return Ok(svf.expert("expert").bytes()?);
         }
         let mut header = TensorWriter::new();
-        for (name, parameter) in &self.trained {
+        for (name, _) in &self.trained {
             header.tensor(name, &Tensor::<f32>::zeros([0]))?;
-            let _ = parameter;
         }
         Ok(header.to_bytes().len() + 4 * self.trained_numbers())
     }

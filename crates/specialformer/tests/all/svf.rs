@@ -23,7 +23,7 @@ use specialformer::svf::{
 use specialformer::training::{Batch, Dataset, IGNORE, ReinforceConfig};
 
 /// Printable ASCII, blank and new line as single tokens, then the end token.
-pub(crate) fn tokenizer_json() -> String {
+fn tokenizer_json() -> String {
     let letters = (33u8..127).map(|byte| (byte as char).to_string());
     let letters = letters.chain(["\u{120}".to_owned(), "\u{10a}".to_owned()]);
     let vocabulary: serde_json::Map<String, serde_json::Value> =
@@ -335,7 +335,7 @@ fn rewards_raise_the_share_of_rewarded_answers_and_say_where_there_is_none() {
             temperature: 1.0,
             max_tokens: 5,
         };
-        let config = TrainConfig { log_every: 10, ..TrainConfig::new(20, 16, 0.02) };
+        let config = TrainConfig { log_every: 20, ..TrainConfig::new(40, 16, 0.02) };
         let settings = ReinforceConfig { kl, ..Default::default() };
         reinforce(&policy, dataset(), config, settings, &mut (), || false).unwrap().1
     };

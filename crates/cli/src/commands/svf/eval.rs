@@ -9,7 +9,7 @@ use specialformer::data::prompts::{
 use specialformer::families::PublishedModel;
 use specialformer::generate::{Reading, perplexity};
 use specialformer::svd_finetune::Parametrisation;
-use specialformer::svf::{Tuned, score_prompts};
+use specialformer::svf::{Tuned, check_expert, score_prompts};
 
 use super::args::EvalArgs;
 use super::model;
@@ -46,6 +46,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     let experts =
         args.expert.iter().map(|path| model::expert(path)).collect::<Result<Vec<_>, _>>()?;
     let mut opened = model::open(&args.model)?;
+    for expert in &experts {
+        check_expert(&mut opened, expert)?;
+    }
     let format = PromptFormat::open(&args.model, &opened)?;
     let scored = Scored { tasks, text: text(args, &format)? };
     stop_requested();
