@@ -113,7 +113,7 @@ impl Part<'_> {
             return (1, kinds);
         }
         if let Some(layer) = layer_of(name)
-            && !self.passes(layer, of)
+            && self.times(layer, of) == 0
         {
             return (0, 1);
         }
@@ -129,32 +129,25 @@ impl Part<'_> {
         (1, 1)
     }
 
-    /// True if positions of a type go through a block.
-    fn passes(&self, layer: usize, of: usize) -> bool {
-        let Some(dynamic) = &self.config.dynamic else {
+    /// True if positions of a type go through block `layer` where it stands.
+    fn goes_through(&self, layer: usize, of: usize) -> bool {
+        let (Some(dynamic), Some(input)) = (&self.config.dynamic, &self.config.input) else {
             return true;
         };
-        let Some(input) = &self.config.input else {
-            return true;
-        };
-        // A block that others share acts if one of them does.
-        let mut uses = (0..self.config.base.layers)
-            .filter(|&i| dynamic.share.as_ref().map_or(i, |share| share[i]) == layer);
-        let on = |i: usize| {
-            dynamic.switches.iter().filter(|switch| switch.layer == i).all(|switch| {
-                switch.types.is_empty() || switch.types.contains(&input.types[of].name)
-            })
-        };
-        uses.any(on)
+        let mut here = dynamic.switches.iter().filter(|switch| switch.layer == layer);
+        here.all(|switch| {
+            switch.types.is_empty() || switch.types.contains(&input.types[of].name)
+        })
     }
 
-    /// How often a block's parameters act on a position of a type.
-    fn times(&self, layer: usize, of: usize) -> usize {
+    /// How often the parameters of block `owner`, which others may share, act
+    /// on a position of a type.
+    fn times(&self, owner: usize, of: usize) -> usize {
         let share = self.config.dynamic.as_ref().and_then(|dynamic| dynamic.share.as_ref());
-        let uses = (0..self.config.base.layers)
-            .filter(|&i| share.map_or(i, |share| share[i]) == layer)
-            .count();
-        if self.passes(layer, of) { uses } else { 0 }
+        (0..self.config.base.layers)
+            .filter(|&layer| share.map_or(layer, |share| share[layer]) == owner)
+            .filter(|&layer| self.goes_through(layer, of))
+            .count()
     }
 }
 
@@ -189,11 +182,7 @@ fn of_types(model: &Specialformer, parameters: &NamedParameters) -> Vec<TypeInve
                 flops += 2 * own * times;
             }
         }
-        let layers = 0..config.base.layers;
-        let on = layers.filter(|&layer| {
-            let share = config.dynamic.as_ref().and_then(|dynamic| dynamic.share.as_ref());
-            part.passes(share.map_or(layer, |share| share[layer]), of)
-        });
+        let on = (0..config.base.layers).filter(|&layer| part.goes_through(layer, of));
         TypeInventory { name, active, flops: flops + attention * on.count() }
     };
     names.into_iter().enumerate().map(of).collect()

@@ -88,7 +88,11 @@ impl DynamicConfig {
             }
         }
         let types = model.input.as_ref().map_or(&[][..], |input| &input.types);
-        for switch in &self.switches {
+        for (i, switch) in self.switches.iter().enumerate() {
+            if self.switches[..i].iter().any(|other| other.layer == switch.layer) {
+                let reason = "the block has two switches; name all types and tasks in one";
+                return fail("switches.layer", &switch.layer, reason.into());
+            }
             if switch.layer >= layers {
                 let reason = format!("there are {layers} layers, from 0");
                 return fail("switches.layer", &switch.layer, reason);
