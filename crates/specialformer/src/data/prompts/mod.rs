@@ -125,13 +125,15 @@ impl PromptData {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Record`] with the line; [`Error::Data`] if
-    /// there is no example to train on or none to score.
+    /// examples to train on or to score are wanted and there is none.
     pub fn from_file(path: impl AsRef<Path>, sizes: PromptSizes, seed: u64) -> Result<Self> {
         let path = path.as_ref();
         let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
         let data = Self::from_examples(&name, file::read(path)?, sizes, seed);
-        for (what, examples) in [("to train on", &data.train), ("to test with", &data.test)] {
-            if examples.is_empty() {
+        for (what, wanted, examples) in
+            [("to train on", sizes.train, &data.train), ("to test with", sizes.test, &data.test)]
+        {
+            if wanted > 0 && examples.is_empty() {
                 let count = data.train.len() + data.validation.len() + data.test.len();
                 let reason = format!("of {count} examples the split leaves none {what}");
                 return Err(Error::Data { place: path.display().to_string(), reason });
