@@ -135,9 +135,7 @@ impl Part<'_> {
             return true;
         };
         let mut here = dynamic.switches.iter().filter(|switch| switch.layer == layer);
-        here.all(|switch| {
-            switch.types.is_empty() || switch.types.contains(&input.types[of].name)
-        })
+        here.all(|switch| switch.types.is_empty() || switch.types.contains(&input.types[of].name))
     }
 
     /// How often the parameters of block `owner`, which others may share, act
