@@ -129,13 +129,14 @@ const SF = (() => {
     return {element: html("div", {class: "control"}, html("span", {"aria-hidden": "true"}, label), group), mark};
   }
 
-  // Redraws with the true width, so that type keeps its size on any screen.
+  // Redraws with the true width, so that type keeps its size on any screen; in
+  // the next frame, since a drawing may change the size that is being told.
   function fit(container, draw) {
     let width = 0;
-    new ResizeObserver(() => {
+    new ResizeObserver(() => requestAnimationFrame(() => {
       const now = Math.floor(container.clientWidth);
       if (now > 0 && now !== width) { width = now; draw(width); }
-    }).observe(container);
+    })).observe(container);
     return () => { if (container.clientWidth > 0) { width = Math.floor(container.clientWidth); draw(width); } };
   }
 
