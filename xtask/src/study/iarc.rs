@@ -1,14 +1,12 @@
 //! The IARC study: every model on the task-switching benchmark, several seeds.
 
-use std::cell::OnceCell;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::process::{output_within, release_binary};
+use super::process::{Binary, output_within};
 use super::queue::{Experiment, Record, Run};
 use super::statistics::mean_std;
 use crate::shell::{Result, program, root};
@@ -47,7 +45,7 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 /// The study; each run is a process of its own of the `specialformer` binary.
 #[derive(Default)]
 pub(super) struct Iarc {
-    binary: OnceCell<PathBuf>,
+    binary: Binary,
 }
 
 impl Experiment for Iarc {
@@ -75,13 +73,11 @@ impl Experiment for Iarc {
     }
 
     fn prepare(&self) -> Result<()> {
-        let path = release_binary()?;
-        let _ = self.binary.set(path);
-        Ok(())
+        self.binary.build()
     }
 
     fn perform(&self, run: &Run) -> Result<Value> {
-        let binary = self.binary.get().ok_or("the binary was not built")?;
+        let binary = self.binary.path()?;
         result_of(run, &output_within(&mut command(binary.as_os_str(), run), LIMIT)?)
     }
 

@@ -2,19 +2,17 @@
 //! against a plain table, on questions about images and series and on words in
 //! two scripts, with the same training tokens.
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::process::{output_within, release_binary};
+use super::process::Binary;
 use super::queue::{Experiment, Record, Run};
 use super::statistics::mean_std;
-use crate::shell::{Result, program, root};
+use crate::shell::{Result, root};
 
 /// What one command of a run is given; the next attempt goes on.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -117,7 +115,7 @@ checkpoint_every = 1000
 /// The study.
 #[derive(Default)]
 pub(super) struct Mpt {
-    binary: OnceCell<PathBuf>,
+    binary: Binary,
 }
 
 impl Experiment for Mpt {
@@ -153,12 +151,10 @@ impl Experiment for Mpt {
     }
 
     fn prepare(&self) -> Result<()> {
-        let _ = self.binary.set(release_binary()?);
-        Ok(())
+        self.binary.build()
     }
 
     fn perform(&self, run: &Run) -> Result<Value> {
-        let binary = self.binary.get().ok_or("the binary was not built")?;
         let number = |name: &str| run.settings[name].as_u64().unwrap_or(0);
         let (steps, test) = (number("steps"), number("test_size"));
         let name = run.settings["variant"].as_str().unwrap_or_default();
@@ -168,10 +164,11 @@ impl Experiment for Mpt {
         let tasks = only.map_or(&TASKS[..], std::slice::from_ref);
         let text = config(&run.run, input, tasks, number("seed"), steps, test);
         let folder = root().join("runs").join(format!("study-mpt-{steps}-steps")).join(&run.run);
-        let trained = train(binary, &text, &folder)?;
+        let trained = self.binary.train(&text, &folder, LIMIT)?;
         let (folder, size) = (folder.display().to_string(), test.to_string());
-        let evaluated = printed(binary, &["eval", &folder, "--size", &size])?;
-        let shifted = printed(binary, &["eval", &folder, "--shifted", "--size", &size])?;
+        let evaluated = self.binary.printed(&["eval", &folder, "--size", &size], LIMIT)?;
+        let shifted =
+            self.binary.printed(&["eval", &folder, "--shifted", "--size", &size], LIMIT)?;
         Ok(json!({
             "parameters": evaluated["parameters"],
             "seconds": trained["seconds"],
@@ -184,32 +181,6 @@ impl Experiment for Mpt {
     fn table(&self, records: &[Record]) -> Result<String> {
         table(records)
     }
-}
-
-/// Trains what a configuration says, or goes on with it; the result.
-fn train(binary: &Path, config: &str, folder: &Path) -> Result<Value> {
-    let file = PathBuf::from(format!("{}.toml", folder.display()));
-    if let Some(parent) = file.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
-    }
-    let other = std::fs::read_to_string(&file).is_ok_and(|text| text != config);
-    if other && folder.exists() {
-        return Err(format!("{}: holds a run with other settings", folder.display()).into());
-    }
-    std::fs::write(&file, config).map_err(|e| format!("{}: {e}", file.display()))?;
-    let (file, out) = (file.display().to_string(), folder.display().to_string());
-    let mut words = vec!["train", file.as_str(), "--out", out.as_str()];
-    if folder.join("config.toml").is_file() {
-        words.push("--resume");
-    }
-    printed(binary, &words)
-}
-
-/// What a command of the binary prints as JSON.
-fn printed(binary: &Path, words: &[&str]) -> Result<Value> {
-    let mut command = program(binary);
-    command.args(words).args(["--json", "--quiet"]);
-    Ok(serde_json::from_str(&output_within(&mut command, LIMIT)?)?)
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,16 +1,63 @@
 //! Runs of a study as processes.
 
-use std::path::PathBuf;
+use std::cell::OnceCell;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::shell::{self, Result, spelled};
+use serde_json::Value;
 
-/// Builds the `specialformer` binary for speed; its path.
-pub(super) fn release_binary() -> Result<PathBuf> {
-    let built = shell::build(&["--release", "--package", "specialformer-cli"])?;
-    let binary = built.into_iter().find(|(name, _)| name == "specialformer");
-    Ok(binary.ok_or("cargo built no executable `specialformer`")?.1)
+use crate::shell::{self, Result, program, spelled};
+
+/// The `specialformer` binary, whose processes the steps of runs are.
+#[derive(Default)]
+pub(super) struct Binary {
+    path: OnceCell<PathBuf>,
+}
+
+impl Binary {
+    /// Builds it for speed.
+    pub(super) fn build(&self) -> Result<()> {
+        let built = shell::build(&["--release", "--package", "specialformer-cli"])?;
+        let binary = built.into_iter().find(|(name, _)| name == "specialformer");
+        let path = binary.ok_or("cargo built no executable `specialformer`")?.1;
+        let _ = self.path.set(path);
+        Ok(())
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> Result<&Path> {
+        Ok(self.path.get().ok_or("the binary was not built")?)
+    }
+
+    /// What a command of it prints as JSON; it is stopped after `limit`.
+    pub(super) fn printed(&self, words: &[impl AsRef<OsStr>], limit: Duration) -> Result<Value> {
+        let mut command = program(self.path()?);
+        command.args(words).args(["--json", "--quiet"]);
+        Ok(serde_json::from_str(&output_within(&mut command, limit)?)?)
+    }
+
+    /// Trains what a configuration says, or goes on with it; the result. A
+    /// training that is stopped leaves its checkpoints in `folder`, and the
+    /// next attempt goes on from them.
+    pub(super) fn train(&self, config: &str, folder: &Path, limit: Duration) -> Result<Value> {
+        let file = PathBuf::from(format!("{}.toml", folder.display()));
+        if let Some(parent) = file.parent() {
+            std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
+        }
+        let other = std::fs::read_to_string(&file).is_ok_and(|text| text != config);
+        if other && folder.exists() {
+            return Err(format!("{}: holds a run with other settings", folder.display()).into());
+        }
+        std::fs::write(&file, config).map_err(|e| format!("{}: {e}", file.display()))?;
+        let (file, out) = (file.display().to_string(), folder.display().to_string());
+        let mut words = vec!["train", file.as_str(), "--out", out.as_str()];
+        if folder.join("config.toml").is_file() {
+            words.push("--resume");
+        }
+        self.printed(&words, limit)
+    }
 }
 
 /// What a command prints on standard output; it is stopped after `limit`.
@@ -47,7 +94,6 @@ fn wait_within(child: &mut Child, limit: Duration) -> Result<Option<std::process
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shell::program;
 
     #[test]
     fn long_runs_are_stopped() {

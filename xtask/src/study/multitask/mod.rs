@@ -4,16 +4,15 @@
 mod config;
 mod table;
 
-use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use self::config::{TASKS, Training, Variant};
-use super::process::{output_within, release_binary};
+use super::process::Binary;
 use super::queue::{Experiment, Record, Run};
-use crate::shell::{Result, program, root};
+use crate::shell::{Result, root};
 
 /// The shares of the training examples.
 const SHARES: [f64; 3] = [1.0, 0.3, 0.1];
@@ -25,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 /// The study; each step of a run is a process of the `specialformer` binary.
 #[derive(Default)]
 pub(super) struct Multitask {
-    binary: OnceCell<PathBuf>,
+    binary: Binary,
 }
 
 impl Experiment for Multitask {
@@ -70,13 +69,12 @@ impl Experiment for Multitask {
     }
 
     fn prepare(&self) -> Result<()> {
-        let _ = self.binary.set(release_binary()?);
-        Ok(())
+        self.binary.build()
     }
 
     fn perform(&self, run: &Run) -> Result<Value> {
-        let binary = self.binary.get().ok_or("the binary was not built")?;
-        Performance { binary, settings: &run.settings, folder: folder(run) }.result(&run.run)
+        Performance { binary: &self.binary, settings: &run.settings, folder: folder(run) }
+            .result(&run.run)
     }
 
     fn table(&self, records: &[Record]) -> Result<String> {
@@ -100,7 +98,7 @@ fn folder(run: &Run) -> PathBuf {
 
 /// A run that is being performed.
 struct Performance<'a> {
-    binary: &'a Path,
+    binary: &'a Binary,
     settings: &'a Value,
     folder: PathBuf,
 }
@@ -136,10 +134,11 @@ impl Performance<'_> {
             shifted: false,
             test_size,
         };
-        let trained = self.train(&config::toml(name, model, &training), &self.folder)?;
+        let trained =
+            self.binary.train(&config::toml(name, model, &training), &self.folder, LIMIT)?;
         let size = test_size.to_string();
         let folder = self.folder.display().to_string();
-        let evaluated = self.printed(&["eval", &folder, "--size", &size])?;
+        let evaluated = self.binary.printed(&["eval", &folder, "--size", &size], LIMIT)?;
         let mut result = json!({
             "parameters": evaluated["parameters"],
             "active_parameters": evaluated["active_parameters"],
@@ -149,46 +148,22 @@ impl Performance<'_> {
             "calibration": evaluated["calibration"]["expected_calibration_error"],
         });
         if only.is_none() && model.has_experts() {
-            let routing = self.printed(&["route", "stats", &folder, "--size", "2048"])?;
+            let routing =
+                self.binary.printed(&["route", "stats", &folder, "--size", "2048"], LIMIT)?;
             result["routing"] = layers(&routing);
         }
         if only.is_none() && share == 1.0 {
-            let shifted = self.printed(&["eval", &folder, "--shifted", "--size", &size])?;
+            let shifted =
+                self.binary.printed(&["eval", &folder, "--shifted", "--size", &size], LIMIT)?;
             result["shifted"] = shifted["evaluation"]["tasks"].clone();
             let steps = self.number("adapting_steps")?;
             let training = Training { teacher: None, shifted: true, steps, ..training };
             let text = config::toml(name, model, &training);
             let text = format!("init_from = {folder:?}\n{text}");
             let adapted = PathBuf::from(format!("{folder}-adapted"));
-            result["adapted"] = self.train(&text, &adapted)?["test"]["tasks"].clone();
+            result["adapted"] = self.binary.train(&text, &adapted, LIMIT)?["test"]["tasks"].clone();
         }
         Ok(result)
-    }
-
-    /// Trains what a configuration says, or goes on with it; the result.
-    fn train(&self, config: &str, folder: &Path) -> Result<Value> {
-        let file = PathBuf::from(format!("{}.toml", folder.display()));
-        if let Some(parent) = file.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
-        }
-        let other = std::fs::read_to_string(&file).is_ok_and(|text| text != config);
-        if other && folder.exists() {
-            return Err(format!("{}: holds a run with other settings", folder.display()).into());
-        }
-        std::fs::write(&file, config).map_err(|e| format!("{}: {e}", file.display()))?;
-        let (file, out) = (file.display().to_string(), folder.display().to_string());
-        let mut words = vec!["train", file.as_str(), "--out", out.as_str()];
-        if folder.join("config.toml").is_file() {
-            words.push("--resume");
-        }
-        self.printed(&words)
-    }
-
-    /// What a command of the binary prints as JSON.
-    fn printed(&self, words: &[&str]) -> Result<Value> {
-        let mut command = program(self.binary);
-        command.args(words).args(["--json", "--quiet"]);
-        Ok(serde_json::from_str(&output_within(&mut command, LIMIT)?)?)
     }
 }
 

@@ -4,16 +4,15 @@
 
 mod table;
 
-use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::process::{output_within, release_binary};
+use super::process::Binary;
 use super::queue::{Experiment, Record, Run};
 use crate::corpora;
-use crate::shell::{Result, program, root};
+use crate::shell::{Result, root};
 
 /// How the router is trained, and what a reader calls it.
 const VARIANTS: [(&str, &str); 3] = [
@@ -29,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// The study; each step of a run is a process of the `specialformer` binary.
 #[derive(Default)]
 pub(super) struct Signatures {
-    binary: OnceCell<PathBuf>,
+    binary: Binary,
 }
 
 impl Experiment for Signatures {
@@ -60,15 +59,14 @@ impl Experiment for Signatures {
 
     fn prepare(&self) -> Result<()> {
         corpora::fetch(&root().join("corpora"))?;
-        let _ = self.binary.set(release_binary()?);
-        Ok(())
+        self.binary.build()
     }
 
     fn perform(&self, run: &Run) -> Result<Value> {
-        let binary = self.binary.get().ok_or("the binary was not built")?;
         let steps = run.settings["steps"].as_u64().unwrap_or(0);
         let folder = root().join("runs").join(format!("study-signatures-{steps}-steps"));
-        Performance { binary, settings: &run.settings, folder: folder.join(&run.run) }.result()
+        Performance { binary: &self.binary, settings: &run.settings, folder: folder.join(&run.run) }
+            .result()
     }
 
     fn table(&self, records: &[Record]) -> Result<String> {
@@ -107,7 +105,7 @@ fn config(settings: &Value) -> Result<String> {
 
 /// A run that is being performed.
 struct Performance<'a> {
-    binary: &'a Path,
+    binary: &'a Binary,
     settings: &'a Value,
     folder: PathBuf,
 }
@@ -115,7 +113,7 @@ struct Performance<'a> {
 impl Performance<'_> {
     fn result(&self) -> Result<Value> {
         let folder = self.folder.display().to_string();
-        let trained = self.train(&folder)?;
+        let trained = self.binary.train(&config(self.settings)?, &self.folder, LIMIT)?;
         let rows = self.settings["rows"].to_string();
         let trace = |set: &str| -> Result<String> {
             let out = format!("{folder}-{set}-trace");
@@ -182,31 +180,9 @@ impl Performance<'_> {
         }))
     }
 
-    /// Trains the configuration, or goes on with it; the result.
-    fn train(&self, folder: &str) -> Result<Value> {
-        let config = config(self.settings)?;
-        let file = PathBuf::from(format!("{folder}.toml"));
-        if let Some(parent) = file.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
-        }
-        let other = std::fs::read_to_string(&file).is_ok_and(|text| text != config);
-        if other && self.folder.exists() {
-            return Err(format!("{folder}: holds a run with other settings").into());
-        }
-        std::fs::write(&file, config).map_err(|e| format!("{}: {e}", file.display()))?;
-        let file = file.display().to_string();
-        let mut words = vec!["train", file.as_str(), "--out", folder];
-        if self.folder.join("config.toml").is_file() {
-            words.push("--resume");
-        }
-        self.printed(&words)
-    }
-
     /// What a command of the binary prints as JSON.
     fn printed(&self, words: &[&str]) -> Result<Value> {
-        let mut command = program(self.binary);
-        command.args(words).args(["--json", "--quiet"]);
-        Ok(serde_json::from_str(&output_within(&mut command, LIMIT)?)?)
+        self.binary.printed(words, LIMIT)
     }
 }
 

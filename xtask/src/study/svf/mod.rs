@@ -4,12 +4,13 @@
 mod table;
 
 use std::cell::OnceCell;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::process::{output_within, release_binary};
+use super::process::Binary;
 use super::queue::{Experiment, Record, Run};
 use crate::shell::{Result, output, program, root};
 
@@ -39,7 +40,7 @@ const TEXT: &str = "ARCHITECTURE.md";
 /// The study; each step of a run is a process of the `specialformer` binary.
 #[derive(Default)]
 pub(super) struct Svf {
-    binary: OnceCell<PathBuf>,
+    binary: Binary,
     model: OnceCell<PathBuf>,
 }
 
@@ -170,7 +171,7 @@ impl Experiment for Svf {
     }
 
     fn prepare(&self) -> Result<()> {
-        let _ = self.binary.set(release_binary()?);
+        self.binary.build()?;
         let fetched = output(program(std::env::current_exe()?).args(["fetch", "smollm2"]))?;
         let path = fetched.lines().last().ok_or("no model was fetched")?;
         let _ = self.model.set(path.into());
@@ -306,12 +307,11 @@ impl Svf {
     /// What a command of the binary prints as JSON; the model is its first
     /// argument.
     fn printed(&self, words: &[String]) -> Result<Value> {
-        let binary = self.binary.get().ok_or("the binary was not built")?;
         let model = self.model.get().ok_or("the model was not fetched")?;
         let names = if words[0] == "svf" { 2 } else { 1 };
-        let mut command = program(binary);
-        command.args(&words[..names]).arg(model).args(&words[names..]).args(["--json", "--quiet"]);
-        Ok(serde_json::from_str(&output_within(&mut command, LIMIT)?)?)
+        let mut words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        words.insert(names, model.as_os_str());
+        self.binary.printed(&words, LIMIT)
     }
 }
 
