@@ -72,7 +72,7 @@ fn sizes(small: bool) -> Sizes {
             seeds: 3,
             steps: 60,
             examples: 960,
-            test: 256,
+            test: 128,
             tasks: &TASKS,
             few: &[16, 64, 256],
             rounds: 30,
@@ -282,7 +282,7 @@ fn words(settings: &Value) -> Result<Vec<String>> {
                 let method = text("method");
                 let known = METHODS.iter().find(|(name, _)| *name == method);
                 say(known.ok_or_else(|| format!("no method {method}"))?.1);
-                say(&["--matrices", &text("matrices")]);
+                say(&["--matrices", &text("matrices"), "--skip-base"]);
             }
         }
     }

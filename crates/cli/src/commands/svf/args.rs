@@ -182,6 +182,9 @@ pub(crate) struct TrainArgs {
     /// Examples to score before and after; 0 scores nothing.
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(crate) test: usize,
+    /// Score the trained model alone, not the base before it.
+    #[arg(long)]
+    pub(crate) skip_base: bool,
     /// Draws the training examples and their order.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub(crate) seed: u64,

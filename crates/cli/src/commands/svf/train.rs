@@ -68,7 +68,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         }
     };
     stop_requested();
-    let before = score("base", &opened)?;
+    let before = if args.skip_base { None } else { score("base", &opened)? };
     let tuned = tune(args, opened_with(&mut opened, args, quiet)?, opened)?;
     let report = train(args, &data.task, &tuned, &format, dataset)?;
     let after = score("trained", tuned.model())?;
