@@ -1,8 +1,8 @@
 //! [`generate_from`]: texts from what an encoder reads.
 
-use specialformer_tensor::Element;
+use specialformer_tensor::{Element, Pool};
 
-use super::generator::{Batch, Flow, GenerateConfig, Generated, Row, context, to_f32};
+use super::generator::{Batch, Flow, GenerateConfig, Generated, Row, pass, to_f32};
 use crate::error::{Error, Result};
 use crate::families::{PublishedModel, last_of_rows};
 use crate::models::Tokens;
@@ -62,29 +62,37 @@ pub fn generate_from<E: Element>(
     if sources.is_empty() || config.max_tokens == 0 {
         return Ok(batch.results);
     }
-    let ctx = context();
+    let pool = Pool::new();
     let mut lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let mut tokens = vec![0; sources.len() * longest];
     for (place, source) in tokens.chunks_exact_mut(longest).zip(sources) {
         place[..source.len()].copy_from_slice(source);
     }
-    let mut states = model.encoded(&ctx, Tokens::new(&tokens, sources.len())?, &lengths)?;
+    let sources = Tokens::new(&tokens, sources.len())?;
+    let mut states = pass(&pool, |ctx| {
+        Ok(model.encoded(ctx, sources, &lengths)?.value().clone())
+    })?;
     loop {
         let count = batch.rows.len();
         let texts: Vec<u32> = batch.rows.iter().flat_map(|row| row.text.iter().copied()).collect();
-        let hidden = model.decoded(&ctx, Tokens::new(&texts, count)?, &states, &lengths)?;
-        let logits = model.head(&ctx, &last_of_rows(&hidden, None)?)?;
-        let mut logits = to_f32(logits.value().as_slice());
+        let texts = Tokens::new(&texts, count)?;
+        let mut logits = pass(&pool, |ctx| {
+            let hidden = model.decoded(ctx, texts, &ctx.constant(states.clone()), &lengths)?;
+            let logits = model.head(ctx, &last_of_rows(&hidden, None)?)?;
+            Ok(to_f32(logits.value().as_slice()))
+        })?;
         let going = batch.choose(&mut logits, config, &mut on_token)?;
         if going.is_empty() {
             return Ok(batch.results);
         }
         if going.len() < count {
-            let shape = states.shape();
-            let flat = states.reshape([count, shape[1] * shape[2]])?;
-            states =
-                flat.embedding(&going, going.len())?.reshape([going.len(), shape[1], shape[2]])?;
+            states = pass(&pool, |ctx| {
+                let (states, shape) = (ctx.constant(states.clone()), states.shape());
+                let flat = states.reshape([count, shape[1] * shape[2]])?;
+                let left = flat.embedding(&going, going.len())?;
+                Ok(left.reshape([going.len(), shape[1], shape[2]])?.value().clone())
+            })?;
             lengths = going.iter().map(|&i| lengths[i]).collect();
         }
     }

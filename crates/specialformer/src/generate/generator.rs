@@ -3,7 +3,7 @@
 use specialformer_attention::CacheElement;
 use specialformer_checkpoint::ModelFamily;
 use specialformer_nn::{Ctx, TaskRows};
-use specialformer_tensor::{Element, Parallelism, RngStream, Seed, Tape, TapeConfig};
+use specialformer_tensor::{Element, Parallelism, Pool, RngStream, Seed, Tape, TapeConfig};
 
 use super::cache::TextCache;
 use super::sampling::Sampling;
@@ -137,7 +137,7 @@ pub fn generate<E: Element, S: CacheElement>(
         let nothing = Generated { tokens: Vec::new(), finish: Finish::MaxTokens };
         return Ok(vec![nothing; prompts.len()]);
     }
-    let ctx = context();
+    let pool = Pool::new();
     let rows = prompts.iter().enumerate();
     let rows = rows.map(|(number, prompt)| Row {
         number,
@@ -146,8 +146,8 @@ pub fn generate<E: Element, S: CacheElement>(
     });
     let rows: Vec<Row> = rows.collect();
     let mut cache: TextCache<S> = model.new_cache(prompts.len())?;
-    let logits = read(model, &of_rows(&ctx, config, &rows)?, prompts, &mut cache)?;
-    continue_rows(model, &ctx, rows, logits, &mut cache, config, on_token)
+    let logits = read(model, &pool, tasks_of(config, &rows)?, prompts, &mut cache)?;
+    continue_rows(model, &pool, rows, logits, &mut cache, config, on_token)
 }
 
 /// Fails unless there is a task for each prompt, or none.
@@ -159,38 +159,37 @@ pub(super) fn check_tasks(config: &GenerateConfig, prompts: usize) -> Result<()>
     Err(Error::Input { model: "generate", what })
 }
 
-/// The context of a pass over the rows that are left.
-pub(super) fn of_rows<E: Element>(
-    ctx: &Ctx<E>,
-    config: &GenerateConfig,
-    rows: &[Row],
-) -> Result<Ctx<E>> {
+/// The tasks of the rows that are left.
+pub(super) fn tasks_of(config: &GenerateConfig, rows: &[Row]) -> Result<Option<TaskRows>> {
     let tasks = config.tasks.iter().filter(|&&task| task != TaskRows::NONE);
-    let tasks = match tasks.max() {
-        Some(&largest) => {
-            let ids: Vec<u32> = rows.iter().map(|row| config.tasks[row.number]).collect();
-            Some(TaskRows::new(&ids, largest as usize + 1)?)
-        }
-        None => None,
-    };
-    Ok(ctx.with_tasks(tasks))
+    let Some(&largest) = tasks.max() else { return Ok(None) };
+    let ids: Vec<u32> = rows.iter().map(|row| config.tasks[row.number]).collect();
+    Ok(Some(TaskRows::new(&ids, largest as usize + 1)?))
 }
 
-/// Evaluation that records nothing and uses all threads.
-pub(super) fn context<E: Element>() -> Ctx<E> {
-    let parallelism = Parallelism::Rayon;
-    Ctx::eval_on(Tape::with_config(TapeConfig {
-        record: false,
-        parallelism,
-        ..TapeConfig::default()
-    }))
+/// Runs a pass of a model, with a context that evaluates, records nothing and
+/// uses all threads. The pass runs on a thread of the pool: a token is some
+/// hundred short products, and each that starts from outside the pool would
+/// hand over to it and wait.
+pub(super) fn pass<E: Element, R: Send>(
+    pool: &Pool<E>,
+    of: impl FnOnce(&Ctx<E>) -> Result<R> + Send,
+) -> Result<R> {
+    rayon::scope(|_| {
+        of(&Ctx::eval_on(Tape::with_config(TapeConfig {
+            record: false,
+            parallelism: Parallelism::Rayon,
+            pool: pool.clone(),
+            ..TapeConfig::default()
+        })))
+    })
 }
 
 /// Continues rows whose texts are in the cache but for the tokens that
 /// `logits` lead to.
 pub(super) fn continue_rows<E: Element, S: CacheElement>(
     model: &impl TextModel<E>,
-    ctx: &Ctx<E>,
+    pool: &Pool<E>,
     rows: Vec<Row>,
     mut logits: Vec<f32>,
     cache: &mut TextCache<S>,
@@ -207,10 +206,9 @@ pub(super) fn continue_rows<E: Element, S: CacheElement>(
         if going.len() < before {
             cache.reorder(&going)?;
         }
-        let last: Vec<u32> = batch.rows.iter().filter_map(|row| row.text.last().copied()).collect();
-        let ctx = &of_rows(ctx, config, &batch.rows)?;
-        let hidden = model.states_cached(ctx, Tokens::new(&last, last.len())?, None, cache)?;
-        logits = to_f32(model.head(ctx, &hidden)?.value().as_slice());
+        let last = batch.rows.iter().map(|row| &row.text[row.text.len() - 1..]);
+        let last: Vec<&[u32]> = last.collect();
+        logits = read(model, pool, tasks_of(config, &batch.rows)?, &last, cache)?;
     }
 }
 
@@ -301,7 +299,8 @@ pub(super) fn check<E: Element>(
 /// row.
 pub(super) fn read<E: Element, S: CacheElement>(
     model: &impl TextModel<E>,
-    ctx: &Ctx<E>,
+    pool: &Pool<E>,
+    tasks: Option<TaskRows>,
     rows: &[impl AsRef<[u32]>],
     cache: &mut TextCache<S>,
 ) -> Result<Vec<f32>> {
@@ -313,10 +312,13 @@ pub(super) fn read<E: Element, S: CacheElement>(
     }
     let padded = counts.iter().any(|&count| count != longest).then_some(counts.as_slice());
     let tokens = Tokens::new(&tokens, rows.len())?;
-    let hidden = model.states_cached(ctx, tokens, padded, cache)?;
-    // The head is the largest product of small models: only where it counts.
-    let last = last_of_rows(&hidden, padded)?;
-    Ok(to_f32(model.head(ctx, &last)?.value().as_slice()))
+    pass(pool, |ctx| {
+        let ctx = &ctx.with_tasks(tasks);
+        let hidden = model.states_cached(ctx, tokens, padded, cache)?;
+        // The head is the largest product of small models: only where it counts.
+        let last = last_of_rows(&hidden, padded)?;
+        Ok(to_f32(model.head(ctx, &last)?.value().as_slice()))
+    })
 }
 
 pub(super) fn to_f32<E: Element>(values: &[E]) -> Vec<f32> {

@@ -1,10 +1,10 @@
 //! [`perplexity`]: how well a model predicts a text.
 
 use rayon::prelude::*;
-use specialformer_tensor::Element;
+use specialformer_tensor::{Element, Pool};
 
 use super::cache::TextCache;
-use super::generator::context;
+use super::generator::pass;
 use super::text_model::TextModel;
 use crate::error::{Error, Result};
 use crate::models::Tokens;
@@ -59,7 +59,7 @@ pub fn perplexity<E: Element>(
         let most = model.window().map_or(String::new(), |most| format!(" and at most {most}"));
         return fail(format!("a window of {window} tokens: must be at least 1{most}"));
     }
-    let ctx = context();
+    let pool = Pool::new();
     let (mut sum, mut done) = (0.0, 0);
     for start in (0..text.len() - 1).step_by(window) {
         let end = (start + window).min(text.len() - 1);
@@ -70,17 +70,23 @@ pub fn perplexity<E: Element>(
             Reading::TokenByToken => 1,
         };
         for (inputs, targets) in inputs.chunks(step).zip(targets.chunks(step)) {
-            let hidden = model.states_cached(&ctx, Tokens::new(inputs, 1)?, None, &mut cache)?;
-            for first in (0..targets.len()).step_by(HEAD_ROWS) {
-                let last = (first + HEAD_ROWS).min(targets.len());
-                let logits = model.head(&ctx, &hidden.slice(1, first..last)?)?;
-                let rows = logits.value().as_slice().par_chunks_exact(model.vocabulary());
-                let losses: Vec<f64> =
-                    rows.zip(&targets[first..last]).map(|(row, &id)| loss(row, id)).collect();
-                sum += losses.iter().sum::<f64>();
-                done += losses.len();
-                progress(done);
-            }
+            let losses = pass(&pool, |ctx| {
+                let tokens = Tokens::new(inputs, 1)?;
+                let hidden = model.states_cached(ctx, tokens, None, &mut cache)?;
+                let mut losses = Vec::with_capacity(targets.len());
+                for (i, targets) in targets.chunks(HEAD_ROWS).enumerate() {
+                    let first = i * HEAD_ROWS;
+                    let rows = hidden.slice(1, first..first + targets.len())?;
+                    let logits = model.head(ctx, &rows)?;
+                    let rows = logits.value().as_slice().par_chunks_exact(model.vocabulary());
+                    let all = rows.zip(targets).map(|(row, &id)| loss(row, id));
+                    losses.par_extend(all);
+                }
+                Ok(losses)
+            })?;
+            sum += losses.iter().sum::<f64>();
+            done += losses.len();
+            progress(done);
         }
     }
     Ok(Perplexity { tokens: done, loss: sum / done as f64 })

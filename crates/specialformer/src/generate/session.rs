@@ -1,12 +1,11 @@
 //! [`Session`]: a text that grows from call to call.
 
 use specialformer_attention::CacheElement;
-use specialformer_tensor::Element;
+use specialformer_tensor::{Element, Pool};
 
 use super::cache::TextCache;
 use super::generator::{
-    Finish, Flow, GenerateConfig, Generated, Row, check, check_tasks, context, continue_rows,
-    of_rows, read,
+    Finish, Flow, GenerateConfig, Generated, Row, check, check_tasks, continue_rows, read, tasks_of,
 };
 use super::text_model::TextModel;
 use crate::error::Result;
@@ -85,14 +84,14 @@ impl<S: CacheElement> Session<S> {
         let known = self.known(text);
         self.cache.truncate(&[known])?;
         self.tokens.truncate(known);
-        let ctx = context();
+        let pool = Pool::new();
         let rng = config.seed.stream_at("generate", text.len() as u64);
         let rows = vec![Row { number: 0, text: text.to_vec(), rng }];
-        let of_row = of_rows(&ctx, config, &rows)?;
-        let logits = read(model, &of_row, &[&text[known..]], &mut self.cache)?;
+        let tasks = tasks_of(config, &rows)?;
+        let logits = read(model, &pool, tasks, &[&text[known..]], &mut self.cache)?;
         self.tokens.extend_from_slice(&text[known..]);
         let (cache, on_token) = (&mut self.cache, |_, token| on_token(token));
-        let result = continue_rows(model, &ctx, rows, logits, cache, config, on_token);
+        let result = continue_rows(model, &pool, rows, logits, cache, config, on_token);
         let lengths = self.cache.lengths();
         let answer = match result {
             Ok(mut all) => all.remove(0),

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::models::Tokens;
 
 /// A causal model that continues texts from cached keys and values.
-pub trait TextModel<E: Element = f32> {
+pub trait TextModel<E: Element = f32>: Sync {
     /// Size V of the vocabulary.
     fn vocabulary(&self) -> usize;
 
