@@ -36,6 +36,7 @@ Examples:
   specialformer route stats runs/my-run   where a mixture of experts sends its tokens
   specialformer generate MODEL --prompt 'Once upon a time'
   specialformer chat MODEL                MODEL: a model folder or a .gguf file
+                                          (built with `--features hub` also hf:OWNER/NAME)
   specialformer svf train MODEL --task json-field   an expert for a published model
   specialformer route trace runs/my-run --out trace && specialformer route analyze trace
   specialformer info                      kernels, SIMD level, threads")]
@@ -132,6 +133,11 @@ impl From<SetName> for HeldOut {
             SetName::Test => Self::Test,
         }
     }
+}
+
+/// Reads a MODEL: a path stands for itself, a name on the hub is downloaded.
+pub(crate) fn model_path(text: &str) -> specialformer::Result<PathBuf> {
+    specialformer::families::locate(text)
 }
 
 /// Flags that every command takes.

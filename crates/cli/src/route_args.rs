@@ -8,7 +8,7 @@ use specialformer::routing::SignatureKind;
 use specialformer::routing::condition::Budget;
 use specialformer::routing_trace::TokenScope;
 
-use crate::args::{CommonArgs, SetName};
+use crate::args::{CommonArgs, SetName, model_path};
 use crate::failure::Failure;
 
 /// What a choice counts in a signature.
@@ -65,7 +65,7 @@ Each line of a prompts file is an object with `text` (or `tokens`), and with `la
 there are any. Without --prompts the run's held-out rows are traced, labelled by their tasks.")]
 pub(crate) struct RouteTraceArgs {
     /// A run folder, or a published model: a folder or a GGUF file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The prompts, as JSONL.
     #[arg(long, value_name = "FILE.jsonl")]
@@ -207,7 +207,7 @@ Examples:
   specialformer route condition fit runs/moe-lm --trace traces/validation --learn-steps 60")]
 pub(crate) struct ConditionFitArgs {
     /// The run folder or published model.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// A trace of it, with labels.
     #[arg(long, value_name = "TRACE")]
@@ -242,7 +242,7 @@ pub(crate) struct ConditionFitArgs {
 #[derive(Debug, Args, Clone)]
 pub(crate) struct ConditionEvalArgs {
     /// The run folder or published model.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The conditions.
     #[arg(long, value_name = "FILE.json")]
@@ -276,7 +276,7 @@ pub(crate) struct ConditionEvalArgs {
 #[derive(Debug, Args, Clone)]
 pub(crate) struct ConditionApplyArgs {
     /// The run folder or published model.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The conditions.
     #[arg(long, value_name = "FILE.json")]
@@ -306,7 +306,7 @@ All layers keep as many experts as the one that needs most, because files have o
 all. The folder is of the same kind as MODEL and loads wherever that does.")]
 pub(crate) struct RoutePruneArgs {
     /// The run folder or published model.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The conditions.
     #[arg(long, value_name = "FILE.json")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::args::CommonArgs;
+use crate::args::{CommonArgs, model_path};
 use crate::commands::adapt::StrategyName;
 use crate::commands::picture::PictureArgs;
 
@@ -25,7 +25,7 @@ pub(crate) enum Weights {
 pub(crate) struct ModelArgs {
     /// A model folder (config.json and safetensors), a .gguf file, or a run
     /// that was trained on text.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// How weights are kept (default: quantized for GGUF files, else f32).
     #[arg(long, value_enum, value_name = "FORM")]
@@ -154,7 +154,7 @@ pub(crate) struct PerplexityArgs {
 #[derive(Debug, Args, Clone)]
 pub(crate) struct InspectArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// List every tensor.
     #[arg(long)]
@@ -190,7 +190,7 @@ Examples:
   specialformer convert model/ --adapter lora/ --to bf16 --out merged/")]
 pub(crate) struct ConvertArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The form.
     #[arg(long, value_enum, value_name = "FORM")]
@@ -210,7 +210,7 @@ pub(crate) struct ConvertArgs {
 #[derive(Debug, Args, Clone)]
 pub(crate) struct TokenizeArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The text; `-` reads standard input.
     #[arg(value_name = "FILE")]

@@ -16,7 +16,7 @@ use specialformer::svd_finetune::{ExpertVector, SearchConfig};
 
 use super::svf::args::CacheArgs;
 use super::svf::model;
-use crate::args::CommonArgs;
+use crate::args::{CommonArgs, model_path};
 use crate::failure::Failure;
 use crate::job::stop_requested;
 use crate::progress::Progress;
@@ -54,7 +54,7 @@ The first use of `classifier` trains it on prompts of the experts' tasks and kee
 folder of experts. Tasks of your own need their prompts: --data TASK=FILE.jsonl.")]
 pub(crate) struct AdaptArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     model: PathBuf,
     /// A folder of experts, made by `svf train`.
     #[arg(long, value_name = "DIR")]

@@ -26,6 +26,7 @@
 mod adapters;
 mod architecture;
 mod experts;
+mod hub;
 mod input;
 mod load;
 mod model;
@@ -36,6 +37,7 @@ mod summary;
 mod text;
 
 pub use architecture::SUPPORTED_MODELS;
+pub use hub::locate;
 pub use input::{TextInput, TextStates};
 pub use model::PublishedModel;
 pub(crate) use model::last_of_rows;

@@ -70,8 +70,8 @@ fn sizes(small: bool) -> Sizes {
         },
         false => Sizes {
             seeds: 3,
-            steps: 60,
-            examples: 960,
+            steps: 48,
+            examples: 768,
             test: 128,
             tasks: &TASKS,
             few: &[16, 64, 256],
@@ -90,7 +90,8 @@ impl Experiment for Svf {
         "singular-value fine-tuning of SmolLM2-135M-Instruct beside LoRA, and adaptation"
     }
 
-    /// All of one seed before any of the next; what later runs need first.
+    /// Everything of the first seed before the others; what later runs need
+    /// first.
     fn runs(&self, small: bool) -> Vec<Run> {
         let sizes = sizes(small);
         let mut runs = vec![Run {
@@ -104,24 +105,23 @@ impl Experiment for Svf {
                 "steps": sizes.steps, "examples": examples, "test": sizes.test,
             }),
         };
-        for seed in 1..=sizes.seeds {
+        let methods = |runs: &mut Vec<Run>, seed| {
             for task in sizes.tasks {
                 for (method, _) in METHODS {
                     let name = format!("{method}-{task}-seed{seed}");
                     runs.push(train(name, "methods", task, method, sizes.examples, seed));
                 }
             }
-            if seed == 1 {
-                for task in sizes.tasks {
-                    runs.push(Run {
-                        run: format!("effects-{task}"),
-                        settings: json!({
-                            "part": "effects", "task": task, "tasks": sizes.tasks,
-                            "size": sizes.test, "steps": sizes.steps,
-                        }),
-                    });
-                }
-            }
+        };
+        methods(&mut runs, 1);
+        for task in sizes.tasks {
+            runs.push(Run {
+                run: format!("effects-{task}"),
+                settings: json!({
+                    "part": "effects", "task": task, "tasks": sizes.tasks,
+                    "size": sizes.test, "steps": sizes.steps,
+                }),
+            });
         }
         for task in &sizes.tasks[1..sizes.tasks.len().min(4)] {
             for &few in sizes.few {
@@ -167,6 +167,7 @@ impl Experiment for Svf {
                 });
             }
         }
+        (2..=sizes.seeds).for_each(|seed| methods(&mut runs, seed));
         runs
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::args::CommonArgs;
+use crate::args::{CommonArgs, model_path};
 
 /// `specialformer svf`.
 #[derive(Debug, Subcommand)]
@@ -60,7 +60,7 @@ Examples:
   specialformer svf decompose MODEL --matrices '*.down_proj.weight' --energy 0.99")]
 pub(crate) struct DecomposeArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// `mlp`, `attention`, `both`, or patterns of names, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "mlp")]
@@ -129,7 +129,7 @@ Examples:
   specialformer svf train MODEL --task two-digit-sum --method lora --rank 16 --out runs/lora")]
 pub(crate) struct TrainArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) data: TaskArgs,
@@ -207,7 +207,7 @@ Answers count as right if the first line equals the answer. Lines of the table: 
 each expert.")]
 pub(crate) struct EvalArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// Experts, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "FILES")]
@@ -246,7 +246,7 @@ Example:
   specialformer svf merge MODEL experts/json-field.safetensors --out merged.gguf")]
 pub(crate) struct MergeArgs {
     /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The expert.
     #[arg(value_name = "EXPERT")]
@@ -302,7 +302,7 @@ pub(crate) struct InfoArgs {
     #[arg(value_name = "EXPERT")]
     pub(crate) expert: PathBuf,
     /// Check that it belongs to this model.
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: Option<PathBuf>,
     /// Flags that every command takes.
     #[command(flatten)]
