@@ -2,23 +2,15 @@
 //! of the noisy gate with its smooth load.
 
 use specialformer_tensor::simd::Baseline;
-use specialformer_tensor::{BackwardContext, Element, Grad, Op, Result, RngStream, Tensor, Var};
+use specialformer_tensor::{
+    BackwardContext, Element, Grad, Op, Result, RngStream, Tensor, Var, mix32,
+};
 
 /// The least standard deviation of the noisy gate's noise.
 pub(crate) const FLOOR: f64 = 1e-2;
 
 /// Elements of one unit of parallel work.
 const CHUNK: usize = 1 << 14;
-
-/// The finaliser "lowbias32".
-#[inline(always)]
-fn mix(mut x: u32) -> u32 {
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x7feb_352d);
-    x ^= x >> 15;
-    x = x.wrapping_mul(0x846c_a68b);
-    x ^ (x >> 16)
-}
 
 /// Factors uniform in 1 ± size, a function of key and position alone, so that
 /// the backward pass draws them again instead of keeping them.
@@ -36,7 +28,7 @@ impl Jitter {
         let key = self.key[0] ^ high.wrapping_mul(0x9e37_79b9);
         for (i, x) in data.iter_mut().enumerate() {
             let word =
-                mix(mix((first as u32).wrapping_add(i as u32) ^ key).wrapping_add(self.key[1]));
+                mix32(mix32((first as u32).wrapping_add(i as u32) ^ key).wrapping_add(self.key[1]));
             *x *= low + scale * E::from_f64(f64::from(word >> 8));
         }
     }

@@ -52,7 +52,7 @@ pub use gemm::Segments;
 pub use ops::{CrossEntropy, DropoutMask, KeepAxes, Reduction, TokenIndex, TopK, Transpose};
 pub use parallel::Parallelism;
 pub use pool::Pool;
-pub use rng::{RngStream, Seed};
+pub use rng::{RngStream, Seed, mix32};
 pub use shape::{MAX_RANK, Shape};
 pub use tensor::Tensor;
 

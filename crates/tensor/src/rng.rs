@@ -124,6 +124,25 @@ impl RngStream {
     }
 }
 
+/// An integer hash (the finaliser "lowbias32" of Chris Wellons): every bit of
+/// the input changes half of the output's. For random numbers that are a
+/// function of a position, drawn in any order and again in a backward pass.
+///
+/// ```
+/// use specialformer_tensor::mix32;
+///
+/// assert_eq!(mix32(0), 0);
+/// assert_ne!(mix32(1) >> 16, mix32(2) >> 16);
+/// ```
+#[inline(always)]
+pub fn mix32(mut x: u32) -> u32 {
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x7feb_352d);
+    x ^= x >> 15;
+    x = x.wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

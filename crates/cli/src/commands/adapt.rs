@@ -77,12 +77,18 @@ pub(crate) struct AdaptArgs {
     /// A JSONL file with a few examples (`prompt`, `answer`), for `mixture`.
     #[arg(long, value_name = "FILE")]
     examples: Option<PathBuf>,
-    /// Candidates of an iteration of the search for a mixture, and iterations.
+    /// Candidates of an iteration of the search for a mixture.
     #[arg(long, value_name = "N", default_value_t = 16)]
     population: usize,
     /// Iterations of the search.
     #[arg(long, value_name = "N", default_value_t = 6)]
     iterations: usize,
+    /// Search for weights of each layer's own in place of one set for all.
+    #[arg(long)]
+    per_layer: bool,
+    /// Draw the candidates uniformly in place of the cross-entropy method.
+    #[arg(long)]
+    random_search: bool,
     /// Below this probability the classifier says `others`.
     #[arg(long, value_name = "P", default_value_t = 0.5)]
     threshold: f64,
@@ -192,7 +198,13 @@ pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
         threshold: args.threshold,
         data: &args.data,
         examples: examples.as_deref(),
-        mixture: MixtureConfig { search, seed: args.seed, ..MixtureConfig::default() },
+        mixture: MixtureConfig {
+            search,
+            per_layer: args.per_layer,
+            random: args.random_search,
+            seed: args.seed,
+            ..MixtureConfig::default()
+        },
         quiet: args.common.quiet,
     };
     let prepared = Prepared::open(&args.model, library, &args.cache, &settings)?;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use specialformer_svd_finetune::{
-    Alpha, ExpertVector, Found, Score, SearchConfig, cem, mix, random_search,
+    Alpha, ExpertVector, Found, Score, SearchConfig, cem, layers_of, mix, random_search,
 };
 use specialformer_tensor::Seed;
 use specialformer_train::Batch;
@@ -22,6 +22,8 @@ pub struct MixtureConfig {
     pub search: SearchConfig,
     /// Scale each candidate's weights to add up to 1.
     pub normalised: bool,
+    /// Search for weights of each layer's own in place of one set for all.
+    pub per_layer: bool,
     /// Draw candidates uniformly in place of the cross-entropy method.
     pub random: bool,
     /// Draws the candidates.
@@ -31,7 +33,7 @@ pub struct MixtureConfig {
 impl Default for MixtureConfig {
     fn default() -> Self {
         let search = SearchConfig { population: 16, iterations: 6, ..SearchConfig::default() };
-        Self { search, normalised: true, random: false, seed: 1 }
+        Self { search, normalised: true, per_layer: false, random: false, seed: 1 }
     }
 }
 
@@ -42,8 +44,12 @@ impl Default for MixtureConfig {
 /// not used.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mixture {
-    /// The weights by task; empty if the base is as good.
+    /// The weights by task; empty if the base is as good. With weights of each
+    /// layer's own, their means.
     pub weights: Vec<(String, f64)>,
+    /// For each layer the weights in the order of `weights`, if each layer has
+    /// its own.
+    pub layers: Vec<Vec<f64>>,
     /// What they are worth on the examples.
     pub score: Score,
     /// What the base is worth.
@@ -60,6 +66,13 @@ fn scaled(vector: &[f64], normalised: bool) -> Vec<f64> {
         true => vector.iter().map(|weight| weight / sum).collect(),
         false => vector.to_vec(),
     }
+}
+
+/// The mean of each column.
+fn means(rows: &[Vec<f64>]) -> Vec<f64> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let mean = |i: usize| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64;
+    (0..columns).map(mean).collect()
 }
 
 impl Mixture {
@@ -90,32 +103,41 @@ impl Mixture {
         })?;
         let identity = ExpertVector::identity(OTHERS, svf.base());
         let experts: Vec<&ExpertVector> = adaptive.experts.iter().chain([&identity]).collect();
-        let worth = |weights: Option<&[f64]>| -> Result<Score> {
-            match weights {
+        let layers = if config.per_layer { layers_of(&identity).len() } else { 1 };
+        let alpha = |vector: &[f64]| {
+            let rows = vector.chunks(experts.len()).map(|row| scaled(row, config.normalised));
+            let mut rows: Vec<Vec<f64>> = rows.collect();
+            match config.per_layer {
+                true => Alpha::PerLayer(rows),
+                false => Alpha::Global(rows.pop().unwrap_or_default()),
+            }
+        };
+        let worth = |alpha: Option<&Alpha>| -> Result<Score> {
+            match alpha {
                 None => adaptive.tuned.apply(None)?,
-                Some(weights) => {
-                    let mixed = mix(&experts, &Alpha::Global(weights.to_vec()))?;
-                    adaptive.tuned.apply(Some(&mixed.expert))?;
-                }
+                Some(alpha) => adaptive.tuned.apply(Some(&mix(&experts, alpha)?.expert))?,
             }
             let (exact, log_likelihood) = answer_likelihood(adaptive.model(), &batch.all())?;
             Ok(Score { value: exact, log_likelihood })
         };
         let base = worth(None)?;
-        let objective = |vector: &[f64]| Ok(worth(Some(&scaled(vector, config.normalised)))?);
-        let (dimensions, seed) = (experts.len(), Seed::new(config.seed));
+        let objective = |vector: &[f64]| Ok(worth(Some(&alpha(vector)))?);
+        let (dimensions, seed) = (experts.len() * layers, Seed::new(config.seed));
         let found = match config.random {
             false => cem(&config.search, dimensions, seed, objective)?,
             true => random_search(&config.search, dimensions, seed, objective)?,
         };
         adaptive.tuned.apply(None)?;
-        let weights = match found.score.order(&base).is_gt() {
-            true => scaled(&found.vector, config.normalised),
-            false => Vec::new(),
+        let better = found.score.order(&base).is_gt();
+        let (weights, layers) = match alpha(&found.vector) {
+            _ if !better => (Vec::new(), Vec::new()),
+            Alpha::Global(weights) => (weights, Vec::new()),
+            Alpha::PerLayer(rows) => (means(&rows), rows),
         };
         let names = experts.iter().map(|expert| expert.task.clone());
         Ok(Self {
             weights: names.zip(weights).collect(),
+            layers,
             score: found.score,
             base,
             found,
@@ -134,6 +156,11 @@ impl Mixture {
         }
         let mut scores = self.weights.clone();
         scores.sort_by(|a, b| b.1.total_cmp(&a.1));
-        Ok(Choice { weights: self.weights.clone(), scores, seconds: self.seconds })
+        Ok(Choice {
+            weights: self.weights.clone(),
+            layers: self.layers.clone(),
+            scores,
+            seconds: self.seconds,
+        })
     }
 }

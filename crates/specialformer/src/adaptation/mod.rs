@@ -58,6 +58,10 @@ pub struct Choice {
     /// The experts to apply, by task, with their weights: one of weight 1, a
     /// mixture, or none (the base).
     pub weights: Vec<(String, f64)>,
+    /// For each layer the weights in the order of `weights`, of a mixture that
+    /// has its own for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Vec<f64>>,
     /// What each outcome scored, the best first: log-probabilities,
     /// probabilities, or weights, as the strategy has them.
     pub scores: Vec<(String, f64)>,
@@ -70,7 +74,7 @@ impl Choice {
     fn one(name: &str, mut scores: Vec<(String, f64)>, start: Instant) -> Self {
         scores.sort_by(|a, b| b.1.total_cmp(&a.1));
         let weights = if name == OTHERS { vec![] } else { vec![(name.to_owned(), 1.0)] };
-        Self { weights, scores, seconds: start.elapsed().as_secs_f64() }
+        Self { weights, layers: Vec::new(), scores, seconds: start.elapsed().as_secs_f64() }
     }
 
     /// True if no expert fits.
@@ -179,7 +183,7 @@ impl AdaptiveModel {
         };
         match choice.weights.as_slice() {
             [] => self.tuned.apply(None),
-            [(task, 1.0)] => self.tuned.apply(Some(find(task)?)),
+            [(task, 1.0)] if choice.layers.is_empty() => self.tuned.apply(Some(find(task)?)),
             weights => {
                 let mut chosen = Vec::new();
                 let base = self.tuned.scaled().map(|svf| svf.base());
@@ -190,7 +194,10 @@ impl AdaptiveModel {
                         _ => find(task)?,
                     });
                 }
-                let alpha = Alpha::Global(weights.iter().map(|(_, weight)| *weight).collect());
+                let alpha = match choice.layers.as_slice() {
+                    [] => Alpha::Global(weights.iter().map(|(_, weight)| *weight).collect()),
+                    layers => Alpha::PerLayer(layers.to_vec()),
+                };
                 self.tuned.apply(Some(&mix(&chosen, &alpha)?.expert))
             }
         }

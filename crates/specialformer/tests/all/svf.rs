@@ -413,11 +413,19 @@ fn each_strategy_chooses_and_leaves_the_base_applied() {
         let sum: f64 = mixture.weights.iter().map(|(_, weight)| weight).sum();
         assert!((sum - 1.0).abs() < 1e-9);
     }
+    let by_layer = MixtureConfig { per_layer: true, ..config.clone() };
+    let by_layer = Mixture::find(&adaptive, &mixture_examples, &by_layer).unwrap();
+    for row in &by_layer.layers {
+        assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-9 && row.len() == 3);
+    }
+    let layers = if by_layer.weights.is_empty() { 0 } else { 2 };
+    assert_eq!((mixture.layers.len(), by_layer.layers.len()), (0, layers));
     for strategy in [
         Strategy::Prompt,
         Strategy::ExpertPrompt(&naming),
         Strategy::Classifier(&classifier),
         Strategy::Mixture(&mixture),
+        Strategy::Mixture(&by_layer),
     ] {
         let choice = adaptive.identify(&strategy, "7!!!!").unwrap();
         assert_eq!(logits(adaptive.model()), untouched, "{strategy:?}");
@@ -445,6 +453,7 @@ fn scores_of_names_are_their_log_probabilities() {
     adaptive
         .apply(&specialformer::adaptation::Choice {
             weights: vec![("second".into(), 1.0)],
+            layers: vec![],
             scores: vec![],
             seconds: 0.0,
         })

@@ -4,7 +4,7 @@ use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::CHUNK;
-use crate::rng::RngStream;
+use crate::rng::{RngStream, mix32};
 use crate::simd::{Kernel, Level, dispatch};
 use crate::tensor::Tensor;
 
@@ -75,18 +75,8 @@ impl DropoutMask {
 
     #[inline(always)]
     fn keeps_in(&self, first: u32, low: u32) -> bool {
-        mix(mix(low ^ first).wrapping_add(self.key[1])) >= self.threshold
+        mix32(mix32(low ^ first).wrapping_add(self.key[1])) >= self.threshold
     }
-}
-
-/// The finaliser "lowbias32".
-#[inline(always)]
-fn mix(mut x: u32) -> u32 {
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x7feb_352d);
-    x ^= x >> 15;
-    x = x.wrapping_mul(0x846c_a68b);
-    x ^ (x >> 16)
 }
 
 /// out = x·factor for elements from `start` on.

@@ -10,14 +10,14 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use specialformer_embedding::{MultimodalBatch, Segment, StreamType, image_patches};
 use specialformer_iarc_data::Split;
-use specialformer_tensor::Seed;
-use specialformer_train::{Batch, BoxError, Dataset, HeldOut, IGNORE, TaskSampler};
+use specialformer_train::{Batch, BoxError, Dataset, HeldOut, IGNORE};
 
 pub use self::tasks::{MULTIMODAL_TASKS, MultimodalExample};
 
 use self::images::Images;
 use self::tasks::{PIECE, Source};
 use crate::config::Head;
+use crate::data::draws::Draws;
 use crate::data::layout::TaskHead;
 use crate::data::vocabulary::{BOS, EOS, SEP};
 use crate::error::{Error, Result};
@@ -169,20 +169,14 @@ impl MultimodalConfig {
         let ids = self.tasks.iter().map(|name| {
             MULTIMODAL_TASKS.iter().position(|task| task == name).expect("checked") as u32
         });
-        let sizes = vec![1; self.tasks.len()];
-        let sampler = TaskSampler::new(
-            &specialformer_train::Sampling::Uniform,
-            &self.tasks,
-            &sizes,
-            Seed::new(seed),
-        )?;
+        // Examples are made as they are wanted: the tasks never end.
+        let counts: Vec<_> = self.tasks.iter().map(|name| (name.as_str(), None)).collect();
+        let draws = Draws::new(&specialformer_train::Sampling::Uniform, seed, &counts)?;
         Ok(MultimodalDataset {
             tasks: ids.collect(),
             source: Source::new(images, self.augment, self.shifted, seed),
             layout: RowLayout { types, patch: self.patch },
-            sampler,
-            drawn: vec![0; MULTIMODAL_TASKS.len()],
-            seed,
+            draws,
         })
     }
 }
@@ -286,9 +280,7 @@ pub struct MultimodalDataset {
     tasks: Vec<u32>,
     source: Source,
     layout: RowLayout,
-    sampler: TaskSampler,
-    drawn: Vec<u64>,
-    seed: u64,
+    draws: Draws,
 }
 
 impl MultimodalDataset {
@@ -329,35 +321,22 @@ fn split(set: HeldOut) -> Split {
 
 impl Dataset for MultimodalDataset {
     fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<(), BoxError> {
-        let mut chosen = vec![0; rows];
-        self.sampler.draw(&mut chosen);
+        self.draws.next_batch(rows);
         let mut examples = Vec::with_capacity(rows);
-        for choice in chosen {
-            let task = self.tasks[choice as usize];
-            let index = self.drawn[task as usize];
-            self.drawn[task as usize] += 1;
+        for row in 0..rows {
+            let choice = self.draws.task(row);
+            let (task, index) = (self.tasks[choice], self.draws.next_example(choice));
             examples.push((task, self.source.example(task as usize, Split::Train, index)));
         }
         Ok(self.rows(&examples, batch)?)
     }
 
     fn cursor(&self) -> Vec<u64> {
-        let mut cursor = vec![self.seed, self.sampler.cursor()];
-        cursor.extend(&self.drawn);
-        cursor
+        self.draws.cursor()
     }
 
     fn seek(&mut self, cursor: &[u64]) -> Result<(), BoxError> {
-        match cursor {
-            [seed, batches, drawn @ ..]
-                if *seed == self.seed && drawn.len() == self.drawn.len() =>
-            {
-                self.sampler.seek(*batches);
-                self.drawn.copy_from_slice(drawn);
-                Ok(())
-            }
-            _ => Err(format!("cursor {cursor:?} is not of multimodal data with this seed").into()),
-        }
+        self.draws.seek(cursor)
     }
 
     /// The tasks take turns; one with too few held-out examples gives what it
