@@ -236,7 +236,8 @@ mod tests {
 
     #[test]
     fn blocks_links_and_anchors_are_found() {
-        let text = "# One: a *b*\n[x](y.md#z) and [w](v)\n```sh,more\n[no](link)\n# no heading\n```\n";
+        let text =
+            "# One: a *b*\n[x](y.md#z) and [w](v)\n```sh,more\n[no](link)\n# no heading\n```\n";
         let chapter = Chapter { name: "c.md".into(), text: text.into() };
         assert_eq!(chapter.links(), ["y.md#z", "v"]);
         assert_eq!(chapter.anchors(), ["one-a-b"]);
@@ -267,7 +268,10 @@ mod tests {
                     "" => chapter,
                     file => find(&chapter.path().with_file_name(file)).expect(&place),
                 };
-                assert!(anchor.is_empty() || target.anchors().iter().any(|a| a == anchor), "{place}");
+                assert!(
+                    anchor.is_empty() || target.anchors().iter().any(|a| a == anchor),
+                    "{place}"
+                );
                 if chapter.name == "SUMMARY.md" {
                     listed.push(target.name.clone());
                 }
