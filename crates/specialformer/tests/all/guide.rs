@@ -1,6 +1,6 @@
 //! The configurations of the guide are valid.
 
-use specialformer::{Error, RunConfig};
+use specialformer::RunConfig;
 use specialformer_testkit::guide_blocks;
 use toml::{Table, Value};
 
@@ -20,13 +20,13 @@ fn merge(onto: &mut Table, part: Table) {
 fn check(text: &str, place: &str) {
     match RunConfig::parse(text, place) {
         Ok(_) => {}
-        Err(Error::Checkpoint(error)) if text.contains("kind = \"published\"") => {
+        Err(error) if text.contains("kind = \"published\"") => {
             let config: RunConfig = toml::from_str(text).unwrap();
             config.train.validate().unwrap();
             config.data.validate().unwrap();
             assert!(error.to_string().contains("smollm2"), "{place}: {error}");
         }
-        Err(error) => panic!("{place}: {error:?}"),
+        Err(error) => panic!("{place}: {error}"),
     }
 }
 
