@@ -68,6 +68,19 @@ mod tests {
     }
 
     #[test]
+    fn commands_of_the_guide_are_understood() {
+        let commands = specialformer_testkit::guide_commands().into_iter();
+        let ours: Vec<_> =
+            commands.filter(|c| c.words.starts_with(&["cargo".into(), "xtask".into()])).collect();
+        assert!(ours.len() > 10);
+        for command in ours {
+            if let Err(error) = Arguments::try_parse_from(&command.words[1..]) {
+                panic!("{}: {error}", command.place);
+            }
+        }
+    }
+
+    #[test]
     fn peers_take_an_optional_list() {
         let peers = |words: &[&str]| {
             let words = ["xtask", "bench"].iter().chain(words);

@@ -310,3 +310,42 @@ pub(crate) struct InfoArgs {
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+    use specialformer_testkit::guide_commands;
+
+    use super::Cli;
+
+    /// Programs that the guide may name besides `specialformer` and `cargo`.
+    const OTHERS: [&str; 3] = ["echo", "jq", "mdbook"];
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_of_the_guide_are_understood() {
+        let mut understood = 0;
+        for command in guide_commands() {
+            let words: Vec<&str> = command.words.iter().map(String::as_str).collect();
+            let arguments = match words.as_slice() {
+                ["specialformer", arguments @ ..]
+                | ["cargo", "run", "--release", "--", arguments @ ..] => arguments,
+                ["cargo", ..] => continue,
+                [program, ..] if OTHERS.contains(program) => continue,
+                _ => panic!("{}: {words:?} is not a known program", command.place),
+            };
+            let all = std::iter::once("specialformer").chain(arguments.iter().copied());
+            if let Err(error) = Cli::try_parse_from(all)
+                && error.use_stderr()
+            {
+                panic!("{}: {error}", command.place);
+            }
+            understood += 1;
+        }
+        assert!(understood > 30);
+    }
+}

@@ -92,3 +92,26 @@ pub mod prelude {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The programs of the guide.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../../docs/src/adapt.md")]
+    mod adapt {}
+    #[doc = include_str!("../../../docs/src/train.md")]
+    mod train {}
+    #[doc = include_str!("../../../docs/src/extend/op.md")]
+    mod op {}
+    #[doc = include_str!("../../../docs/src/extend/gate.md")]
+    mod gate {}
+    #[doc = include_str!("../../../docs/src/extend/task.md")]
+    mod task {}
+    #[doc = include_str!("../../../docs/src/extend/embedding.md")]
+    mod embedding {}
+    #[doc = include_str!("../../../docs/src/routing.md")]
+    mod routing {}
+    #[doc = include_str!("../../../docs/src/numerics.md")]
+    mod numerics {}
+    #[doc = include_str!("../../../docs/src/performance.md")]
+    mod performance {}
+}

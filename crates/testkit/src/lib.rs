@@ -1,6 +1,7 @@
 //! Test support for the workspace: one comparator, a numerical gradient
-//! check, a reader of golden files, seeded test inputs, and a scanner that
-//! finds the operations a crate declares, so that none goes unchecked.
+//! check, a reader of golden files, seeded test inputs, a scanner that finds
+//! the operations a crate declares, so that none goes unchecked, and a reader
+//! of the guide's code.
 //!
 //! It knows ndarray only, none of the crates it tests.
 //!
@@ -20,11 +21,15 @@
 mod compare;
 mod golden;
 mod gradient;
+mod guide;
 mod ops;
 mod random;
 
 pub use compare::{Comparison, Mismatch, Tolerance, assert_close, assert_close_slices, compare};
 pub use golden::{GoldenCase, GoldenError, GoldenTensor, cases_in, golden_dir};
 pub use gradient::{GradientCheck, GradientReport, check_gradients};
+pub use guide::{
+    Chapter, CodeBlock, GuideCommand, chapters, guide_blocks, guide_commands, guide_dir,
+};
 pub use ops::op_names_in;
 pub use random::{SplitMix64, random_array, random_array_f32, random_indices, random_normal};

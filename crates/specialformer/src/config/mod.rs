@@ -123,7 +123,8 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Config`] naming field, value and reason.
     pub fn validate(&self) -> Result<()> {
-        if self.outputs() == 0 {
+        // Of a published model that cannot be read nothing is known; it says why.
+        if self.published().is_none() && self.outputs() == 0 {
             return Err(Error::config("model", "outputs", 0, "must be positive"));
         }
         match self {

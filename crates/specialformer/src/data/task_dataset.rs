@@ -1,13 +1,16 @@
 //! [`TaskDataset`]: several tasks as one data set.
 
+use std::sync::Arc;
+
 use specialformer_iarc_data::Split;
 use specialformer_train::{Batch, BoxError, Dataset, HeldOut, Sampling};
 
 use crate::data::draws::Draws;
-use crate::data::example::{Example, TaskKind, TaskSpec};
-use crate::data::layout::{Format, Layout, Size, TaskHead};
-use crate::data::sources::ExampleSource;
-use crate::data::vocabulary::JointVocabulary;
+use crate::data::example::{Example, Task, TaskKind, TaskSpec};
+use crate::data::layout::{Answers, Format, Layout, Size, TaskHead};
+use crate::data::sources::{ExampleSource, Generated};
+use crate::data::tasks::Domain;
+use crate::data::vocabulary::{JointVocabulary, Sharing};
 use crate::error::{Error, Result};
 
 /// Rows are padded to a multiple of this, so that batches have few shapes.
@@ -40,6 +43,42 @@ impl std::fmt::Debug for TaskDataset {
 }
 
 impl TaskDataset {
+    /// Tasks of one's own, with examples without end: training examples are
+    /// drawn from `seed`, held-out ones are the same for all seeds, and a hash
+    /// of the input keeps them apart. `limit` is a number of training examples
+    /// of each task, which are then the same for all seeds too.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is no task, two have one name, a task cannot
+    /// be laid out like that, or the sampling does not fit the tasks.
+    ///
+    /// ```
+    /// use specialformer::data::{Domain, Format, Sharing, TaskDataset, task};
+    /// use specialformer::training::Sampling;
+    /// let tasks = ["sort", "sort-descending"].map(|name| task(name, Domain::Base).unwrap());
+    /// let format = Format { task_token: true, ..Format::default() };
+    /// let data =
+    ///     TaskDataset::of_tasks(tasks.to_vec(), Sharing::Shared, format, &Sampling::Uniform, None, 1)?;
+    /// assert_eq!(data.vocabulary().size(), 4 + 2 + 10);
+    /// # Ok::<(), specialformer::Error>(())
+    /// ```
+    pub fn of_tasks(
+        tasks: Vec<Arc<dyn Task>>,
+        sharing: Sharing,
+        format: Format,
+        sampling: &Sampling,
+        limit: Option<u64>,
+        seed: u64,
+    ) -> Result<Self> {
+        let specs: Vec<_> = tasks.iter().map(|task| task.spec().clone()).collect();
+        let vocabulary = JointVocabulary::new(&specs, sharing, format.answers == Answers::Tokens);
+        let source = |task| -> Box<dyn ExampleSource> {
+            Box::new(Generated::new(task, Domain::Base as u64, limit, seed))
+        };
+        let sources = tasks.into_iter().map(source).collect();
+        Self::new(sources, vocabulary, format, Size::default(), sampling, seed)
+    }
+
     /// `longest` is the size of the longest row, at least that of the
     /// sources' longest.
     pub(crate) fn new(
