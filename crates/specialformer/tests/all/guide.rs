@@ -4,11 +4,14 @@ use specialformer::RunConfig;
 use specialformer_testkit::guide_blocks;
 use toml::{Table, Value};
 
-/// A part of a configuration, over another.
+/// A part of a configuration, over another. Of a table that says of what kind
+/// it is, nothing stays.
 fn merge(onto: &mut Table, part: Table) {
     for (key, value) in part {
         match (onto.get_mut(&key), value) {
-            (Some(Value::Table(onto)), Value::Table(part)) => merge(onto, part),
+            (Some(Value::Table(onto)), Value::Table(part)) if !part.contains_key("kind") => {
+                merge(onto, part);
+            }
             (_, value) => {
                 onto.insert(key, value);
             }
