@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
+use specialformer_nn::names::closest;
 use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
@@ -85,7 +86,8 @@ impl RunConfig {
         let config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let line = line.map_or(String::new(), |line| format!("line {line}: "));
-            Error::ConfigFile { path: name.into(), reason: format!("{line}{}", error.message()) }
+            let reason = format!("{line}{}{}", error.message(), meant(error.message()));
+            Error::ConfigFile { path: name.into(), reason }
         })?;
         config.validate()?;
         Ok(config)
@@ -170,6 +172,16 @@ impl RunConfig {
     pub fn build_model(&self) -> Result<Model> {
         Model::new(&self.model, Seed::new(self.train.seed))
     }
+}
+
+/// What a name that a parser refused may have meant: `unknown field `widht`,
+/// expected one of `width`, …` gives `; did you mean `width`?`, or nothing.
+fn meant(message: &str) -> String {
+    let Some((_, rest)) = message.split_once("unknown ") else { return String::new() };
+    // Every second piece stands between backticks; the first is the name.
+    let mut names = rest.split('`').skip(1).step_by(2);
+    let closest = names.next().and_then(|name| closest(name, names));
+    closest.map_or_else(String::new, |known| format!("; did you mean `{known}`?"))
 }
 
 impl<E: Element> specialformer_train::Model<E> for Model<E> {

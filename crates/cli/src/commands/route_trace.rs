@@ -12,6 +12,7 @@ use specialformer::routing_trace::{
 
 use crate::args::RouteTraceArgs;
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// Traces prompts or held-out rows.
 pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
@@ -23,7 +24,8 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
     let info = match &args.prompts {
         Some(path) => {
             // Looked at first, so that a wrong file leaves an old trace alone.
-            if read_prompts(path)?.next().transpose()?.is_none() {
+            let total = read_prompts(path)?.try_fold(0, |n, prompt| prompt.map(|_| n + 1))?;
+            if total == 0 {
                 return Err(Failure::input(format!(
                     "{}: there is no prompt in it",
                     path.display()
@@ -35,7 +37,15 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
                 most_tokens: args.most_tokens,
                 pieces: true,
             };
-            trace_prompts(&model, read_prompts(path)?, options, writer)?
+            let quiet = args.common.quiet || args.common.json;
+            let (mut bar, mut read) = (Progress::new("tracing", total, quiet), 0);
+            let prompts = read_prompts(path)?.inspect(|_| {
+                bar.at(read, "");
+                read += 1;
+            });
+            let info = trace_prompts(&model, prompts, options, writer);
+            bar.clear();
+            info?
         }
         None if model.run_config().is_none() => {
             let what = "a published model has no held-out data: give prompts with --prompts";

@@ -6,6 +6,7 @@ use std::path::Path;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::atomic_write;
+use specialformer_nn::names::choices;
 use specialformer_routing::analysis::{
     CrossValidationConfig, Fit, LogisticRegression, PromptSignatures, cross_validate,
 };
@@ -234,7 +235,7 @@ impl Conditions {
         found.map_or_else(
             || {
                 let all: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
-                fail(name, format!("no such task; there are {}", all.join(", ")))
+                fail(name, format!("no such task; there are {}", choices(name, &all)))
             },
             Ok,
         )

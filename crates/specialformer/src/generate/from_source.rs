@@ -70,9 +70,7 @@ pub fn generate_from<E: Element>(
         place[..source.len()].copy_from_slice(source);
     }
     let sources = Tokens::new(&tokens, sources.len())?;
-    let mut states = pass(&pool, |ctx| {
-        Ok(model.encoded(ctx, sources, &lengths)?.value().clone())
-    })?;
+    let mut states = pass(&pool, |ctx| Ok(model.encoded(ctx, sources, &lengths)?.value().clone()))?;
     loop {
         let count = batch.rows.len();
         let texts: Vec<u32> = batch.rows.iter().flat_map(|row| row.text.iter().copied()).collect();
