@@ -61,7 +61,7 @@ impl From<io::Error> for Failure {
 
 impl From<specialformer::Error> for Failure {
     fn from(error: specialformer::Error) -> Self {
-        if error.is_divergence() {
+        if error.is_divergence() || error.is_storage_full() {
             Self::work(error.to_string())
         } else {
             Self::input(error.to_string())

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use specialformer::checkpoint::atomic_write;
+use specialformer::checkpoint::{atomic_write, check_json_version};
 use specialformer::training::{
     EvaluationRecord, ExportFormat, MetricsExport, Observer, Outcome, Record, StepReport,
     TrainConfig,
@@ -172,13 +172,9 @@ pub(crate) fn load_finished(folder: &Path) -> Result<Option<Finished>, Failure> 
     }
     let in_file = |what: String| Failure::input(format!("{}: {what}", path.display()));
     let text = fs::read_to_string(&path).map_err(|e| in_file(e.to_string()))?;
+    check_json_version(&path, text.as_bytes(), "format_version", FORMAT_VERSION)
+        .map_err(|e| Failure::input(e.to_string()))?;
     let result: RunResult = serde_json::from_str(&text).map_err(|e| in_file(e.to_string()))?;
-    if result.format_version != FORMAT_VERSION {
-        let found = result.format_version;
-        return Err(in_file(format!(
-            "format version {found}, this program writes {FORMAT_VERSION}"
-        )));
-    }
     let (config, model) = specialformer::load(folder)?;
     let records = read_records(folder)?;
     Ok(Some(Finished { folder: folder.to_owned(), config, model, result, records }))

@@ -45,7 +45,7 @@ use crate::models::{Model, Outputs, Tokens};
 /// # Ok::<(), specialformer::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "ConfigFile")]
 pub struct RunConfig {
     /// The run's name.
     pub name: String,
@@ -63,6 +63,45 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// How to train.
     pub train: TrainConfig,
+}
+
+/// The version of the configuration's layout, which run folders name.
+const CONFIG_VERSION: u32 = 1;
+
+/// [`RunConfig`] as it is read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    #[serde(default = "config_version")]
+    format_version: u32,
+    name: String,
+    #[serde(default)]
+    init_from: Option<PathBuf>,
+    #[serde(default)]
+    teacher: Option<PathBuf>,
+    model: ModelConfig,
+    data: DataConfig,
+    train: TrainConfig,
+}
+
+fn config_version() -> u32 {
+    CONFIG_VERSION
+}
+
+impl TryFrom<ConfigFile> for RunConfig {
+    type Error = String;
+
+    fn try_from(file: ConfigFile) -> Result<Self, String> {
+        let ConfigFile { format_version, name, init_from, teacher, model, data, train } = file;
+        if format_version != CONFIG_VERSION {
+            return Err(unknown_version(format_version));
+        }
+        Ok(Self { name, init_from, teacher, model, data, train })
+    }
+}
+
+fn unknown_version(found: u32) -> String {
+    format!("written in format version {found}, this build reads version {CONFIG_VERSION}")
 }
 
 impl RunConfig {
@@ -83,6 +122,16 @@ impl RunConfig {
     /// # Errors
     /// [`Error::ConfigFile`] with line and field, or [`Error::Config`].
     pub fn parse(text: &str, name: &str) -> Result<Self> {
+        // Before fields that only a later version knows are called unknown.
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: Option<u32>,
+        }
+        if let Ok(Version { format_version: Some(found) }) = toml::from_str(text)
+            && found != CONFIG_VERSION
+        {
+            return Err(Error::ConfigFile { path: name.into(), reason: unknown_version(found) });
+        }
         let config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let line = line.map_or(String::new(), |line| format!("line {line}: "));
@@ -93,13 +142,14 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// The configuration as TOML.
+    /// The configuration as TOML, with the version of its layout.
     ///
     /// # Errors
     /// [`Error::ConfigFile`] if it cannot be written as TOML.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string_pretty(self)
-            .map_err(|e| Error::ConfigFile { path: self.name.clone(), reason: e.to_string() })
+        let text = toml::to_string_pretty(self)
+            .map_err(|e| Error::ConfigFile { path: self.name.clone(), reason: e.to_string() })?;
+        Ok(format!("format_version = {CONFIG_VERSION}\n{text}"))
     }
 
     /// Checks every section and that they fit together.

@@ -2,6 +2,7 @@
 
 mod cli;
 mod common;
+mod conventions;
 mod published;
 mod svf;
 mod tasks;

@@ -10,6 +10,8 @@ mod families;
 mod golden_moe;
 mod models;
 mod multimodal;
+mod pinned;
+mod random_configs;
 mod routing_trace;
 mod specialformer;
 mod stored;
