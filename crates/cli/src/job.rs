@@ -195,6 +195,6 @@ fn read_records(folder: &Path) -> Result<Vec<Record>, Failure> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    atomic_write(path, |file| file.write_all(text.as_bytes()))
-        .map_err(|error| Failure::input(error.to_string()))
+    let written = atomic_write(path, |file| file.write_all(text.as_bytes()));
+    Ok(written.map_err(specialformer::Error::from)?)
 }

@@ -45,6 +45,6 @@ fn write_pages(command: Command, folder: &Path) -> Result<usize, Failure> {
     let mut page = Vec::new();
     man.render(&mut page)?;
     atomic_write(folder.join(man.get_filename()), |file| file.write_all(&page))
-        .map_err(|error| Failure::input(error.to_string()))?;
+        .map_err(specialformer::Error::from)?;
     Ok(count)
 }

@@ -1,10 +1,10 @@
 //! `specialformer route trace`.
 
-use std::fs::File;
-use std::io::BufWriter;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use specialformer::checkpoint::atomic_write;
 use specialformer::routing_trace::{
     RoutedModel, TraceOptions, TraceReader, TraceWriter, read_prompts, trace_held_out,
     trace_prompts,
@@ -57,9 +57,9 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
         }
     };
     if let Some(path) = &args.jsonl {
-        let file =
-            File::create(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))?;
-        TraceReader::open(&out)?.write_jsonl(BufWriter::new(file))?;
+        let reader = TraceReader::open(&out)?;
+        atomic_write(path, |file| reader.write_jsonl(file).map_err(io::Error::other))
+            .map_err(specialformer::Error::from)?;
     }
     if args.common.json {
         println!("{:#}", json!({"trace": out, "info": info}));

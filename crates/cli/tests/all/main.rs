@@ -3,6 +3,7 @@
 mod cli;
 mod common;
 mod conventions;
+mod full_disk;
 mod published;
 mod svf;
 mod tasks;
