@@ -32,10 +32,11 @@ pub(crate) fn short() -> &'static str {
 pub(crate) fn long() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
         format!(
-            "{}\ncommit      {}\nrustc       {RUSTC}\ntarget      {TARGET}\nprofile     {PROFILE}\n\
+            "{}\ncommit      {}\nrustc       {}\ntarget      {TARGET}\nprofile     {PROFILE}\n\
              features    {}\nSIMD level  {}\nfiles       format version {}",
             env!("CARGO_PKG_VERSION"),
             COMMIT.unwrap_or("unknown"),
+            RUSTC.trim_start_matches("rustc "),
             features(),
             simd::level_name(),
             specialformer::checkpoint::FORMAT_VERSION,

@@ -135,7 +135,7 @@ impl RunConfig {
         let config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let line = line.map_or(String::new(), |line| format!("line {line}: "));
-            let reason = format!("{line}{}{}", error.message(), meant(error.message()));
+            let reason = format!("{line}{}{}", error.message(), meant(error.message(), text));
             Error::ConfigFile { path: name.into(), reason }
         })?;
         config.validate()?;
@@ -225,8 +225,14 @@ impl RunConfig {
 }
 
 /// What a name that a parser refused may have meant: `unknown field `widht`,
-/// expected one of `width`, …` gives `; did you mean `width`?`, or nothing.
-fn meant(message: &str) -> String {
+/// expected one of `width`, …` gives `; did you mean `width`?`, or nothing. For
+/// a missing field it is what the text has in its place.
+fn meant(message: &str, text: &str) -> String {
+    if let Some(field) = message.strip_prefix("missing field `").and_then(|m| m.split('`').next()) {
+        let keys = text.lines().filter_map(|line| Some(line.split_once('=')?.0.trim()));
+        let like = closest(field, keys.filter(|key| *key != field));
+        return like.map_or_else(String::new, |key| format!("; is `{key}` meant for it?"));
+    }
     let Some((_, rest)) = message.split_once("unknown ") else { return String::new() };
     // Every second piece stands between backticks; the first is the name.
     let mut names = rest.split('`').skip(1).step_by(2);
@@ -318,9 +324,11 @@ pub fn train<'a>(
     };
     if start == Start::New {
         folder.write_config(&config.to_toml()?)?;
-        if !data.tasks.is_empty() {
-            save_specs(&folder.path().join(TASKS_FILE), &data.tasks)?;
-        }
+    }
+    // Also of a run that was killed before it had written them.
+    let tasks = folder.path().join(TASKS_FILE);
+    if !data.tasks.is_empty() && !tasks.is_file() {
+        save_specs(&tasks, &data.tasks)?;
     }
     let description = serde_json::to_string(&config.model)
         .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;

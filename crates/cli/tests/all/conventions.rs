@@ -84,9 +84,8 @@ fn the_closest_name_is_proposed() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     for (from, to, meant) in [
-        ("width = 8", "widht = 8", "width"),
+        ("steps =", "clip_nrom = 1.0\nsteps =", "clip_norm"),
         ("\"cisformer\"", "\"cisfromer\"", "cisformer"),
-        ("learning_rate", "learning-rate", "learning_rate"),
         ("kind = \"iarc\"", "kind = \"iacr\"", "iarc"),
         ("kind = \"iarc\"", "kind = \"multitask\"\ntasks = [\"srot\"]", "sort"),
         ("kind = \"expressive\"", "kind = \"expresive\"", "expressive"),
@@ -95,6 +94,9 @@ fn the_closest_name_is_proposed() {
         let said = refused(at, &["train", "run.toml"]);
         assert!(said.ends_with(&format!("; did you mean `{meant}`?\n")), "{to}: {said}");
     }
+    fs::write(at.join("run.toml"), CONFIG.replacen("width", "widht", 1)).unwrap();
+    let said = refused(at, &["train", "run.toml"]);
+    assert!(said.ends_with("missing field `width`; is `widht` meant for it?\n"), "{said}");
     let said = refused(at, &["iarc", "--models", "cisformer-sotfmax"]);
     assert!(said.contains("did you mean `cisformer-softmax`?"), "{said}");
     fs::write(at.join("prompts.jsonl"), "{\"prompt\": \"a\", \"answer\": \"b\"}\n").unwrap();

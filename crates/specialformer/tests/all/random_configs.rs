@@ -45,7 +45,7 @@ const BASES: [&str; 9] = [
         [model]
         kind = "specialformer"
         topology = "decoder"
-        vocabulary = 259
+        vocabulary = 257
         width = 16
         layers = 2
         heads = 2
