@@ -54,8 +54,11 @@ fn csv(folder: &Path) -> Vec<Vec<String>> {
     lines.filter(|cells| cells[2] != "tokens_per_second").collect()
 }
 
-/// The events of a file: wall time, step, tags with values.
-fn events(folder: &Path) -> Vec<(f64, u64, Vec<(String, f32)>)> {
+/// Wall time, step, tags with values.
+type Event = (f64, u64, Vec<(String, f32)>);
+
+/// The events of a file.
+fn events(folder: &Path) -> Vec<Event> {
     let file = fs::read(folder.join("events.out.tfevents.0.specialformer")).unwrap();
     let (mut rest, mut events) = (file.as_slice(), Vec::new());
     while !rest.is_empty() {
@@ -151,7 +154,7 @@ fn an_interrupted_run_exports_what_a_whole_one_does() {
 
     let (whole, parts) = (events(&whole), events(&parts));
     assert_eq!(whole.len(), 1 + 15);
-    let untimed = |events: &[(f64, u64, Vec<(String, f32)>)]| -> Vec<(u64, String, f32)> {
+    let untimed = |events: &[Event]| -> Vec<(u64, String, f32)> {
         let values = events.iter().flat_map(|(_, step, values)| {
             values.iter().map(move |(tag, value)| (*step, tag.clone(), *value))
         });
