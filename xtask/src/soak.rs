@@ -25,17 +25,21 @@ pub(crate) struct Options {
     /// What the moments of the kills are drawn from.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Steps of the run that is killed again and again.
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    steps: u64,
 }
 
-/// Steps of the run that is killed again and again.
-const STEPS: u64 = 300;
+/// Checkpoints of that run, and of that many steps of the steady one.
+const CHECKPOINTS: u64 = 12;
 
 /// Growth that is put down to the allocator: a share, and bytes.
 const SLACK: (f64, u64) = (0.05, 4 << 20);
 
 /// A mixture of experts with adapters on three tasks: most of what there is
 /// takes part.
-fn config(name: &str, steps: u64) -> String {
+fn config(name: &str, steps: u64, checkpoint_every: u64) -> String {
+    let (log_every, eval_every) = (checkpoint_every, 2 * checkpoint_every);
     format!(
         r#"name = "{name}"
 [model]
@@ -69,10 +73,10 @@ steps = {steps}
 batch_size = 48
 learning_rate = 3e-3
 seed = 3
-log_every = 20
-eval_every = 50
+log_every = {log_every}
+eval_every = {eval_every}
 eval_size = 256
-checkpoint_every = 25
+checkpoint_every = {checkpoint_every}
 "#
     )
 }
@@ -88,7 +92,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     };
     let folder = tempfile::tempdir()?;
-    let soak = Soak { binary, folder: folder.path().to_owned() };
+    let every = (options.steps / CHECKPOINTS).max(1);
+    let soak = Soak { binary, folder: folder.path().to_owned(), steps: options.steps, every };
     let start = Instant::now();
     let wanted = soak.whole()?;
     let training = start.elapsed();
@@ -127,6 +132,10 @@ struct Results {
 struct Soak {
     binary: PathBuf,
     folder: PathBuf,
+    /// Of the run that is killed.
+    steps: u64,
+    /// Steps between checkpoints.
+    every: u64,
 }
 
 impl Soak {
@@ -138,7 +147,7 @@ impl Soak {
 
     /// The run that nobody disturbs.
     fn whole(&self) -> Result<Results> {
-        fs::write(self.folder.join("run.toml"), config("run", STEPS))?;
+        fs::write(self.folder.join("run.toml"), config("run", self.steps, self.every))?;
         output(&mut self.command(&["train", "run.toml", "--json"]))?;
         self.results()
     }
@@ -237,11 +246,11 @@ struct Steady {
 
 impl Steady {
     fn start(soak: &Soak) -> Result<Self> {
-        fs::write(soak.folder.join("steady.toml"), config("steady", 1_000_000_000))?;
+        fs::write(soak.folder.join("steady.toml"), config("steady", 1_000_000_000, soak.every))?;
         let child = quietly(&mut soak.command(&["train", "steady.toml"]))?;
         let mut steady = Self { child, run: soak.folder.join("runs/steady"), seen: Vec::new() };
         // Everything has happened once by then: a checkpoint, an evaluation.
-        while steady.steps() < 100 {
+        while steady.steps() < 4 * soak.every {
             if let Some(status) = steady.child.try_wait()? {
                 return Err(format!("the steady run ended by itself: {status}").into());
             }
@@ -335,8 +344,8 @@ mod tests {
 
     #[test]
     fn the_configurations_are_valid() {
-        for steps in [STEPS, 1_000_000_000] {
-            specialformer::RunConfig::parse(&config("run", steps), "run.toml").unwrap();
+        for (steps, every) in [(1, 1), (300, 25), (1_000_000_000, 25)] {
+            specialformer::RunConfig::parse(&config("run", steps, every), "run.toml").unwrap();
         }
     }
 }

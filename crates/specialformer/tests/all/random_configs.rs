@@ -197,7 +197,7 @@ fn apply(config: &mut Value, (kind, place, choice): Change) {
         let last = path.pop().unwrap();
         match at(config, &path) {
             Some(Value::Table(table)) => drop(table.remove(&last)),
-            Some(Value::Array(values)) if choice % 2 == 0 => values.clear(),
+            Some(Value::Array(values)) if choice.is_multiple_of(2) => values.clear(),
             Some(Value::Array(values)) => values.push(values[0].clone()),
             _ => {}
         }
