@@ -12,6 +12,7 @@ mod fetch;
 mod markers;
 mod parity;
 mod shell;
+mod soak;
 mod study;
 mod validate;
 
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::Options),
     /// Get a model's file into the cache folder and print its path.
     Fetch(fetch::Options),
+    /// Train, kill, resume and evaluate in a loop; all must come to the same.
+    Soak(soak::Options),
     /// Run a named experiment; finished runs are kept and not repeated.
     Study(study::Options),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Parity { folder } => parity::run(folder.as_deref()),
         Task::Bench(options) => bench::run(&options),
         Task::Fetch(options) => fetch::run_task(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Study(options) => study::run(&options),
     };
     match outcome {

@@ -3,9 +3,13 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use memmap2::Mmap;
 
 use crate::error::{CheckpointError, Result};
 
@@ -17,15 +21,64 @@ use crate::error::{CheckpointError, Result};
 /// process writes into the same file may show, and **a file that is truncated
 /// while it is mapped ends the process** with `SIGBUS` (on Windows, truncating
 /// a mapped file fails instead) as soon as a page beyond its new end is
-/// touched. No library can turn that into an error. Replacing a file by
-/// renaming another over it, as [`crate::atomic_write`] and most tools do, is
-/// safe: the mapping keeps the old file. Where files may be cut short in
-/// place, read them with [`SharedBytes::read`], [`crate::TensorFile::open`] or
+/// touched. No library can turn that into an error. What can be done is done:
+/// [`SharedBytes::check_unchanged`] tells that the file has another length or
+/// time of change than when it was mapped, and readers of files ask before they
+/// touch a tensor. What is left is a file that shrinks during such a read, or
+/// under weights that stay mapped while a model runs.
+///
+/// Replacing a file by renaming another over it, as [`crate::atomic_write`] and
+/// most tools do, is safe: the mapping keeps the old file. Where files may be
+/// cut short in place, read them with [`SharedBytes::read`], [`crate::TensorFile::open`] or
 /// `GgufFile::read`, which copy.
 #[derive(Clone)]
 pub struct SharedBytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     range: Range<usize>,
+}
+
+/// Who holds the bytes.
+trait Owner: Send + Sync {
+    fn bytes(&self) -> &[u8];
+    /// Fails if they are a file's that was changed.
+    fn check_unchanged(&self) -> io::Result<()>;
+}
+
+impl Owner for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn check_unchanged(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Mapped {
+    map: Mmap,
+    /// Of the mapped file, whatever is at its path by now.
+    file: File,
+    changed: Option<SystemTime>,
+}
+
+impl Owner for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    fn check_unchanged(&self) -> io::Result<()> {
+        let now = self.file.metadata()?;
+        let (mapped, found) = (self.map.len(), now.len());
+        if found != mapped as u64 {
+            let what = format!("it had {mapped} bytes when it was mapped and has {found} now");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        if now.modified().ok() != self.changed {
+            let what = "it was written to since it was mapped";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(())
+    }
 }
 
 impl SharedBytes {
@@ -39,8 +92,8 @@ impl SharedBytes {
             move |source| CheckpointError::Io { path: path.to_owned(), operation, source }
         };
         let file = File::open(path).map_err(failed("open"))?;
-        let len = file.metadata().map_err(failed("read"))?.len();
-        if len == 0 {
+        let metadata = file.metadata().map_err(failed("read"))?;
+        if metadata.len() == 0 {
             return Ok(Self::from(Vec::new()));
         }
         // SAFETY: the mapping is private and read-only, and nothing here writes
@@ -48,9 +101,20 @@ impl SharedBytes {
         // pattern of which is valid, and whatever is parsed from them is copied
         // or checked again at use, so that a change by another process gives
         // wrong numbers or an error. Truncation is documented on the type.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed("map"))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(failed("map"))?;
         let range = 0..map.len();
-        Ok(Self { owner: Arc::new(map), range })
+        let changed = metadata.modified().ok();
+        Ok(Self { owner: Arc::new(Mapped { map, file, changed }), range })
+    }
+
+    /// Fails if the bytes are those of a mapped file that was truncated, made
+    /// longer or written to since. A file that was replaced is not meant: its
+    /// old bytes stay.
+    ///
+    /// # Errors
+    /// Which of these it was, or that of asking.
+    pub fn check_unchanged(&self) -> io::Result<()> {
+        self.owner.check_unchanged()
     }
 
     /// Reads a whole file.
@@ -87,7 +151,7 @@ impl Deref for SharedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
     }
 }
 
@@ -118,6 +182,24 @@ mod tests {
         crate::atomic_write(&path, |file| file.write_all(b"new")).unwrap();
         assert_eq!(&*part, b"bytes");
         assert_eq!(&*SharedBytes::map(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_file_that_changed_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, b"some bytes").unwrap();
+        let mapped = SharedBytes::map(&path).unwrap().slice(0..4).unwrap();
+        mapped.check_unchanged().unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        let before = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(before + std::time::Duration::from_secs(1)).unwrap();
+        let error = mapped.check_unchanged().unwrap_err().to_string();
+        assert_eq!(error, "it was written to since it was mapped");
+        file.set_len(5).unwrap();
+        let error = mapped.check_unchanged().unwrap_err().to_string();
+        assert_eq!(error, "it had 10 bytes when it was mapped and has 5 now");
+        SharedBytes::from(vec![1]).check_unchanged().unwrap();
     }
 
     #[test]

@@ -48,6 +48,7 @@ mod storage;
 mod tensor_set;
 #[cfg(feature = "tokenizer")]
 mod text;
+mod version;
 mod writer;
 
 pub use atomic::{atomic_write, remove_leftovers};
@@ -70,6 +71,7 @@ pub use storage::{RawTensor, StorageType, dequantize};
 pub use tensor_set::{Access, INDEX_FILE, TensorSet, WEIGHTS_FILE};
 #[cfg(feature = "tokenizer")]
 pub use text::{ChatMessage, ChatTemplate, TokenStream, Tokenizer};
+pub use version::check_json_version;
 pub use writer::TensorWriter;
 
 /// The version of the metadata layout that this crate writes. It reads this

@@ -200,6 +200,7 @@ impl TensorFile {
         let len = info.data_offsets.1 - info.data_offsets.0;
         let bytes = match &self.source {
             Source::Memory(bytes) => {
+                bytes.check_unchanged().map_err(|source| self.changed(source))?;
                 let start = self.data_start as usize + info.data_offsets.0;
                 bytes.slice(start..start + len).expect("offsets were checked")
             }
@@ -322,8 +323,15 @@ impl TensorFile {
                 file.seek(SeekFrom::Start(start)).map_err(failed)?;
                 read(&mut *file)?.map_err(failed)
             }
-            Source::Memory(bytes) => read(&mut &bytes[start as usize..])?.map_err(failed),
+            Source::Memory(bytes) => {
+                bytes.check_unchanged().map_err(|source| self.changed(source))?;
+                read(&mut &bytes[start as usize..])?.map_err(failed)
+            }
         }
+    }
+
+    fn changed(&self, source: io::Error) -> CheckpointError {
+        CheckpointError::Io { path: self.path.clone(), operation: "go on reading", source }
     }
 }
 

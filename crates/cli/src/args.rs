@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use specialformer::training::HeldOut;
+use specialformer::training::{ExportFormat, HeldOut};
 
+use crate::build_info;
 use crate::commands::adapt::AdaptArgs;
 use crate::commands::svf::args::SvfCommand;
 pub(crate) use crate::route_args::{
@@ -21,7 +22,8 @@ use crate::text_args::{
 #[derive(Debug, Parser)]
 #[command(
     name = "specialformer",
-    version,
+    version = build_info::short(),
+    long_version = build_info::long(),
     about,
     max_term_width = 100,
     arg_required_else_help = false
@@ -80,6 +82,10 @@ pub(crate) enum Command {
     /// Show version, kernels, SIMD level and threads, or what a configuration's
     /// model consists of.
     Info(InfoArgs),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all commands into a folder.
+    Man(ManArgs),
 }
 
 /// `specialformer route`.
@@ -140,6 +146,31 @@ pub(crate) fn model_path(text: &str) -> specialformer::Result<PathBuf> {
     specialformer::families::locate(text)
 }
 
+/// `specialformer completions`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer completions bash > ~/.local/share/bash-completion/completions/specialformer
+  specialformer completions zsh > ~/.zfunc/_specialformer
+  specialformer completions fish > ~/.config/fish/completions/specialformer.fish")]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `specialformer man`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer man | man -l -
+  specialformer man --out ~/.local/share/man/man1")]
+pub(crate) struct ManArgs {
+    /// Write a page for each command into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
 /// Flags that every command takes.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct CommonArgs {
@@ -152,6 +183,24 @@ pub(crate) struct CommonArgs {
     /// Only warnings and errors on stderr.
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+/// Other forms of a run's metrics.
+#[derive(Debug, Args, Clone, Copy)]
+pub(crate) struct ExportArgs {
+    /// Also keep the metrics as an event file of TensorBoard in the run folder.
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
+    /// Also keep the metrics as metrics.csv in the run folder.
+    #[arg(long)]
+    pub(crate) csv: bool,
+}
+
+impl ExportArgs {
+    pub(crate) fn formats(self) -> Vec<ExportFormat> {
+        let all = [(self.tensorboard, ExportFormat::TensorBoard), (self.csv, ExportFormat::Csv)];
+        all.into_iter().filter_map(|(wanted, format)| wanted.then_some(format)).collect()
+    }
 }
 
 /// `specialformer iarc`.
@@ -183,6 +232,9 @@ pub(crate) struct IarcArgs {
     /// Windows of the test set.
     #[arg(long, value_name = "N", default_value_t = 32_768)]
     pub(crate) test_size: usize,
+    /// Other forms of the metrics.
+    #[command(flatten)]
+    pub(crate) export: ExportArgs,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,
@@ -195,7 +247,7 @@ Examples:
   specialformer train configs/iarc-cisformer.toml
   specialformer train configs/iarc-cisformer.toml --out runs/mine
   specialformer train configs/iarc-cisformer.toml --out runs/mine --resume
-  specialformer train configs/multitask-moe.toml
+  specialformer train configs/multitask-moe.toml --tensorboard
   specialformer train adapt.toml --init-from runs/multitask-moe")]
 pub(crate) struct TrainArgs {
     /// The configuration file.
@@ -211,6 +263,9 @@ pub(crate) struct TrainArgs {
     /// `init_from`.
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     pub(crate) init_from: Option<PathBuf>,
+    /// Other forms of the metrics.
+    #[command(flatten)]
+    pub(crate) export: ExportArgs,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,
@@ -222,8 +277,11 @@ pub(crate) struct EvalArgs {
     /// The run folder.
     #[arg(value_name = "RUN")]
     pub(crate) run: PathBuf,
-    /// Score on validation instead of test data.
-    #[arg(long)]
+    /// Which held-out data to score on.
+    #[arg(long, value_enum, default_value = "test")]
+    pub(crate) set: SetName,
+    /// The same as `--set validation`.
+    #[arg(long, conflicts_with = "set", hide = true)]
     pub(crate) validation: bool,
     /// Score on the held-out variants of the tasks (longer inputs, other
     /// symbol frequencies), which were not trained on.
@@ -313,18 +371,13 @@ pub(crate) struct InfoArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
+    use clap::{Command as Definition, CommandFactory, Parser};
     use specialformer_testkit::guide_commands;
 
     use super::Cli;
 
     /// Programs that the guide may name besides `specialformer` and `cargo`.
     const OTHERS: [&str; 3] = ["echo", "jq", "mdbook"];
-
-    #[test]
-    fn arguments_are_consistent() {
-        Cli::command().debug_assert();
-    }
 
     #[test]
     fn commands_of_the_guide_are_understood() {
@@ -347,5 +400,45 @@ mod tests {
             understood += 1;
         }
         assert!(understood > 30);
+    }
+
+    /// Every command that does something, by its words.
+    fn leaves(command: &Definition, name: &str, found: &mut Vec<(String, Definition)>) {
+        let mut inner = command.get_subcommands().peekable();
+        if inner.peek().is_none() {
+            found.push((name.to_owned(), command.clone()));
+        }
+        for command in inner {
+            leaves(command, &format!("{name} {}", command.get_name()), found);
+        }
+    }
+
+    #[test]
+    fn flags_are_the_same_for_all_commands() {
+        Cli::command().debug_assert();
+        let mut found = Vec::new();
+        leaves(&Cli::command(), "specialformer", &mut found);
+        assert!(found.len() > 25, "{}", found.len());
+        for (name, command) in found {
+            let made_from_definition = ["completions", "man"].iter().any(|w| name.ends_with(w));
+            for flag in ["threads", "json", "quiet"] {
+                let has = command.get_arguments().any(|a| a.get_long() == Some(flag));
+                assert_eq!(has, !made_from_definition, "{name}: --{flag}");
+            }
+            assert!(command.get_about().is_some(), "{name}: what it does");
+            for argument in command.get_arguments() {
+                let id = argument.get_id();
+                assert!(argument.get_help().is_some(), "{name}: {id}: what it does");
+                let takes = argument.get_action().takes_values();
+                let value = argument.get_value_names().and_then(|names| names.first());
+                let value = value.map_or("", |name| name.as_str());
+                let wanted: &[&str] = match argument.get_long() {
+                    Some("out") => &["DIR", "FILE", "PATH", "TRACE", "FILE.json", "FILE.jsonl"],
+                    Some("seed" | "threads" | "size" | "steps" | "batch-size") => &["N"],
+                    _ => continue,
+                };
+                assert!(takes && wanted.contains(&value), "{name}: --{id} <{value}>");
+            }
+        }
     }
 }

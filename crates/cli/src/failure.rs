@@ -1,7 +1,10 @@
 //! Why a command failed, and the exit code that says so.
 
 use std::fmt;
+use std::io;
 use std::process::ExitCode;
+
+use crate::{interrupt, terminal};
 
 /// A failed command.
 #[derive(Debug)]
@@ -23,7 +26,12 @@ impl Failure {
 
     /// Stopped by Ctrl-C: exit code 130, as shells have it.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 130 }
+        Self { message: message.into(), code: interrupt::EXIT_CODE }
+    }
+
+    /// True if there is nothing to say.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.message.is_empty()
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {
@@ -38,9 +46,22 @@ impl fmt::Display for Failure {
     }
 }
 
+impl From<io::Error> for Failure {
+    /// Of writing to stdout.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // Nobody reads any more: no fault, and nobody to tell.
+            io::ErrorKind::BrokenPipe => {
+                Self { message: String::new(), code: terminal::READER_IS_GONE }
+            }
+            _ => Self::work(format!("standard output: {error}")),
+        }
+    }
+}
+
 impl From<specialformer::Error> for Failure {
     fn from(error: specialformer::Error) -> Self {
-        if error.is_divergence() {
+        if error.is_divergence() || error.is_storage_full() {
             Self::work(error.to_string())
         } else {
             Self::input(error.to_string())

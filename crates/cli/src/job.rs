@@ -2,17 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
-use specialformer::checkpoint::atomic_write;
+use specialformer::checkpoint::{atomic_write, check_json_version};
 use specialformer::training::{
-    EvaluationRecord, Observer, Outcome, Record, StepReport, TrainConfig,
+    EvaluationRecord, ExportFormat, MetricsExport, Observer, Outcome, Record, StepReport,
+    TrainConfig,
 };
 use specialformer::{Model, ParameterCount, RunConfig, Start};
 
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::table::grouped;
 
@@ -48,30 +48,8 @@ pub(crate) struct Finished {
 
 const FORMAT_VERSION: u32 = 1;
 
-/// True once Ctrl-C was pressed. The first time runs stop at the next step
-/// and save a checkpoint; the second ends the process.
-pub(crate) fn stop_requested() -> bool {
-    stop_flag().load(Ordering::Relaxed)
-}
-
-fn stop_flag() -> &'static AtomicBool {
-    static FLAG: OnceLock<AtomicBool> = OnceLock::new();
-    FLAG.get_or_init(|| {
-        let handler = || {
-            if FLAG.get().is_some_and(|flag| flag.swap(true, Ordering::Relaxed)) {
-                std::process::exit(130);
-            }
-            eprintln!("\nstopping after this step; press Ctrl-C again to stop at once");
-        };
-        if let Err(error) = ctrlc::set_handler(handler) {
-            tracing::warn!("Ctrl-C will not save a checkpoint: {error}");
-        }
-        AtomicBool::new(false)
-    })
-}
-
 /// Draws the progress bar.
-struct Bar {
+pub(crate) struct Bar {
     progress: Option<Progress>,
     validation: Option<f64>,
     /// Moving averages, so that the bar does not flicker.
@@ -79,6 +57,20 @@ struct Bar {
     accuracy: f64,
     started: Option<(u64, f64)>,
     seen: u64,
+}
+
+impl Bar {
+    /// A bar of `steps` steps under this name; nothing at all if `quiet`.
+    pub(crate) fn new(name: &str, steps: u64, quiet: bool) -> Self {
+        Self {
+            progress: Some(Progress::new(name, steps, quiet)),
+            validation: None,
+            loss: 0.0,
+            accuracy: 0.0,
+            started: None,
+            seen: 0,
+        }
+    }
 }
 
 impl Observer for Bar {
@@ -126,19 +118,17 @@ pub(crate) fn train(
     config: &RunConfig,
     folder: &Path,
     start: Start,
+    formats: &[ExportFormat],
     quiet: bool,
 ) -> Result<Finished, Failure> {
     let TrainConfig { steps, seed, .. } = config.train;
-    stop_flag();
-    let bar = Bar {
-        progress: Some(Progress::new(&config.name, steps, quiet)),
-        validation: None,
-        loss: 0.0,
-        accuracy: 0.0,
-        started: None,
-        seen: 0,
-    };
-    let trained = specialformer::train(config, folder, start, bar, stop_requested)?;
+    let _watch = interrupt::watch();
+    let bar = Bar::new(&config.name, steps, quiet);
+    let mut export = MetricsExport::new(folder, formats);
+    let observer = (bar, &mut export);
+    let trained = specialformer::train(config, folder, start, observer, interrupt::requested)?;
+    // The results of the run are written first.
+    let exported = export.finish().map_err(specialformer::Error::from);
     let summary = trained.summary;
     if summary.outcome == Outcome::Interrupted {
         return Err(Failure::interrupted(format!(
@@ -164,6 +154,7 @@ pub(crate) fn train(
     };
     let text = serde_json::to_string_pretty(&result).map_err(|e| Failure::work(e.to_string()))?;
     write(&folder.join("result.json"), &text)?;
+    exported?;
     Ok(Finished {
         folder: folder.to_owned(),
         config: config.clone(),
@@ -181,13 +172,9 @@ pub(crate) fn load_finished(folder: &Path) -> Result<Option<Finished>, Failure> 
     }
     let in_file = |what: String| Failure::input(format!("{}: {what}", path.display()));
     let text = fs::read_to_string(&path).map_err(|e| in_file(e.to_string()))?;
+    check_json_version(&path, text.as_bytes(), "format_version", FORMAT_VERSION)
+        .map_err(|e| Failure::input(e.to_string()))?;
     let result: RunResult = serde_json::from_str(&text).map_err(|e| in_file(e.to_string()))?;
-    if result.format_version != FORMAT_VERSION {
-        let found = result.format_version;
-        return Err(in_file(format!(
-            "format version {found}, this program writes {FORMAT_VERSION}"
-        )));
-    }
     let (config, model) = specialformer::load(folder)?;
     let records = read_records(folder)?;
     Ok(Some(Finished { folder: folder.to_owned(), config, model, result, records }))
@@ -208,6 +195,6 @@ fn read_records(folder: &Path) -> Result<Vec<Record>, Failure> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    atomic_write(path, |file| file.write_all(text.as_bytes()))
-        .map_err(|error| Failure::input(error.to_string()))
+    let written = atomic_write(path, |file| file.write_all(text.as_bytes()));
+    Ok(written.map_err(specialformer::Error::from)?)
 }

@@ -1,8 +1,10 @@
 //! The `specialformer` command.
 
 mod args;
+mod build_info;
 mod commands;
 mod failure;
+mod interrupt;
 mod job;
 mod progress;
 mod report;
@@ -10,6 +12,7 @@ mod route_args;
 mod run_report;
 mod signature_report;
 mod table;
+mod terminal;
 mod text_args;
 
 use std::process::ExitCode;
@@ -20,12 +23,15 @@ use clap::Parser;
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    terminal::end_with_the_reader();
     let cli = Cli::parse();
     let command = cli.command.unwrap_or_else(|| Command::Iarc(commands::iarc::quick_job()));
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            if !failure.is_quiet() {
+                eprintln!("error: {failure}");
+            }
             failure.exit_code()
         }
     }
@@ -47,8 +53,11 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Adapt(args) => &args.common,
         Command::Route(route) => route.common(),
         Command::Info(args) => &args.common,
+        Command::Completions(args) => return commands::manual::completions(args),
+        Command::Man(args) => return commands::manual::man(args),
     };
     start_logging(common);
+    interrupt::install();
     start_threads(common)?;
     match command {
         Command::Iarc(args) => commands::iarc::run(&args),
@@ -65,19 +74,19 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Adapt(args) => commands::adapt::run(&args),
         Command::Route(route) => commands::route::run(&route),
         Command::Info(args) => commands::info::run(&args),
+        Command::Completions(_) | Command::Man(_) => Ok(()),
     }
 }
 
 /// Logs go to stderr: warnings and errors, or what `RUST_LOG` asks for.
 fn start_logging(common: &CommonArgs) {
-    use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let default = if common.quiet { "error" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(terminal::stderr_has_colours())
         .without_time()
         .init();
 }

@@ -43,6 +43,7 @@ mod linear;
 mod lora;
 mod lstm;
 mod module;
+pub mod names;
 mod norm;
 pub mod optim;
 mod quantized;

@@ -119,6 +119,19 @@ impl Error {
         matches!(self, Self::Train(TrainError::NonFinite { .. }))
     }
 
+    /// True if a disk is full: nothing that was given is wrong.
+    pub fn is_storage_full(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let io = error.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
     pub(crate) fn config(
         section: &'static str,
         field: &'static str,

@@ -6,6 +6,7 @@ use specialformer_attention::AttentionKind;
 use specialformer_iarc_data as data;
 use specialformer_iarc_data::{BatchOptions, Batches, Cursor, Iarc, Settings, Split, Subtask};
 use specialformer_nn::Activation;
+use specialformer_nn::names::choices;
 use specialformer_train::{Batch, BoxError, Dataset, HeldOut, IGNORE};
 
 use crate::config::{
@@ -299,8 +300,8 @@ pub fn models_named(names: &[String], data: &IarcConfig) -> Result<Vec<StudyMode
     let known = study_models(data);
     let find = |name: &String| {
         known.iter().find(|model| model.name == name).cloned().ok_or_else(|| {
-            let names: Vec<_> = known.iter().map(|model| model.name).collect();
-            let reason = format!("no such model; there are {}", names.join(", "));
+            let known: Vec<_> = known.iter().map(|model| model.name).collect();
+            let reason = format!("no such model; there are {}", choices(name, &known));
             Error::config("iarc", "models", name, reason)
         })
     };

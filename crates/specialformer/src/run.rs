@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
+use specialformer_nn::names::closest;
 use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
@@ -44,7 +45,7 @@ use crate::models::{Model, Outputs, Tokens};
 /// # Ok::<(), specialformer::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "ConfigFile")]
 pub struct RunConfig {
     /// The run's name.
     pub name: String,
@@ -62,6 +63,45 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// How to train.
     pub train: TrainConfig,
+}
+
+/// The version of the configuration's layout, which run folders name.
+const CONFIG_VERSION: u32 = 1;
+
+/// [`RunConfig`] as it is read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    #[serde(default = "config_version")]
+    format_version: u32,
+    name: String,
+    #[serde(default)]
+    init_from: Option<PathBuf>,
+    #[serde(default)]
+    teacher: Option<PathBuf>,
+    model: ModelConfig,
+    data: DataConfig,
+    train: TrainConfig,
+}
+
+fn config_version() -> u32 {
+    CONFIG_VERSION
+}
+
+impl TryFrom<ConfigFile> for RunConfig {
+    type Error = String;
+
+    fn try_from(file: ConfigFile) -> Result<Self, String> {
+        let ConfigFile { format_version, name, init_from, teacher, model, data, train } = file;
+        if format_version != CONFIG_VERSION {
+            return Err(unknown_version(format_version));
+        }
+        Ok(Self { name, init_from, teacher, model, data, train })
+    }
+}
+
+fn unknown_version(found: u32) -> String {
+    format!("written in format version {found}, this build reads version {CONFIG_VERSION}")
 }
 
 impl RunConfig {
@@ -82,22 +122,34 @@ impl RunConfig {
     /// # Errors
     /// [`Error::ConfigFile`] with line and field, or [`Error::Config`].
     pub fn parse(text: &str, name: &str) -> Result<Self> {
+        // Before fields that only a later version knows are called unknown.
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: Option<u32>,
+        }
+        if let Ok(Version { format_version: Some(found) }) = toml::from_str(text)
+            && found != CONFIG_VERSION
+        {
+            return Err(Error::ConfigFile { path: name.into(), reason: unknown_version(found) });
+        }
         let config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let line = line.map_or(String::new(), |line| format!("line {line}: "));
-            Error::ConfigFile { path: name.into(), reason: format!("{line}{}", error.message()) }
+            let reason = format!("{line}{}{}", error.message(), meant(error.message(), text));
+            Error::ConfigFile { path: name.into(), reason }
         })?;
         config.validate()?;
         Ok(config)
     }
 
-    /// The configuration as TOML.
+    /// The configuration as TOML, with the version of its layout.
     ///
     /// # Errors
     /// [`Error::ConfigFile`] if it cannot be written as TOML.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string_pretty(self)
-            .map_err(|e| Error::ConfigFile { path: self.name.clone(), reason: e.to_string() })
+        let text = toml::to_string_pretty(self)
+            .map_err(|e| Error::ConfigFile { path: self.name.clone(), reason: e.to_string() })?;
+        Ok(format!("format_version = {CONFIG_VERSION}\n{text}"))
     }
 
     /// Checks every section and that they fit together.
@@ -170,6 +222,22 @@ impl RunConfig {
     pub fn build_model(&self) -> Result<Model> {
         Model::new(&self.model, Seed::new(self.train.seed))
     }
+}
+
+/// What a name that a parser refused may have meant: `unknown field `widht`,
+/// expected one of `width`, …` gives `; did you mean `width`?`, or nothing. For
+/// a missing field it is what the text has in its place.
+fn meant(message: &str, text: &str) -> String {
+    if let Some(field) = message.strip_prefix("missing field `").and_then(|m| m.split('`').next()) {
+        let keys = text.lines().filter_map(|line| Some(line.split_once('=')?.0.trim()));
+        let like = closest(field, keys.filter(|key| *key != field));
+        return like.map_or_else(String::new, |key| format!("; is `{key}` meant for it?"));
+    }
+    let Some((_, rest)) = message.split_once("unknown ") else { return String::new() };
+    // Every second piece stands between backticks; the first is the name.
+    let mut names = rest.split('`').skip(1).step_by(2);
+    let closest = names.next().and_then(|name| closest(name, names));
+    closest.map_or_else(String::new, |known| format!("; did you mean `{known}`?"))
 }
 
 impl<E: Element> specialformer_train::Model<E> for Model<E> {
@@ -256,9 +324,11 @@ pub fn train<'a>(
     };
     if start == Start::New {
         folder.write_config(&config.to_toml()?)?;
-        if !data.tasks.is_empty() {
-            save_specs(&folder.path().join(TASKS_FILE), &data.tasks)?;
-        }
+    }
+    // Also of a run that was killed before it had written them.
+    let tasks = folder.path().join(TASKS_FILE);
+    if !data.tasks.is_empty() && !tasks.is_file() {
+        save_specs(&tasks, &data.tasks)?;
     }
     let description = serde_json::to_string(&config.model)
         .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;

@@ -37,12 +37,17 @@ pub enum SvfError {
         shape: Shape,
     },
     /// No matrix fits a selection.
-    #[error("no matrix fits the selection {selection}; there are {matrices} matrices")]
+    #[error(
+        "no matrix fits the selection {selection}; there are {matrices} matrices{}",
+        meant(hint.as_deref())
+    )]
     NothingSelected {
         /// The selection's patterns.
         selection: String,
         /// How many matrices there were to choose from.
         matrices: usize,
+        /// A pattern like the selection's that fits some.
+        hint: Option<String>,
     },
     /// A decomposition was stopped from outside.
     #[error("interrupted: {done} of {total} matrices are decomposed")]
@@ -119,6 +124,10 @@ pub enum SvfError {
         /// Its error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+fn meant(hint: Option<&str>) -> String {
+    hint.map_or_else(String::new, |hint| format!("; did you mean `{hint}`?"))
 }
 
 impl SvfError {

@@ -1,6 +1,7 @@
 //! [`Selection`]: which matrices of a model are decomposed.
 
 use serde::{Deserialize, Serialize};
+use specialformer_nn::names::closest;
 use specialformer_tensor::{Element, Tensor};
 
 use crate::error::{Result, SvfError};
@@ -56,15 +57,28 @@ impl Selection {
         let tensors = tensors.into_iter().map(|(name, tensor)| (name.into(), tensor));
         let all: Vec<_> = tensors.filter(|(_, tensor)| tensor.shape().rank() == 2).collect();
         let matrices = all.len();
-        let selected: Vec<_> = all.into_iter().filter(|(name, _)| self.matches(name)).collect();
-        if selected.is_empty() {
+        if !all.iter().any(|(name, _)| self.matches(name)) {
+            let hint = self.meant(all.iter().map(|(name, _)| name.as_str()));
             let mut selection = format!("{:?}", self.include);
             if !self.exclude.is_empty() {
                 selection += &format!(" without {:?}", self.exclude);
             }
-            return Err(SvfError::NothingSelected { selection, matrices });
+            return Err(SvfError::NothingSelected { selection, matrices, hint });
         }
-        Ok(selected)
+        Ok(all.into_iter().filter(|(name, _)| self.matches(name)).collect())
+    }
+
+    /// A pattern that fits some name, for one that fits none: a whole name, or
+    /// one part of a dotted name between stars.
+    fn meant<'a>(&self, known: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
+        let typed = self.include.iter().map(|pattern| pattern.trim_matches(['*', '.']));
+        typed.filter(|typed| !typed.is_empty()).find_map(|typed| {
+            if let Some(name) = closest(typed, known.clone()).filter(|_| typed.contains('.')) {
+                return Some(name.to_owned());
+            }
+            let parts = known.clone().flat_map(|name| name.split('.'));
+            closest(typed, parts).map(|part| format!("*{part}*"))
+        })
     }
 }
 
@@ -134,5 +148,13 @@ mod tests {
             "no matrix fits the selection [\"*.mlp.*\", \"*feed_forward*\"] without [\"*\"]; \
              there are 2 matrices"
         );
+        for (typed, meant) in [
+            ("*atention*", "*attention*"),
+            ("mpl", "*mlp*"),
+            ("l.0.mlp.up.wieght", "l.0.mlp.up.weight"),
+        ] {
+            let error = Selection::including([typed]).of(model.clone()).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("; did you mean `{meant}`?")), "{typed}: {error}");
+        }
     }
 }

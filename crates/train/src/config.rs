@@ -12,6 +12,9 @@ use crate::multi_task::MultiTaskConfig;
 /// uses one, because each shard holds a full gradient.
 const SHARDED_GRADIENT_LIMIT: usize = 64 << 20;
 
+/// No batch is larger: a mistake, and more than any memory holds.
+const LARGEST_BATCH: usize = 1 << 28;
+
 /// Number of shards where none is set.
 const DEFAULT_SHARDS: usize = 4;
 
@@ -152,6 +155,10 @@ impl TrainConfig {
             if value == 0 {
                 return Err(TrainError::config(field, value, zero));
             }
+        }
+        if self.batch_size > LARGEST_BATCH {
+            let reason = format!("must be at most {LARGEST_BATCH}");
+            return Err(TrainError::config("batch_size", self.batch_size, reason));
         }
         if self.accumulation > self.batch_size {
             let reason = format!("a step has only {} rows (batch_size)", self.batch_size);

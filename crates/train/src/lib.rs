@@ -77,6 +77,7 @@ mod batch;
 mod config;
 mod dataset;
 mod error;
+mod export;
 mod feed;
 mod metrics;
 mod model;
@@ -99,6 +100,7 @@ pub use batch::{Batch, IGNORE, Rows, Scored};
 pub use config::{AdamWConfig, OptimizerConfig, TrainConfig};
 pub use dataset::{Dataset, HeldOut};
 pub use error::{BoxError, Result, TrainError};
+pub use export::{ExportFormat, MetricsExport};
 pub use metrics::{
     AccuracyRecord, Evaluation, EvaluationRecord, Record, TaskRecord, TrainRecord, ValueRecord,
 };

@@ -44,3 +44,45 @@ pub trait Observer: Send {
 
 /// Does nothing.
 impl Observer for () {}
+
+/// A borrowed observer, which can be asked about things afterwards.
+impl<O: Observer + ?Sized> Observer for &mut O {
+    fn on_step(&mut self, step: &StepReport) {
+        (**self).on_step(step);
+    }
+
+    fn on_train_record(&mut self, record: &TrainRecord) {
+        (**self).on_train_record(record);
+    }
+
+    fn on_evaluation(&mut self, record: &EvaluationRecord) {
+        (**self).on_evaluation(record);
+    }
+
+    fn on_checkpoint(&mut self, step: u64, folder: &Path) {
+        (**self).on_checkpoint(step, folder);
+    }
+}
+
+/// Both hear everything, the first one first.
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn on_step(&mut self, step: &StepReport) {
+        self.0.on_step(step);
+        self.1.on_step(step);
+    }
+
+    fn on_train_record(&mut self, record: &TrainRecord) {
+        self.0.on_train_record(record);
+        self.1.on_train_record(record);
+    }
+
+    fn on_evaluation(&mut self, record: &EvaluationRecord) {
+        self.0.on_evaluation(record);
+        self.1.on_evaluation(record);
+    }
+
+    fn on_checkpoint(&mut self, step: u64, folder: &Path) {
+        self.0.on_checkpoint(step, folder);
+        self.1.on_checkpoint(step, folder);
+    }
+}

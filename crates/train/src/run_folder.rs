@@ -150,7 +150,8 @@ impl RunFolder {
         let (hidden, folder) = (parent.join(format!(".{name}.part")), parent.join(&name));
         let first = !parent.exists();
         fs::create_dir_all(&hidden).map_err(TrainError::io(&hidden, "create the folder"))?;
-        write(&hidden)?;
+        // What is half written would keep a full disk full.
+        write(&hidden).inspect_err(|_| drop(fs::remove_dir_all(&hidden)))?;
         sync_folder(&hidden).map_err(TrainError::io(&hidden, "sync"))?;
         fs::rename(&hidden, &folder).map_err(TrainError::io(&folder, "rename a checkpoint to"))?;
         sync_folder(&parent).map_err(TrainError::io(&parent, "sync"))?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use specialformer_nn::names::choices;
 use specialformer_tensor::Seed;
 
 use crate::error::{Result, TrainError};
@@ -173,7 +174,7 @@ fn curriculum(stages: &[Stage], names: &[String]) -> Result<Vec<(u64, Vec<f64>)>
     let mut found = Vec::with_capacity(stages.len());
     for stage in stages {
         if let Some(name) = stage.weights.keys().find(|name| !names.contains(name)) {
-            let reason = format!("there is no such task; there are {}", names.join(", "));
+            let reason = format!("there is no such task; there are {}", choices(name, names));
             return fail("sampling.stages.weights", name.clone(), &reason);
         }
         let weights = names.iter().map(|name| stage.weights.get(name).copied().unwrap_or(0.0));

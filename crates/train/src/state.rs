@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use specialformer_checkpoint::{TensorFile, TensorWriter, atomic_write};
+use specialformer_checkpoint::{TensorFile, TensorWriter, atomic_write, check_json_version};
 use specialformer_nn::NamedParameters;
 use specialformer_nn::optim::{Optimizer, OptimizerState};
 use specialformer_tensor::Element;
@@ -91,14 +91,8 @@ impl State {
         let path = folder.join("state.json");
         let text = fs::read(&path).map_err(TrainError::io(&path, "read"))?;
         let bad = |what: String| TrainError::State { path: path.clone(), what };
-        let state: Self = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
-        if state.version != VERSION {
-            return Err(bad(format!(
-                "written in version {} of the state, this build reads version {VERSION}",
-                state.version
-            )));
-        }
-        Ok(state)
+        check_json_version(&path, &text, "version", VERSION)?;
+        serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))
     }
 
     /// Fails unless the run was started with these settings.

@@ -194,11 +194,17 @@ impl GgufFile {
     /// A tensor as it is stored. Nothing is copied.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingTensor`].
+    /// [`CheckpointError::MissingTensor`]; [`CheckpointError::Io`] if the file
+    /// is mapped and was changed meanwhile.
     pub fn raw(&self, name: &str) -> Result<RawTensor> {
         let entry = self.tensors.get(name).ok_or_else(|| CheckpointError::MissingTensor {
             path: self.path.clone(),
             tensor: name.to_owned(),
+        })?;
+        self.data.check_unchanged().map_err(|source| CheckpointError::Io {
+            path: self.path.clone(),
+            operation: "go on reading",
+            source,
         })?;
         let start = entry.start as usize;
         let bytes = self.data.slice(start..start + entry.len).expect("the table was checked");

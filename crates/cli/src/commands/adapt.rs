@@ -18,7 +18,7 @@ use super::svf::args::CacheArgs;
 use super::svf::model;
 use crate::args::{CommonArgs, model_path};
 use crate::failure::Failure;
-use crate::job::stop_requested;
+use crate::interrupt;
 use crate::progress::Progress;
 
 /// Prompts of each task that a classifier is trained on.
@@ -243,11 +243,11 @@ fn score(args: &AdaptArgs, prepared: &Prepared, task: &GeneratedTask) -> Result<
     let adaptive = &prepared.adaptive;
     let examples = task.examples(Split::Test, Phrasings::Usual, args.size, 0)?;
     let mut bar = Progress::new(task.name(), examples.len() as u64, args.common.quiet);
-    stop_requested();
+    let _watch = interrupt::watch();
     let mut chosen: BTreeMap<String, usize> = BTreeMap::new();
     let (mut right, mut identify, mut answering) = (0, 0.0, 0.0);
     for (i, example) in examples.iter().enumerate() {
-        if stop_requested() {
+        if interrupt::requested() {
             return Err(Failure::interrupted("stopped"));
         }
         let choice = prepared.identify(&example.prompt)?;

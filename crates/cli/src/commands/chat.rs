@@ -8,12 +8,14 @@ use serde_json::json;
 use specialformer::adaptation::{ExpertLibrary, MixtureConfig};
 use specialformer::checkpoint::ChatMessage;
 use specialformer::generate::{Finish, Flow, GenerateConfig, Generated, Session};
+use specialformer::nn::names::choices;
 use specialformer::prelude::Model;
 
 use super::adapt::{self, Prepared, Settings};
 use super::published::{self, Opened};
 use super::svf::args::CacheArgs;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::text_args::ChatArgs;
 
 /// New tokens, temperature and top-p where nothing else is said.
@@ -21,6 +23,9 @@ const DEFAULTS: (usize, f64, f64) = (512, 0.7, 0.9);
 
 /// The least probability that a classifier's choice must have.
 const THRESHOLD: f64 = 0.5;
+
+/// What a line may begin with.
+const COMMANDS: [&str; 5] = ["/reset", "/system", "/stats", "/help", "/exit"];
 
 const HELP: &str = "\
 /reset        forget the conversation
@@ -58,7 +63,8 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
     }
     let mut lines = io::stdin().lock();
     loop {
-        published::interrupted(true);
+        // What was pressed during an answer ended the answer.
+        interrupt::take();
         if person {
             eprint!("> ");
             io::stderr().flush()?;
@@ -83,7 +89,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
             }
             ("/stats", _) => chat.stats(),
             (command, _) if command.starts_with('/') => {
-                eprintln!("no command {command}; /help lists them");
+                eprintln!("no command {command}; there are {}", choices(command, &COMMANDS));
             }
             _ => chat.answer(line)?,
         }
@@ -181,11 +187,12 @@ impl Chat {
         let mut config = self.config.clone();
         config.seed = specialformer::prelude::Seed::new(config.seed.value() + self.asked - 1);
         let start = Instant::now();
+        let _watch = interrupt::watch();
         let answer: Generated = self.session.generate(model, &ids, &config, |token| {
             if live {
                 open = open && stream.push(token).is_ok_and(|piece| show(&piece));
             }
-            if published::interrupted(false) || !open { Flow::Cancel } else { Flow::Continue }
+            if interrupt::requested() || !open { Flow::Cancel } else { Flow::Continue }
         })?;
         let text = files.tokenizer().decode(&answer.tokens, true);
         let text = text.map_err(|e| Failure::work(e.to_string()))?;

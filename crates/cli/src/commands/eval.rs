@@ -16,7 +16,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.shifted {
         config = config.shifted(1)?;
     }
-    let set = if args.validation { HeldOut::Validation } else { HeldOut::Test };
+    let set = if args.validation { HeldOut::Validation } else { args.set.into() };
     let Some(record) = specialformer::evaluate(&config, &model, set, args.size)? else {
         return Err(Failure::input(format!("{}: the data has no such set", args.run.display())));
     };

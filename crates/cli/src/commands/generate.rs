@@ -13,6 +13,7 @@ use super::picture;
 use super::published::{self, Opened};
 use crate::args::CommonArgs;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::text_args::GenerateArgs;
 
 /// New tokens, temperature and top-p where nothing else is said.
@@ -43,6 +44,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         show(&prompts[0])?;
     }
     let (start, mut first) = (Instant::now(), None);
+    let _watch = interrupt::watch();
     let mut on_token = |_, token| {
         first.get_or_insert_with(|| start.elapsed().as_secs_f64());
         let shown = !live
@@ -51,7 +53,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
                 Err(_) => false,
             };
         // Nobody reads on where the pipe is closed.
-        if published::interrupted(false) || !shown { Flow::Cancel } else { Flow::Continue }
+        if interrupt::requested() || !shown { Flow::Cancel } else { Flow::Continue }
     };
     let texts = match encoder_decoder(model) {
         Some(model) => generate_from(model, &ids, &config, &mut on_token)?,
@@ -99,7 +101,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
              tokens at {speed:.1}/s]"
         );
     }
-    match published::interrupted(true) {
+    match interrupt::requested() {
         true => Err(Failure::interrupted("interrupted")),
         false => Ok(()),
     }
@@ -128,12 +130,6 @@ fn show(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::work(error.to_string())
-    }
 }
 
 fn finish(finish: Finish) -> &'static str {

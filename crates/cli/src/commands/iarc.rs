@@ -8,7 +8,7 @@ use serde_json::json;
 use specialformer::iarc::{IarcConfig, Matching, StudyModel, models_named, study_models};
 use specialformer::iarc_data::Subtask;
 use specialformer::nn::Schedule;
-use specialformer::training::TrainConfig;
+use specialformer::training::{MetricsExport, TrainConfig};
 use specialformer::{DataConfig, RunConfig, Start};
 
 use crate::args::{Cli, Command, IarcArgs};
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let mut finished = Vec::with_capacity(jobs.len());
     for (config, folder) in &jobs {
-        let run = one_run(config, folder, args.resume, quiet)?;
+        let run = one_run(config, folder, args, quiet)?;
         if !quiet {
             eprintln!("{}", one_line(&run.result));
         }
@@ -157,19 +157,23 @@ fn run_config(
 fn one_run(
     config: &RunConfig,
     folder: &Path,
-    resume: bool,
+    args: &IarcArgs,
     quiet: bool,
 ) -> Result<Finished, Failure> {
-    if !resume || !folder.exists() {
-        return job::train(config, folder, Start::New, quiet);
+    let formats = args.export.formats();
+    if !args.resume || !folder.exists() {
+        return job::train(config, folder, Start::New, &formats, quiet);
     }
     match job::load_finished(folder)? {
-        Some(run) if run.config == *config => Ok(run),
+        Some(run) if run.config == *config => {
+            MetricsExport::new(folder, &formats).finish().map_err(specialformer::Error::from)?;
+            Ok(run)
+        }
         Some(_) => Err(Failure::input(format!(
             "{}: holds a finished run with other settings; choose another --out",
             folder.display()
         ))),
-        None => job::train(config, folder, Start::Resume, quiet),
+        None => job::train(config, folder, Start::Resume, &formats, quiet),
     }
 }
 

@@ -7,6 +7,7 @@ use specialformer::tensor::{gemm, simd};
 use specialformer::{Inventory, ParameterCount, RunConfig};
 
 use crate::args::InfoArgs;
+use crate::build_info;
 use crate::failure::Failure;
 use crate::table::grouped;
 
@@ -24,6 +25,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
         let value = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            "build": build_info::as_json(),
             "simd": simd::level_name(),
             "simd_note": simd::selection().note.as_deref(),
             "threads": threads,
@@ -40,8 +42,9 @@ pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
         println!("{value:#}");
         return Ok(());
     }
-    println!("specialformer {}", env!("CARGO_PKG_VERSION"));
-    println!("target      {}-{}", std::env::consts::ARCH, std::env::consts::OS);
+    println!("specialformer {}", build_info::short());
+    println!("target      {}", build_info::TARGET);
+    println!("build       {}, {}", build_info::PROFILE, build_info::RUSTC);
     println!("SIMD level  {}", simd::level_name());
     if let Some(note) = simd::selection().note.as_deref() {
         println!("            {note}");

@@ -8,6 +8,7 @@ pub(crate) mod generate;
 pub(crate) mod iarc;
 pub(crate) mod info;
 pub(crate) mod inspect;
+pub(crate) mod manual;
 pub(crate) mod perplexity;
 pub(crate) mod picture;
 pub(crate) mod predict;

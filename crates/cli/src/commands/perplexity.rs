@@ -7,6 +7,7 @@ use specialformer::generate::{Reading, TextModel as _, perplexity};
 
 use super::published;
 use crate::failure::Failure;
+use crate::progress::Progress;
 use crate::text_args::PerplexityArgs;
 
 /// Longest window where nothing is said.
@@ -22,7 +23,11 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<(), Failure> {
         .unwrap_or_else(|| opened.model.window().map_or(WINDOW, |window| window.min(WINDOW)));
     let reading = if args.decode { Reading::TokenByToken } else { Reading::Whole };
     let start = Instant::now();
-    let found = perplexity(&opened.model, &ids, window, reading, |_| {})?;
+    let quiet = args.common.quiet || args.common.json;
+    let mut bar = Progress::new("perplexity", ids.len().saturating_sub(1) as u64, quiet);
+    let found = perplexity(&opened.model, &ids, window, reading, |done| bar.at(done as u64, ""));
+    bar.clear();
+    let found = found?;
     let speed = found.tokens as f64 / start.elapsed().as_secs_f64();
     if args.common.json {
         let value = json!({

@@ -122,12 +122,12 @@ fn print(
             if let (Value::Object(all), Value::Object(answer)) = (&mut value, answer) {
                 all.extend(answer);
             }
-            writeln!(out, "{value}").map_err(|e| Failure::work(e.to_string()))?;
+            writeln!(out, "{value}")?;
         }
     }
     if !as_json {
         let text = table::aligned(&rows);
-        write!(out, "{text}").map_err(|e| Failure::work(e.to_string()))?;
+        write!(out, "{text}")?;
     }
     Ok(())
 }

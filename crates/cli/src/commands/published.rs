@@ -3,8 +3,6 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use specialformer::checkpoint::LoraFolder;
 use specialformer::data::TokenizerKind;
@@ -130,24 +128,6 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
         return Ok(text);
     }
     fs::read_to_string(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))
-}
-
-/// True if Ctrl-C was pressed since the last call with `clear`. A second time
-/// before that ends the process.
-pub(crate) fn interrupted(clear: bool) -> bool {
-    static FLAG: OnceLock<AtomicBool> = OnceLock::new();
-    let flag = FLAG.get_or_init(|| {
-        let handler = || {
-            if FLAG.get().is_some_and(|flag| flag.swap(true, Ordering::Relaxed)) {
-                std::process::exit(130);
-            }
-        };
-        if let Err(error) = ctrlc::set_handler(handler) {
-            tracing::warn!("Ctrl-C ends the program: {error}");
-        }
-        AtomicBool::new(false)
-    });
-    if clear { flag.swap(false, Ordering::Relaxed) } else { flag.load(Ordering::Relaxed) }
 }
 
 /// Bytes for reading: `98.4 MB`.

@@ -1,10 +1,10 @@
 //! `specialformer route trace`.
 
-use std::fs::File;
-use std::io::BufWriter;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use specialformer::checkpoint::atomic_write;
 use specialformer::routing_trace::{
     RoutedModel, TraceOptions, TraceReader, TraceWriter, read_prompts, trace_held_out,
     trace_prompts,
@@ -12,6 +12,7 @@ use specialformer::routing_trace::{
 
 use crate::args::RouteTraceArgs;
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// Traces prompts or held-out rows.
 pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
@@ -23,7 +24,8 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
     let info = match &args.prompts {
         Some(path) => {
             // Looked at first, so that a wrong file leaves an old trace alone.
-            if read_prompts(path)?.next().transpose()?.is_none() {
+            let total = read_prompts(path)?.try_fold(0, |n, prompt| prompt.map(|_| n + 1))?;
+            if total == 0 {
                 return Err(Failure::input(format!(
                     "{}: there is no prompt in it",
                     path.display()
@@ -35,7 +37,15 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
                 most_tokens: args.most_tokens,
                 pieces: true,
             };
-            trace_prompts(&model, read_prompts(path)?, options, writer)?
+            let quiet = args.common.quiet || args.common.json;
+            let (mut bar, mut read) = (Progress::new("tracing", total, quiet), 0);
+            let prompts = read_prompts(path)?.inspect(|_| {
+                bar.at(read, "");
+                read += 1;
+            });
+            let info = trace_prompts(&model, prompts, options, writer);
+            bar.clear();
+            info?
         }
         None if model.run_config().is_none() => {
             let what = "a published model has no held-out data: give prompts with --prompts";
@@ -47,9 +57,9 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
         }
     };
     if let Some(path) = &args.jsonl {
-        let file =
-            File::create(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))?;
-        TraceReader::open(&out)?.write_jsonl(BufWriter::new(file))?;
+        let reader = TraceReader::open(&out)?;
+        atomic_write(path, |file| reader.write_jsonl(file).map_err(io::Error::other))
+            .map_err(specialformer::Error::from)?;
     }
     if args.common.json {
         println!("{:#}", json!({"trace": out, "info": info}));

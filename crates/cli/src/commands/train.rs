@@ -16,7 +16,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let folder = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     let start = if args.resume { Start::Resume } else { Start::New };
     let quiet = args.common.quiet || args.common.json;
-    let finished = job::train(&config, &folder, start, quiet)?;
+    let finished = job::train(&config, &folder, start, &args.export.formats(), quiet)?;
     let report = run_report::build(&config.name, &[&finished], finished.result.seconds)?;
     let report_path = run_report::write(&report, &folder)?;
     if args.common.json {

@@ -2,6 +2,8 @@
 
 mod cli;
 mod common;
+mod conventions;
+mod full_disk;
 mod published;
 mod svf;
 mod tasks;

@@ -153,7 +153,7 @@ fn inputs_of_every_kind_are_answered() {
 /// What a run says of one of its tasks.
 fn specs(at: &Path, task: usize) -> Value {
     let text = fs::read_to_string(at.join("runs/tiny/tasks.json")).unwrap();
-    serde_json::from_str::<Value>(&text).unwrap()[task].clone()
+    serde_json::from_str::<Value>(&text).unwrap()["tasks"][task].clone()
 }
 
 #[test]
@@ -320,4 +320,37 @@ learning_rate = 5e-3
     assert!(output.status.success(), "{}", text(&output.stderr));
     let said = refused(at, &["predict", "runs/words", "--task", "a", "rows.jsonl"]);
     assert!(said.contains("not made of inputs and answers"), "{said}");
+}
+
+/// A later version of a trace, of conditions or of the tasks is called that.
+#[test]
+fn later_versions_of_what_a_run_gives_are_refused_as_such() {
+    let folder = trained(MOE);
+    let at = folder.path();
+    let trace = ["route", "trace", "runs/tiny", "--size", "64", "--out", "trace"];
+    let fit = ["route", "condition", "fit", "runs/tiny", "--trace", "trace", "--out", "c.json"];
+    let eval = ["route", "condition", "eval", "runs/tiny", "--condition", "c.json", "--size", "8"];
+    fs::write(at.join("in.txt"), "3 1 2\n").unwrap();
+    let predict = ["predict", "runs/tiny", "--task", "sort", "in.txt"];
+    for command in [&trace[..], &fit, &predict] {
+        let output = specialformer(at, command);
+        assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    }
+    for (path, command) in
+        [("trace/trace.json", &fit[..]), ("c.json", &eval), ("runs/tiny/tasks.json", &predict)]
+    {
+        let good = fs::read_to_string(at.join(path)).unwrap();
+        let later =
+            good.replacen("\"format_version\": 1,", "\"format_version\": 2, \"new\": 3,", 1);
+        assert_ne!(good, later, "{path}");
+        fs::write(at.join(path), later).unwrap();
+        let said = refused(at, command);
+        assert!(said.contains("written in format version 2, this build reads"), "{path}: {said}");
+        fs::write(at.join(path), good).unwrap();
+    }
+    // A list of tasks without a version is what earlier runs have.
+    let path = at.join("runs/tiny/tasks.json");
+    let file: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    fs::write(&path, file["tasks"].to_string()).unwrap();
+    assert!(specialformer(at, &predict).status.success());
 }

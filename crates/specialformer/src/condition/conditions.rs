@@ -5,7 +5,8 @@ use std::path::Path;
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
-use specialformer_checkpoint::atomic_write;
+use specialformer_checkpoint::{atomic_write, check_json_version};
+use specialformer_nn::names::choices;
 use specialformer_routing::analysis::{
     CrossValidationConfig, Fit, LogisticRegression, PromptSignatures, cross_validate,
 };
@@ -187,6 +188,7 @@ impl Conditions {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Io { path: name.clone(), source })?;
+        check_json_version(path, text.as_bytes(), "format_version", FORMAT_VERSION)?;
         let read: Self = match serde_json::from_str(&text) {
             Ok(read) => read,
             Err(error) => return fail(name, error.to_string()),
@@ -203,12 +205,11 @@ impl Conditions {
         };
         let columns: usize = read.layers.iter().map(|layer| layer.experts).sum();
         let detector = &read.detector.classifier;
-        if read.format_version > FORMAT_VERSION
-            || !read.tasks.iter().all(fits)
+        if !read.tasks.iter().all(fits)
             || detector.columns() != columns
             || detector.classes() != read.tasks.len()
         {
-            return fail(name, "its parts do not fit together, or it is of a newer version");
+            return fail(name, "its parts do not fit together");
         }
         Ok(read)
     }
@@ -234,7 +235,7 @@ impl Conditions {
         found.map_or_else(
             || {
                 let all: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
-                fail(name, format!("no such task; there are {}", all.join(", ")))
+                fail(name, format!("no such task; there are {}", choices(name, &all)))
             },
             Ok,
         )

@@ -7,6 +7,7 @@ mod dynamic;
 mod heads;
 mod input;
 mod published;
+mod size;
 mod specialformer;
 mod stack;
 mod transformer;
@@ -123,6 +124,7 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Config`] naming field, value and reason.
     pub fn validate(&self) -> Result<()> {
+        size::check(self)?;
         // Of a published model that cannot be read nothing is known; it says why.
         if self.published().is_none() && self.outputs() == 0 {
             return Err(Error::config("model", "outputs", 0, "must be positive"));

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use self::decode::{Decoder, softmax};
 use self::input::Writing;
+use specialformer_nn::names::choices;
+
 use crate::config::Head;
 use crate::data::{DataConfig, Format, JointVocabulary, TaskKind, TaskSpec, load_specs};
 use crate::error::{Error, Result};
@@ -142,7 +144,7 @@ impl Predictor {
             let names: Vec<_> = self.tasks.iter().map(|task| task.name.as_str()).collect();
             Error::Data {
                 place: format!("task {name}"),
-                reason: format!("the model has no such task; there are {}", names.join(", ")),
+                reason: format!("the model has no such task; there are {}", choices(name, &names)),
             }
         })
     }

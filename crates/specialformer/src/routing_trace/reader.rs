@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::json;
-use specialformer_checkpoint::TensorFile;
+use specialformer_checkpoint::{TensorFile, check_json_version};
 use specialformer_routing::SignatureSum;
 use specialformer_routing::analysis::{PromptRecord, PromptSignatures};
 use specialformer_tensor::Tensor;
@@ -57,14 +57,10 @@ impl TraceReader {
         let fail = |reason: String| Error::Data { place: folder.display().to_string(), reason };
         let text = std::fs::read_to_string(folder.join(INFO_FILE))
             .map_err(|_| fail(format!("no {INFO_FILE}: not a trace, or not a finished one")))?;
+        let path = folder.join(INFO_FILE);
+        check_json_version(path, text.as_bytes(), "format_version", FORMAT_VERSION)?;
         let info: TraceInfo =
             serde_json::from_str(&text).map_err(|e| fail(format!("{INFO_FILE}: {e}")))?;
-        if info.format_version > FORMAT_VERSION {
-            let found = info.format_version;
-            return Err(fail(format!(
-                "format version {found}, this program reads {FORMAT_VERSION}"
-            )));
-        }
         Ok(Self { folder: folder.to_owned(), info })
     }
 

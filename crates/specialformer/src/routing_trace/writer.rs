@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use specialformer_checkpoint::{TensorWriter, atomic_write};
+use specialformer_checkpoint::{TensorWriter, atomic_write, remove_leftovers};
 use specialformer_routing::{LayerShape, RoutingTrace};
 use specialformer_tensor::Tensor;
 
@@ -85,6 +85,8 @@ impl TraceWriter {
     ) -> Result<Self> {
         let io = |source| Error::Io { path: folder.display().to_string(), source };
         std::fs::create_dir_all(folder).map_err(io)?;
+        // Of a trace that was killed while it wrote a part.
+        remove_leftovers(folder)?;
         for entry in std::fs::read_dir(folder).map_err(io)? {
             let path = entry.map_err(io)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -95,8 +95,11 @@ impl Tuned {
         })?;
         if trained.is_empty() {
             let selection = format!("{:?}", selection.include);
-            let error =
-                specialformer_svd_finetune::SvfError::NothingSelected { selection, matrices };
+            let error = specialformer_svd_finetune::SvfError::NothingSelected {
+                selection,
+                matrices,
+                hint: None,
+            };
             return Err(error.into());
         }
         Ok(Self::new(model, TuneMethod::Lora { rank, alpha }, None, trained, true))

@@ -11,6 +11,8 @@ mod golden_moe;
 mod guide;
 mod models;
 mod multimodal;
+mod pinned;
+mod random_configs;
 mod routing_trace;
 mod specialformer;
 mod stored;

@@ -14,6 +14,7 @@ pub use config::{
     MultiTaskConfig, PcGradConfig, Projection, SharingConfig, TaskWeights,
 };
 
+use specialformer_nn::names::choices;
 use specialformer_nn::{Ctx, Mode, NamedParameters, ParameterVisitor};
 use specialformer_tensor::{Element, Parameter, Seed, Tensor, Var};
 
@@ -86,7 +87,7 @@ impl<E: Element> std::fmt::Debug for Teacher<'_, E> {
 /// Which tasks a list of names chooses; none is all.
 fn chosen(field: &'static str, tasks: &[String], names: &[String]) -> Result<Vec<bool>> {
     if let Some(task) = tasks.iter().find(|task| !names.contains(task)) {
-        let reason = format!("there is no such task; there are {}", names.join(", "));
+        let reason = format!("there is no such task; there are {}", choices(task, names));
         return Err(TrainError::config(field, task, reason));
     }
     Ok(names.iter().map(|name| tasks.is_empty() || tasks.contains(name)).collect())

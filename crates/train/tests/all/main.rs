@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod export;
 mod multi_task;
 mod non_finite;
 mod pcgrad;

@@ -13,7 +13,7 @@ use crate::table;
 pub(super) fn run(args: &DecomposeArgs) -> Result<(), Failure> {
     let mut opened = model::open(&args.model)?;
     let start = Instant::now();
-    let selection = model::selection(&args.matrices);
+    let selection = model::selection(&args.matrices)?;
     let base = model::base(&mut opened, selection, &args.cache, args.common.quiet)?;
     let seconds = start.elapsed().as_secs_f64();
     let truncations = match args.energy {

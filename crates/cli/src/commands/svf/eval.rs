@@ -14,7 +14,7 @@ use specialformer::svf::{Tuned, check_expert, score_prompts};
 use super::args::EvalArgs;
 use super::model;
 use crate::failure::Failure;
-use crate::job::stop_requested;
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::table;
 
@@ -51,7 +51,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     }
     let format = PromptFormat::open(&args.model, &opened)?;
     let scored = Scored { tasks, text: text(args, &format)? };
-    stop_requested();
+    let _watch = interrupt::watch();
     let mut rows = Vec::new();
     if !args.experts_only {
         rows.push(row("base", &opened, &format, &scored, args)?);
@@ -118,9 +118,9 @@ fn row(
     for (task, examples) in &scored.tasks {
         let score = score_prompts(model, format, examples, args.batch_size, |done| {
             bar.at(before + done as u64, task);
-            !stop_requested()
+            !interrupt::requested()
         });
-        if stop_requested() {
+        if interrupt::requested() {
             bar.clear();
             return Err(Failure::interrupted("stopped"));
         }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use specialformer::families::PublishedModel;
+use specialformer::nn::names::choices;
 use specialformer::svd_finetune::{Base, BaseOptions, ExpertVector, Selection, SvfError};
 use specialformer::svf::{Decomposition, decompose};
 
 use super::args::CacheArgs;
 use crate::commands::published::check_path;
 use crate::failure::Failure;
-use crate::job::stop_requested;
+use crate::interrupt;
 use crate::progress::Progress;
 
 /// Opens a model with plain weights.
@@ -21,7 +22,7 @@ pub(crate) fn open(path: &Path) -> Result<PublishedModel, Failure> {
 }
 
 /// The matrices that `--matrices` names.
-pub(crate) fn selection(names: &[String]) -> Selection {
+pub(crate) fn selection(names: &[String]) -> Result<Selection, Failure> {
     let mut include = Vec::new();
     for name in names {
         match name.as_str() {
@@ -31,10 +32,16 @@ pub(crate) fn selection(names: &[String]) -> Selection {
                 include.extend(Selection::default().include);
                 include.extend(attention());
             }
+            // A name without stars and dots can be no matrix's.
+            word if !word.contains(['*', '.']) => {
+                let known = choices(word, &["mlp", "attention", "both"]);
+                let what = "no such set; give a pattern such as '*.q_proj.*', or one of";
+                return Err(Failure::input(format!("--matrices {word}: {what} {known}")));
+            }
             pattern => include.push(pattern.to_owned()),
         }
     }
-    Selection::including(include)
+    Ok(Selection::including(include))
 }
 
 fn attention() -> [String; 2] {
@@ -59,7 +66,7 @@ pub(crate) fn base(
     args: &CacheArgs,
     quiet: bool,
 ) -> Result<Base, Failure> {
-    stop_requested();
+    let _watch = interrupt::watch();
     let cache = cache(args);
     let kept = cache.is_some();
     let options = BaseOptions { cache, energy: None };
@@ -69,7 +76,7 @@ pub(crate) fn base(
         let message = if at.cached { "from the cache" } else { "" };
         let new = || Progress::new("decomposing", at.total as u64, quiet);
         lock().get_or_insert_with(new).at(at.done as u64, message);
-        match stop_requested() {
+        match interrupt::requested() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }

@@ -11,6 +11,7 @@ use specialformer::training::{HeldOut, TrainConfig};
 
 use crate::args::CommonArgs;
 use crate::failure::Failure;
+use crate::job::Bar;
 use crate::table;
 
 /// `specialformer svf run`.
@@ -62,7 +63,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     train.validate().map_err(specialformer::Error::from)?;
     let score = || tuned.evaluate(&data, &train, HeldOut::Test, args.size);
     let before = score()?;
-    let summary = tuned.train(&data, &train, ())?;
+    let bar = Bar::new(&config.name, args.steps, args.common.quiet || args.common.json);
+    let summary = tuned.train(&data, &train, bar)?;
     let after = score()?;
     if let Some(path) = &args.out {
         tuned.expert(&args.tasks.join("-")).save(path).map_err(specialformer::Error::from)?;

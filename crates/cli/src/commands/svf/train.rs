@@ -21,7 +21,7 @@ use specialformer::training::{Observer, Outcome, ReinforceConfig, StepReport};
 use super::args::{MethodName, ObjectiveName, TrainArgs};
 use super::model;
 use crate::failure::Failure;
-use crate::job::stop_requested;
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::table::grouped;
 
@@ -59,15 +59,17 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         let mut bar = Progress::new(name, data.test.len() as u64, quiet);
         let score = score_prompts(model, &format, &data.test, TOGETHER, |done| {
             bar.at(done as u64, "");
-            !stop_requested()
+            !interrupt::requested()
         });
         bar.clear();
         match score {
-            Err(_) if stop_requested() => Err(Failure::interrupted("stopped; nothing is written")),
+            Err(_) if interrupt::requested() => {
+                Err(Failure::interrupted("stopped; nothing is written"))
+            }
             score => Ok(Some(score?)),
         }
     };
-    stop_requested();
+    let _watch = interrupt::watch();
     let before = if args.skip_base { None } else { score("base", &opened)? };
     let tuned = tune(args, opened_with(&mut opened, args, quiet)?, opened)?;
     let report = train(args, &data.task, &tuned, &format, dataset)?;
@@ -129,7 +131,7 @@ fn opened_with(
 ) -> Result<Option<specialformer::svd_finetune::Base>, Failure> {
     match args.method {
         MethodName::Svf => {
-            let selection = model::selection(&args.matrices);
+            let selection = model::selection(&args.matrices)?;
             model::base(opened, selection, &args.cache, quiet).map(Some)
         }
         _ => Ok(None),
@@ -147,7 +149,7 @@ fn tune(
         (MethodName::Svf, Some(base)) => Tuned::svf(opened, &base, parametrisation)?,
         (MethodName::Lora, _) => {
             let strength = (args.rank, 2.0 * args.rank as f64);
-            let selection = model::selection(&args.matrices);
+            let selection = model::selection(&args.matrices)?;
             Tuned::lora(opened, &selection, strength, Seed::new(args.seed))?
         }
         (MethodName::LastLayer, _) => Tuned::last_layer(opened)?,
@@ -178,7 +180,9 @@ fn train(
     let mut bar =
         Bar { progress: Some(Progress::new(task, args.steps, args.common.quiet)), loss: None };
     let (summary, report) = match args.objective {
-        ObjectiveName::Supervised => fine_tune(tuned, dataset, config, &mut bar, stop_requested)?,
+        ObjectiveName::Supervised => {
+            fine_tune(tuned, dataset, config, &mut bar, interrupt::requested)?
+        }
         ObjectiveName::Reinforce => {
             let longest = dataset.train().iter().map(|one| one.answer.len()).max().unwrap_or(0);
             let policy = PromptPolicy {
@@ -189,7 +193,7 @@ fn train(
                 max_tokens: (longest + 4).min(DRAWN_TOKENS.max(longest)),
             };
             let settings = ReinforceConfig { kl: args.kl, ..ReinforceConfig::default() };
-            reinforce(&policy, dataset, config, settings, &mut bar, stop_requested)?
+            reinforce(&policy, dataset, config, settings, &mut bar, interrupt::requested)?
         }
     };
     bar.progress.take().into_iter().for_each(Progress::clear);

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use specialformer_embedding::{MultimodalBatch, Segment, StreamType, image_patches};
 use specialformer_iarc_data::Split;
+use specialformer_nn::names::choices;
 use specialformer_train::{Batch, BoxError, Dataset, HeldOut, IGNORE};
 
 pub use self::tasks::{MULTIMODAL_TASKS, MultimodalExample};
@@ -90,7 +91,8 @@ impl MultimodalConfig {
         }
         for (i, name) in self.tasks.iter().enumerate() {
             if !MULTIMODAL_TASKS.contains(&name.as_str()) {
-                let reason = format!("no such task; there are {}", MULTIMODAL_TASKS.join(", "));
+                let reason =
+                    format!("no such task; there are {}", choices(name, &MULTIMODAL_TASKS));
                 return fail("tasks", name, reason);
             }
             if self.tasks[..i].contains(name) {

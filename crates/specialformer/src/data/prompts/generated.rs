@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use super::contents::{self, Content};
 use super::{PromptExample, Split};
+use specialformer_nn::names::choices;
+
 use crate::data::words::{Purpose, Words, hash_bytes};
 use crate::error::{Error, Result};
 
@@ -193,7 +195,7 @@ impl GeneratedTask {
     pub fn named(name: &str) -> Result<&'static Self> {
         GENERATED_TASKS.iter().find(|task| task.name == name).ok_or_else(|| {
             let names: Vec<_> = GENERATED_TASKS.iter().map(|task| task.name).collect();
-            let reason = format!("no such task; there are {}", names.join(", "));
+            let reason = format!("no such task; there are {}", choices(name, &names));
             Error::Data { place: name.to_owned(), reason }
         })
     }

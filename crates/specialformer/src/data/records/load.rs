@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use specialformer_iarc_data::Split;
+use specialformer_nn::names::choices;
 use specialformer_train::BoxError;
 
 use crate::data::example::{Example, ExampleTarget, TaskKind, TaskSpec};
@@ -154,7 +155,7 @@ impl Reader<'_> {
                 return Ok(false);
             }
             let known: Vec<_> = self.config.tasks.iter().map(|t| t.name.as_str()).collect();
-            Err(format!("unknown task `{name}`; there are {}", known.join(", ")))
+            Err(format!("unknown task `{name}`; there are {}", choices(&name, &known)))
         })
     }
 
@@ -256,7 +257,7 @@ impl Reader<'_> {
             return Ok(number);
         }
         if self.fixed {
-            let known = self.names.join(", ");
+            let known = choices(name, &self.names);
             return Err(format!("unknown label `{name}`; there are {known}"));
         }
         let number = self.names.len() as u32;

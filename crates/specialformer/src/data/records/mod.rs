@@ -7,7 +7,8 @@ mod load;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use specialformer_checkpoint::atomic_write;
+use serde_json::json;
+use specialformer_checkpoint::{atomic_write, check_json_version};
 use specialformer_train::Sampling;
 
 use crate::data::example::{TaskKind, TaskSpec};
@@ -275,18 +276,41 @@ impl RecordsConfig {
 /// # Errors
 /// If the file cannot be written.
 pub fn save_specs(path: &Path, specs: &[TaskSpec]) -> Result<()> {
-    let json = serde_json::to_vec_pretty(specs)
-        .map_err(|e| Error::Data { place: path.display().to_string(), reason: e.to_string() })?;
+    let json =
+        serde_json::to_vec_pretty(&json!({ "format_version": SPECS_VERSION, "tasks": specs }))
+            .map_err(|e| Error::Data {
+                place: path.display().to_string(),
+                reason: e.to_string(),
+            })?;
     Ok(atomic_write(path, |file| std::io::Write::write_all(file, &json))?)
 }
 
-/// Reads what [`save_specs`] wrote.
+/// Reads what [`save_specs`] wrote, or a bare list of tasks.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::Data`] if the file is not such a list.
+/// [`Error::Io`]; [`Error::Data`] if the file is neither; [`Error::Checkpoint`]
+/// if it is of a later version.
 pub fn load_specs(path: &Path) -> Result<Vec<TaskSpec>> {
     let place = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|source| Error::Io { path: place.clone(), source })?;
-    serde_json::from_str(&text).map_err(|e| Error::Data { place, reason: e.to_string() })
+    check_json_version(path, text.as_bytes(), "format_version", SPECS_VERSION)?;
+    let damaged =
+        |e: serde_json::Error| Error::Data { place: place.clone(), reason: e.to_string() };
+    if text.trim_start().starts_with('[') {
+        return serde_json::from_str(&text).map_err(damaged);
+    }
+    let SpecsFile { tasks, .. } = serde_json::from_str(&text).map_err(damaged)?;
+    Ok(tasks)
+}
+
+/// The version of the layout that [`save_specs`] writes.
+const SPECS_VERSION: u32 = 1;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpecsFile {
+    #[serde(rename = "format_version")]
+    _version: u32,
+    tasks: Vec<TaskSpec>,
 }

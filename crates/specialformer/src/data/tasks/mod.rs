@@ -31,6 +31,8 @@ mod sort;
 
 use std::sync::Arc;
 
+use specialformer_nn::names::choices;
+
 use crate::data::example::{Task, TaskKind, TaskSpec};
 use crate::data::words::Words;
 use crate::error::{Error, Result};
@@ -103,7 +105,7 @@ pub fn task(name: &str, domain: Domain) -> Result<Arc<dyn Task>> {
         "keyword" => Arc::new(keyword::Keyword::new(domain)),
         "mean" => Arc::new(mean::Mean::new(domain)),
         _ => {
-            let reason = format!("no such task; there are {}", TASK_NAMES.join(", "));
+            let reason = format!("no such task; there are {}", choices(name, &TASK_NAMES));
             return Err(Error::config("data", "tasks", name, reason));
         }
     })
