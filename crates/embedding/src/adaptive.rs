@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use specialformer_nn::{Activation, Ctx, Linear, Module, ParameterVisitor};
-use specialformer_tensor::{Element, RngStream, Tensor, Var};
+use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
 
+use crate::bottleneck::bottleneck_modulation;
 use crate::error::{EmbeddingError, Result, positive};
 
 const LAYER: &str = "AdaptiveModulation";
@@ -21,11 +22,12 @@ pub struct AdaptiveConfig {
 /// identity.
 ///
 /// # Parameters
-/// `down` (C_h → R) and `up` (R → 2·C), linear layers.
+/// `down` (C_h → R), a linear layer; `up.weight` [2·C, R] and `up.bias` [2·C].
 #[derive(Debug, Clone)]
 pub struct AdaptiveModulation<E: Element = f32> {
     down: Linear<E>,
-    up: Linear<E>,
+    weight: Parameter<E>,
+    bias: Parameter<E>,
     width: usize,
 }
 
@@ -42,9 +44,8 @@ impl<E: Element> AdaptiveModulation<E> {
     ) -> Result<Self> {
         positive(LAYER, &[("width", config.width), ("read", read), ("model width", width)])?;
         let down = Linear::new(read, config.width, true, rng)?;
-        let zeros = Tensor::zeros([2 * width, config.width]);
-        let up = Linear::from_tensors(zeros, Some(Tensor::zeros(2 * width)))?;
-        Ok(Self { down, up, width })
+        let weight = Parameter::new(Tensor::zeros([2 * width, config.width]));
+        Ok(Self { down, weight, bias: Parameter::new(Tensor::zeros(2 * width)), width })
     }
 
     /// The modulated rows.
@@ -60,16 +61,20 @@ impl<E: Element> AdaptiveModulation<E> {
             let what = format!("must be [N, {}]", self.width);
             return Err(EmbeddingError::shape(LAYER, "x", shape, what));
         }
-        let made = self.up.forward(ctx, &Activation::Tanh.apply(&self.down.forward(ctx, h)?)?)?;
-        let scale = made.slice(1, 0..self.width)?;
-        let bias = made.slice(1, self.width..2 * self.width)?;
-        Ok(x.mul(&scale.affine(E::ONE, E::ONE)?)?.add(&bias)?)
+        let narrow = Activation::Tanh.apply(&self.down.forward(ctx, h)?)?;
+        if *narrow.shape() != [shape[0], self.down.out_features()] {
+            let what = format!("must be [{}, {}]", shape[0], self.down.in_features());
+            return Err(EmbeddingError::shape(LAYER, "h", h.shape(), what));
+        }
+        let (weight, bias) = (ctx.parameter(&self.weight), ctx.parameter(&self.bias));
+        Ok(bottleneck_modulation(x, &narrow, &weight, &bias)?)
     }
 }
 
 impl<E: Element> Module<E> for AdaptiveModulation<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
         visitor.module("down", &self.down);
-        visitor.module("up", &self.up);
+        visitor.parameter("up.weight", &self.weight);
+        visitor.parameter("up.bias", &self.bias);
     }
 }

@@ -1,9 +1,10 @@
 //! Rows made in groups, put where they belong.
 
 use specialformer_nn::Ctx;
-use specialformer_tensor::{Element, Tensor, Var};
+use specialformer_tensor::{Element, Var};
 
 use crate::error::{EmbeddingError, Result};
+use crate::rows::{Source, gather_rows};
 
 /// The rows of several groups in one matrix: row `places[i]` is row i of the
 /// group. Rows of no group are zero. Groups that already stand in order are
@@ -34,40 +35,28 @@ pub fn assemble<E: Element>(
     width: usize,
 ) -> Result<Var<E>> {
     const LAYER: &str = "assemble";
-    let total: usize = parts.iter().map(|(places, _)| places.len()).sum();
-    let mut from = vec![total; rows];
-    let mut next = 0;
-    for (places, x) in &parts {
+    let mut from = vec![Source::Zeros; rows];
+    for (k, (places, x)) in parts.iter().enumerate() {
         if *x.shape() != [places.len(), width] {
             let what = format!("{} places need [{0}, {width}]", places.len());
             return Err(EmbeddingError::shape(LAYER, "rows", x.shape(), what));
         }
-        for &place in places {
+        for (i, &place) in places.iter().enumerate() {
             match from.get_mut(place) {
-                Some(free) if *free == total => *free = next,
+                Some(free) if *free == Source::Zeros => *free = Source::row(k, i),
                 _ => {
                     let what = format!("place {place} of {rows} is out of range or taken");
                     return Err(EmbeddingError::input(LAYER, what));
                 }
             }
-            next += 1;
         }
     }
-    let in_order = total == rows && from.iter().enumerate().all(|(i, &row)| i == row);
-    if in_order && let [(_, x)] = parts.as_slice() {
+    if let [(places, x)] = parts.as_slice()
+        && places.len() == rows
+        && places.is_sorted()
+    {
         return Ok(x.clone());
     }
-    let zeros = ctx.constant(Tensor::zeros_in(ctx.tape().pool(), [1, width]));
-    let mut all: Vec<&Var<E>> = parts.iter().map(|(_, x)| x).collect();
-    if total < rows {
-        all.push(&zeros);
-    }
-    let joined = match all.as_slice() {
-        [x] => (*x).clone(),
-        all => Var::concat(all, 0)?,
-    };
-    if in_order {
-        return Ok(joined);
-    }
-    Ok(joined.embedding(&from, rows)?)
+    let tables: Vec<&Var<E>> = parts.iter().map(|(_, x)| x).collect();
+    Ok(gather_rows(ctx.tape(), &tables, from, width)?)
 }

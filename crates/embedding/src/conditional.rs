@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use specialformer_nn::{Activation, Ctx, Embedding, Linear, Module, ParameterVisitor};
 use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
 
+use crate::bottleneck::add_product;
 use crate::error::{EmbeddingError, Result, positive};
 use crate::modulate::modulate;
 
@@ -83,7 +84,7 @@ pub struct ConditionalEmbedding<E: Element = f32> {
     table: Embedding<E>,
     hidden: Option<Linear<E>>,
     output: Linear<E>,
-    low_rank: Option<(Embedding<E>, Linear<E>)>,
+    low_rank: Option<(Embedding<E>, Parameter<E>)>,
 }
 
 impl<E: Element> ConditionalEmbedding<E> {
@@ -108,7 +109,7 @@ impl<E: Element> ConditionalEmbedding<E> {
             ConditionalUpdate::LowRank { rank } => {
                 let output = Linear::new(between, rank, true, rng)?;
                 let down = Embedding::new(count, rank, std, rng)?;
-                let up = Linear::from_tensors(Tensor::zeros([width, rank]), None)?;
+                let up = Parameter::new(Tensor::zeros([width, rank]));
                 (output, Some((down, up)))
             }
             ConditionalUpdate::Film => {
@@ -164,7 +165,7 @@ impl<E: Element> ConditionalEmbedding<E> {
             Some((down, up)) => {
                 let narrow = down.forward(ctx, tokens, tokens.len())?;
                 let change = narrow.mul(&made.embedding(rows, tokens.len())?)?;
-                Ok(x.add(&up.forward(ctx, &change)?)?)
+                Ok(add_product(&x, &change, &ctx.parameter(up))?)
             }
             None => {
                 let width = self.table.width();
@@ -185,7 +186,7 @@ impl<E: Element> Module<E> for ConditionalEmbedding<E> {
         visitor.module("condition.output", &self.output);
         if let Some((down, up)) = &self.low_rank {
             visitor.module("down", down);
-            visitor.module("up", up);
+            visitor.parameter("up.weight", up);
         }
     }
 }

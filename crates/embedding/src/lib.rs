@@ -41,6 +41,7 @@
 mod adaptive;
 mod assemble;
 mod batch;
+mod bottleneck;
 mod conditional;
 mod error;
 mod features;
@@ -48,6 +49,7 @@ mod mixture;
 mod modulate;
 mod positions;
 mod prefix;
+mod rows;
 mod stream;
 mod types;
 mod weighted;

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use specialformer_nn::{Ctx, Module, ParameterVisitor, init};
-use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
+use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
 use crate::error::{EmbeddingError, Result, positive};
+use crate::rows::{Source, gather_rows};
 use crate::stream::Streams;
 use crate::types::NO_TYPE;
 
@@ -109,7 +110,7 @@ impl<E: Element> PrefixTokens<E> {
             return Err(EmbeddingError::shape(LAYER, "x", shape, what));
         }
         let (old, types) = (rows * length, self.table.shape()[0] / self.tokens);
-        // The row of zeros that padding reads.
+        // Rows of x, then the learned tokens, then the row of padding.
         let padding = old + types * self.tokens;
         let mut built: Vec<Vec<(usize, u32, u32)>> = Vec::with_capacity(rows);
         for row in 0..rows {
@@ -148,14 +149,21 @@ impl<E: Element> PrefixTokens<E> {
                 places[row * length + t] = last;
             }
             out.resize(longest, (padding, NO_TYPE, 0));
-            from.extend(out.iter().map(|&(at, ..)| at));
+            from.extend(out.iter().map(|&(at, ..)| match at {
+                at if at < old => Source::row(0, at),
+                at if at < padding => Source::row(1, at - old),
+                _ => Source::Zeros,
+            }));
             new_types.extend(out.iter().map(|&(_, of, _)| of));
             new_places.extend(out.iter().map(|&(_, _, place)| place));
         }
-        let zeros = ctx.constant(Tensor::zeros_in(ctx.tape().pool(), [1, width]));
-        let flat = x.reshape([old, width])?;
-        let all = Var::concat(&[&flat, &ctx.parameter(&self.table), &zeros], 0)?;
-        let output = all.embedding(&from, [rows, longest])?;
+        let output = gather_rows(
+            ctx.tape(),
+            &[&x.reshape([old, width])?, &ctx.parameter(&self.table)],
+            from,
+            width,
+        )?;
+        let output = output.reshape([rows, longest, width])?;
         let streams = Streams { length: longest, lengths, types: new_types, places: new_places };
         Ok(Inserted { output, streams, places, length })
     }

@@ -4,12 +4,12 @@
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use specialformer_nn::{Ctx, Embedding, Linear, Module, ParameterVisitor, init};
+use specialformer_nn::{Ctx, Linear, Module, ParameterVisitor, init};
 use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
 
-use crate::assemble::assemble;
 use crate::error::{EmbeddingError, Result, positive};
-use crate::modulate::{UNCHANGED, modulate};
+use crate::modulate::{UNCHANGED, modulate, shift};
+use crate::rows::{Source, gather_rows};
 
 /// The type of a position that has none: padding.
 pub const NO_TYPE: u32 = UNCHANGED;
@@ -146,13 +146,13 @@ pub struct TypedEmbedding<E: Element = f32> {
 
 #[derive(Debug, Clone)]
 struct TypeTable<E: Element> {
-    table: Embedding<E>,
+    table: Parameter<E>,
     projection: Option<Linear<E>>,
 }
 
 impl<E: Element> Module<E> for TypeTable<E> {
     fn visit(&self, visitor: &mut ParameterVisitor<E>) {
-        self.table.visit(visitor);
+        visitor.parameter("weight", &self.table);
         if let Some(projection) = &self.projection {
             visitor.module("projection", projection);
         }
@@ -175,7 +175,8 @@ impl<E: Element> TypedEmbedding<E> {
             if types[..i].iter().any(|other| other.name == of.name) {
                 return Err(EmbeddingError::config(LAYER, "name", &of.name, "named twice"));
             }
-            let table = Embedding::new(of.tokens, of.width.unwrap_or(width), std, rng)?;
+            let own = [of.tokens, of.width.unwrap_or(width)];
+            let table = Parameter::new(init::normal(own, std, rng));
             let projection = of.width.map(|own| {
                 let weight = init::normal([width, own], (own as f64).powf(-0.5), rng);
                 Linear::from_tensors(weight, None)
@@ -205,23 +206,34 @@ impl<E: Element> TypedEmbedding<E> {
     /// If a token is out of range.
     pub fn forward(&self, ctx: &Ctx<E>, tokens: &[u32]) -> Result<Var<E>> {
         let types = self.partition.types_of(tokens)?;
-        let mut parts = Vec::with_capacity(self.tables.len());
-        for (k, table) in self.tables.iter().enumerate() {
+        let mut tables = Vec::with_capacity(self.tables.len());
+        let mut from = vec![Source::Zeros; tokens.len()];
+        for (k, of) in self.tables.iter().enumerate() {
             let places: Vec<usize> =
                 (0..tokens.len()).filter(|&n| types[n] as usize == k).collect();
             if places.is_empty() {
                 continue;
             }
-            let first = self.partition.range(k).start as u32;
-            let own: Vec<u32> = places.iter().map(|&n| tokens[n] - first).collect();
-            let x = table.table.forward(ctx, &own, places.len())?;
-            let x = match &table.projection {
-                Some(projection) => projection.forward(ctx, &x)?,
-                None => x,
+            let first = self.partition.range(k).start;
+            let own = places.iter().map(|&n| tokens[n] as usize - first);
+            let rows = match &of.projection {
+                None => {
+                    let rows = own.zip(&places);
+                    rows.for_each(|(row, &n)| from[n] = Source::row(tables.len(), row));
+                    ctx.parameter(&of.table)
+                }
+                Some(projection) => {
+                    let own: Vec<usize> = own.collect();
+                    let narrow = ctx.parameter(&of.table).embedding(&own, own.len())?;
+                    let rows = places.iter().enumerate();
+                    rows.for_each(|(row, &n)| from[n] = Source::row(tables.len(), row));
+                    projection.forward(ctx, &narrow)?
+                }
             };
-            parts.push((places, x));
+            tables.push(rows);
         }
-        assemble(ctx, parts, tokens.len(), self.width)
+        let tables: Vec<&Var<E>> = tables.iter().collect();
+        Ok(gather_rows(ctx.tape(), &tables, from, self.width)?)
     }
 }
 
@@ -260,9 +272,7 @@ impl<E: Element> TypeVectors<E> {
     /// # Errors
     /// If the shapes do not fit or there is no such type.
     pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, types: &[u32]) -> Result<Var<E>> {
-        let shift = ctx.parameter(&self.table);
-        let scale = ctx.constant(Tensor::zeros_in(ctx.tape().pool(), self.table.shape()));
-        modulate(x, &scale, &shift, types)
+        shift(x, &ctx.parameter(&self.table), types)
     }
 }
 

@@ -1,13 +1,42 @@
 //! [`weighted_lookup`]: weighted sums of rows of a table.
 
-use specialformer_tensor::{BackwardContext, Element, Grad, Tensor, TensorError, Var};
+use specialformer_tensor::simd::{Kernel, Level, dispatch, dot_in};
+use specialformer_tensor::{BackwardContext, Element, Grad, RowSums, Tensor, TensorError, Var};
 use specialformer_tensor::{Op, Result as TensorResult};
 
 use crate::error::Result;
+use crate::rows::CHUNK;
 
 const OP: &str = "weighted_lookup";
-/// Elements that one unit of parallel work holds.
-const CHUNK: usize = 1 << 14;
+
+fn set_scaled<E: Element>(out: &mut [E], factor: E, x: &[E]) {
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out = factor * x);
+}
+
+fn add_scaled<E: Element>(out: &mut [E], factor: E, x: &[E]) {
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out += factor * x);
+}
+
+/// out\[i\] = x(first + i)·y(first + i).
+struct Dots<'a, E, X, Y> {
+    out: &'a mut [E],
+    first: usize,
+    x: X,
+    y: Y,
+}
+
+impl<'a, E: Element, X: Fn(usize) -> &'a [E], Y: Fn(usize) -> &'a [E]> Kernel
+    for Dots<'_, E, X, Y>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        for (entry, out) in (self.first..).zip(self.out) {
+            *out = dot_in::<L, E>((self.x)(entry), (self.y)(entry));
+        }
+    }
+}
 
 struct WeightedLookup<E: Element> {
     table: Tensor<E>,
@@ -23,40 +52,27 @@ impl<E: Element> Op<E, 2> for WeightedLookup<E> {
         let shape = self.table.shape();
         let (count, width) = (shape[0], shape[1]);
         let (g, table, weights) = (grad.as_slice(), self.table.as_slice(), self.weights.as_slice());
-        let parallelism = cx.parallelism();
+        let mut owner = vec![0u32; self.index.len()];
+        for (n, pair) in (0..).zip(self.offsets.windows(2)) {
+            owner[pair[0] as usize..pair[1] as usize].fill(n);
+        }
+        let of = |entry: usize| &g[owner[entry] as usize * width..][..width];
         let of_table = cx.grad_of(0, || {
-            let mut sum = Tensor::zeros_in(cx.pool(), shape);
-            // Each part of the table goes through all entries, so that a row's
-            // sum has one order with any number of threads.
-            let parts = (g.len() / CHUNK).clamp(1, 16);
-            let part = count.div_ceil(parts).max(1);
-            let out = sum.make_mut_in(cx.pool());
-            parallelism.for_each_chunk(out, part * width, |i, out| {
-                let rows = i * part..i * part + out.len() / width;
-                for (n, g) in g.chunks_exact(width).enumerate() {
-                    let entries = self.offsets[n] as usize..self.offsets[n + 1] as usize;
-                    let index = self.index[entries.clone()].iter();
-                    for (&row, &weight) in index.zip(&weights[entries]) {
-                        let row = row as usize;
-                        if rows.contains(&row) {
-                            let out = &mut out[(row - rows.start) * width..][..width];
-                            for (out, &g) in out.iter_mut().zip(g) {
-                                *out += weight * g;
-                            }
-                        }
-                    }
-                }
-            });
-            Ok(sum)
+            Ok(RowSums::new(count, &self.index).build_in(
+                cx.pool(),
+                width,
+                cx.parallelism(),
+                |entry, sum| set_scaled(sum, weights[entry], of(entry)),
+                |entry, sum| add_scaled(sum, weights[entry], of(entry)),
+            ))
         })?;
         let of_weights = cx.grad_of(1, || {
+            let unit = (CHUNK / width).max(1);
             Ok(Tensor::build_in(cx.pool(), self.weights.shape(), |out| {
-                for (n, g) in g.chunks_exact(width).enumerate() {
-                    for a in self.offsets[n] as usize..self.offsets[n + 1] as usize {
-                        let row = &table[self.index[a] as usize * width..][..width];
-                        out[a] = row.iter().zip(g).map(|(&t, &g)| t * g).sum();
-                    }
-                }
+                cx.parallelism().for_each_chunk(out, unit, |i, out| {
+                    let row = |entry: usize| &table[self.index[entry] as usize * width..][..width];
+                    dispatch(Dots { out, first: i * unit, x: row, y: of });
+                });
             }))
         })?;
         Ok([of_table, of_weights])
@@ -120,13 +136,13 @@ pub fn weighted_lookup<E: Element>(
         tape.parallelism().for_each_chunk(out, rows * width, |chunk, out| {
             for (i, out) in out.chunks_exact_mut(width).enumerate() {
                 let n = chunk * rows + i;
-                out.fill(E::ZERO);
-                for a in offsets[n] as usize..offsets[n + 1] as usize {
-                    let row = &from[index[a] as usize * width..][..width];
-                    for (out, &value) in out.iter_mut().zip(row) {
-                        *out += by[a] * value;
-                    }
+                let mut entries = offsets[n] as usize..offsets[n + 1] as usize;
+                let row = |a: usize| &from[index[a] as usize * width..][..width];
+                match entries.next() {
+                    None => out.fill(E::ZERO),
+                    Some(a) => set_scaled(out, by[a], row(a)),
                 }
+                entries.for_each(|a| add_scaled(out, by[a], row(a)));
             }
         });
     });

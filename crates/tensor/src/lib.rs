@@ -49,7 +49,9 @@ pub use autograd::{
 pub use element::Element;
 pub use error::{Result, TensorError};
 pub use gemm::Segments;
-pub use ops::{CrossEntropy, DropoutMask, KeepAxes, Reduction, TokenIndex, TopK, Transpose};
+pub use ops::{
+    CrossEntropy, DropoutMask, KeepAxes, Reduction, RowSums, TokenIndex, TopK, Transpose,
+};
 pub use parallel::Parallelism;
 pub use pool::Pool;
 pub use rng::{RngStream, Seed, mix32};

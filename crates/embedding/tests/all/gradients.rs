@@ -23,8 +23,17 @@ impl Module<f64> for Nothing {
 #[test]
 fn operations() {
     let declared = op_names_in(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
-    let expected = ["modulate", "weighted_lookup"].map(String::from);
-    assert_eq!(declared, BTreeSet::from(expected));
+    // `layers_of_types` has cases of the rows and shifts, `conditions` of the
+    // sums with a product, `adaptive_positions_and_features` of the bottleneck.
+    let expected = [
+        "add_product",
+        "bottleneck_modulation",
+        "gather_rows",
+        "modulate",
+        "shift_rows",
+        "weighted_lookup",
+    ];
+    assert_eq!(declared, BTreeSet::from(expected.map(String::from)));
 
     let index = [1, 0, UNCHANGED, 1, 1];
     // x is read by two consumers.

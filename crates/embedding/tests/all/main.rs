@@ -2,6 +2,7 @@
 
 mod common;
 mod errors;
+mod fused;
 mod golden;
 mod gradients;
 mod properties;

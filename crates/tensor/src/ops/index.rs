@@ -4,6 +4,7 @@ use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::CHUNK;
+use crate::ops::row_sums::RowSums;
 use crate::ops::token_index::TokenIndex;
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
@@ -30,39 +31,6 @@ fn check_count<I>(op: &'static str, indices: &[I], shape: &Shape) -> Result<()> 
     Err(TensorError::BadShape { op, what, shape: *shape })
 }
 
-/// table[indices[n]] += rows[n] in order of n, for rows of `width` elements.
-///
-/// Parallel work is cut along the table, and each part goes through all
-/// indices, so that every row adds up in the same order with any number of
-/// threads.
-fn add_rows<E: Element, I: TokenIndex>(
-    table: &mut [E],
-    indices: &[I],
-    rows: &[E],
-    width: usize,
-    parallelism: Parallelism,
-) {
-    if width == 0 {
-        return;
-    }
-    let table_rows = table.len() / width;
-    let parts = if parallelism.is_parallel() { (rows.len() / CHUNK).clamp(1, 16) } else { 1 };
-    let part = table_rows.div_ceil(parts).max(1);
-    parallelism.for_each_chunk(table, part * width, |i, table| {
-        let start = i * part;
-        let end = start + table.len() / width;
-        for (index, row) in indices.iter().zip(rows.chunks_exact(width)) {
-            let index = index.index();
-            if (start..end).contains(&index) {
-                let sum = &mut table[(index - start) * width..][..width];
-                for (sum, &value) in sum.iter_mut().zip(row) {
-                    *sum += value;
-                }
-            }
-        }
-    });
-}
-
 struct Embedding<I> {
     table: Shape,
     indices: Vec<I>,
@@ -73,9 +41,15 @@ impl<E: Element, I: TokenIndex> Op<E, 1> for Embedding<I> {
 
     fn backward(&self, cx: &BackwardContext<'_, E>, grad: Tensor<E>) -> Result<[Grad<E>; 1]> {
         let width = self.table[1];
-        let mut sum = Tensor::zeros_in(cx.pool(), self.table);
-        let table = sum.make_mut_in(cx.pool());
-        add_rows(table, &self.indices, grad.as_slice(), width, cx.parallelism());
+        let rows = grad.as_slice();
+        let of = |entry: usize| &rows[entry * width..][..width];
+        let sum = RowSums::new(self.table[0], &self.indices).build_in(
+            cx.pool(),
+            width,
+            cx.parallelism(),
+            |entry, sum| sum.copy_from_slice(of(entry)),
+            |entry, sum| sum.iter_mut().zip(of(entry)).for_each(|(sum, &value)| *sum += value),
+        );
         Ok([Grad::Value(sum)])
     }
 }

@@ -13,6 +13,7 @@ mod norm;
 mod permute;
 mod reduce;
 mod reshape;
+mod row_sums;
 mod rows;
 mod segment_linear;
 mod slice;
@@ -25,6 +26,7 @@ pub use cross_entropy::{CrossEntropy, Reduction};
 pub use dropout::DropoutMask;
 pub use matmul::Transpose;
 pub use reduce::KeepAxes;
+pub use row_sums::RowSums;
 pub use token_index::TokenIndex;
 pub use top_k::TopK;
 
