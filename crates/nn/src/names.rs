@@ -19,12 +19,19 @@ pub fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     let wanted = name.to_lowercase();
     let mut best: Option<(f64, &str)> = None;
     for known in known {
-        let alike = strsim::jaro_winkler(&wanted, &known.to_lowercase());
+        let alike = likeness(&wanted, &known.to_lowercase());
         if alike >= ALIKE && best.is_none_or(|(found, _)| alike > found) {
             best = Some((alike, known));
         }
     }
     best.map(|(_, known)| known)
+}
+
+/// From 0 to 1. One slip in a short word leaves little for Jaro–Winkler to go
+/// by (`mpl` for `mlp`), so that it counts by itself.
+fn likeness(typed: &str, known: &str) -> f64 {
+    let one_slip = typed.len() > 2 && strsim::osa_distance(typed, known) <= 1;
+    strsim::jaro_winkler(typed, known).max(if one_slip { 0.9 } else { 0.0 })
 }
 
 /// The known names for a message that refuses `name`: all of them, and the
@@ -62,6 +69,8 @@ mod tests {
         ] {
             assert_eq!(closest(typed, fields), meant, "{typed}");
         }
+        assert_eq!(closest("mpl", ["lstm", "mlp"]), Some("mlp"));
+        assert_eq!(closest("gpt", ["lstm", "mlp"]), None);
         assert_eq!(closest("a", []), None);
     }
 }

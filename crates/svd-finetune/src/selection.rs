@@ -58,7 +58,8 @@ impl Selection {
         let all: Vec<_> = tensors.filter(|(_, tensor)| tensor.shape().rank() == 2).collect();
         let matrices = all.len();
         if !all.iter().any(|(name, _)| self.matches(name)) {
-            let hint = self.meant(all.iter().map(|(name, _)| name.as_str()));
+            let allowed = |name: &&str| !self.exclude.iter().any(|pattern| fits(pattern, name));
+            let hint = self.meant(all.iter().map(|(name, _)| name.as_str()).filter(allowed));
             let mut selection = format!("{:?}", self.include);
             if !self.exclude.is_empty() {
                 selection += &format!(" without {:?}", self.exclude);
