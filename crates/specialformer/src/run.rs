@@ -8,8 +8,8 @@ use specialformer_checkpoint::TensorFile;
 use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
-    Batch, BoxError, Dataset, EvaluationRecord, HeldOut, ModelOutput, MultiTask, Observer, Rows,
-    RunFolder, Summary, TrainConfig, Trainer,
+    Batch, BoxError, CrossEntropy, Dataset, Elastic, EvaluationRecord, HeldOut, ModelOutput,
+    MultiTask, Observer, Rows, RunFolder, Summary, TrainConfig, Trainer,
 };
 
 use crate::config::ModelConfig;
@@ -264,10 +264,11 @@ pub fn train<'a>(
         .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
     let settings = (&config.model, &config.data);
     let teacher = config.teacher.as_deref().map(|from| load_teacher(from, config)).transpose()?;
-    let trainer = trainer(&model, data.dataset, &config.train, teacher.as_ref())?
-        .observer(observer)
-        .stop_when(stop)
-        .model_metadata(MODEL_KEY, description);
+    let trainer =
+        trainer(&model, data.dataset, &config.train, config.model.widths(), teacher.as_ref())?
+            .observer(observer)
+            .stop_when(stop)
+            .model_metadata(MODEL_KEY, description);
     let mut trainer = match start {
         Start::New => trainer.start_in(folder, &settings)?,
         Start::Resume => trainer.resume_in(folder, &settings)?,
@@ -296,15 +297,31 @@ fn trainer<'a>(
     model: &'a Model,
     dataset: impl Dataset + 'a,
     config: &TrainConfig,
+    widths: &[f64],
     teacher: Option<&'a Model>,
 ) -> Result<Trainer<'a, Model>> {
-    let (Some(multi_task), Some(teacher)) = (&config.multi_task, teacher) else {
-        return Ok(Trainer::new(model, dataset, config.clone())?);
-    };
     let seed = Seed::new(config.seed);
-    let parameters = NamedParameters::of(model);
-    let objective = MultiTask::new(multi_task.clone(), dataset.task_names(), &parameters, seed)?;
-    Ok(Trainer::with_objective(model, dataset, config.clone(), objective.with_teacher(teacher))?)
+    let objective = config.multi_task.as_ref().map(|multi_task| {
+        let parameters = NamedParameters::of(model);
+        MultiTask::new(multi_task.clone(), dataset.task_names(), &parameters, seed)
+    });
+    let objective = objective.transpose()?.map(|objective| match teacher {
+        Some(teacher) => objective.with_teacher(teacher),
+        None => objective,
+    });
+    let config = config.clone();
+    Ok(match (objective, widths) {
+        (None, [_]) => Trainer::new(model, dataset, config)?,
+        (Some(objective), [_]) => Trainer::with_objective(model, dataset, config, objective)?,
+        (None, widths) => {
+            let objective = Elastic::new(CrossEntropy::default(), widths.to_vec())?;
+            Trainer::with_objective(model, dataset, config, objective)?
+        }
+        (Some(objective), widths) => {
+            let objective = Elastic::new(objective, widths.to_vec())?;
+            Trainer::with_objective(model, dataset, config, objective)?
+        }
+    })
 }
 
 /// The teacher of a run, if it reads the same tokens.

@@ -76,6 +76,7 @@ mod answer;
 mod batch;
 mod config;
 mod dataset;
+mod elastic;
 mod error;
 mod feed;
 mod metrics;
@@ -98,6 +99,7 @@ pub use answer::{Answer, AnswerKind};
 pub use batch::{Batch, IGNORE, Rows, Scored};
 pub use config::{AdamWConfig, OptimizerConfig, TrainConfig};
 pub use dataset::{Dataset, HeldOut};
+pub use elastic::Elastic;
 pub use error::{BoxError, Result, TrainError};
 pub use metrics::{
     AccuracyRecord, Evaluation, EvaluationRecord, Record, TaskRecord, TrainRecord, ValueRecord,

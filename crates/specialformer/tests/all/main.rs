@@ -14,3 +14,4 @@ mod routing_trace;
 mod specialformer;
 mod stored;
 mod svf;
+mod width;
