@@ -52,7 +52,7 @@ pub use config::{
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
-pub use grow::grow;
+pub use grow::{GrowAt, grow};
 pub use inventory::{Inventory, TypeInventory};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,

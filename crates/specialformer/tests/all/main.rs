@@ -8,6 +8,7 @@ mod data_tasks;
 mod data_text;
 mod families;
 mod golden_moe;
+mod grow;
 mod models;
 mod multimodal;
 mod routing_trace;
