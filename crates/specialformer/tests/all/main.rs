@@ -11,6 +11,7 @@ mod golden_moe;
 mod grow;
 mod models;
 mod multimodal;
+mod parameters_by_types;
 mod routing_trace;
 mod specialformer;
 mod stored;
