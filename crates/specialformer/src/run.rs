@@ -292,7 +292,7 @@ pub fn train<'a>(
         let (of, next) = (&stages[stage].1, stages.get(stage + 1));
         let data = data.take().map_or_else(|| config.load_data(), Ok)?;
         let until = next.map(|(at, _)| *at);
-        let summary = run.stage(&model, of, data, begin, until, &mut observer, &stop)?;
+        let summary = run.stage(&model, of, data, begin, until, &mut observer, stop)?;
         match next {
             Some((at, larger))
                 if summary.outcome == Outcome::Interrupted && summary.step >= *at =>
