@@ -34,6 +34,13 @@ impl<E: Element> Core<E> {
         Ok(Self { config, slopes, rotary })
     }
 
+    /// The first heads alone.
+    pub(crate) fn first(&self, heads: usize, kv_heads: usize) -> Self {
+        let slopes = self.slopes.as_ref().map(|slopes| slopes[..heads].to_vec());
+        let config = AttentionConfig { heads, kv_heads, ..self.config.clone() };
+        Self { config, slopes, rotary: self.rotary.clone() }
+    }
+
     /// x with the first `rotated` of `heads` heads rotated, if positions are
     /// rotary.
     pub(crate) fn rotate(

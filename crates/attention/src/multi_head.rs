@@ -204,6 +204,55 @@ impl<E: Element> MultiHeadAttention<E> {
         Ok(self.o.forward(ctx, &mixed)?)
     }
 
+    /// [`forward_with`](Self::forward_with) with the first `heads` of the heads
+    /// alone, and the key and value heads that they read: what a layer of those
+    /// rows of the input projections and columns of the output projection would
+    /// give. The parameters of the others get a gradient of exactly zero. A
+    /// bias may be of all heads.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, `heads` splits a group that shares keys, or
+    /// queries are normed over all heads.
+    pub fn forward_heads(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        args: &SelfAttention<'_, E>,
+        heads: usize,
+    ) -> Result<Var<E>> {
+        let AttentionConfig { heads: all, kv_heads, head_width, width, .. } = self.core.config;
+        if heads == all {
+            return self.forward_with(ctx, x, args);
+        }
+        let refuse = |what| Err(AttentionError::argument("forward_heads", "heads", heads, what));
+        let group = all / kv_heads;
+        if heads == 0 || heads > all || !heads.is_multiple_of(group) {
+            return refuse("must be whole groups of heads with common keys");
+        }
+        if matches!(self.core.config.query_key_norm, Some(QueryKeyNorm::All { .. })) {
+            return refuse("a norm over all heads is of all heads");
+        }
+        let (of_queries, of_keys) = (heads * head_width, heads / group * head_width);
+        let last = x.shape()[1].saturating_sub(1);
+        let q = match args.queries {
+            Queries::All => self.q.forward_part(ctx, x, width, of_queries)?,
+            Queries::Last => {
+                self.q.forward_part(ctx, &x.slice(1, last..last + 1)?, width, of_queries)?
+            }
+        };
+        let q = self.clipped(self.normed(ctx, 0, q)?)?;
+        let k = self.k.forward_part(ctx, x, width, of_keys)?;
+        let k = self.clipped(self.normed(ctx, 1, k)?)?;
+        let v = self.clipped(self.v.forward_part(ctx, x, width, of_keys)?)?;
+        let bias = match args.bias {
+            Some(bias) if bias.shape()[1] == all => Some(bias.slice(1, 0..heads)?),
+            bias => bias.cloned(),
+        };
+        let core = self.core.first(heads, heads / group);
+        let mixed = core.apart(ctx, [&q, &k, &v], args.lengths, bias.as_ref())?;
+        Ok(self.o.forward_part(ctx, &mixed, of_queries, width)?)
+    }
+
     /// Attention of x to `memory`, of which row b has `lengths[b]` positions.
     ///
     /// # Shapes

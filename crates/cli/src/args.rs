@@ -287,6 +287,10 @@ pub(crate) struct EvalArgs {
     /// symbol frequencies), which were not trained on.
     #[arg(long)]
     pub(crate) shifted: bool,
+    /// Score the model at this share of its heads and hidden units, one of
+    /// `model.dynamic.widths`.
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) width: Option<f64>,
     /// Number of rows to score.
     #[arg(long, value_name = "N", default_value_t = 32_768)]
     pub(crate) size: usize,

@@ -31,12 +31,13 @@ pub struct Ctx<E: Element = f32> {
     mode: Mode,
     rng: Rc<RefCell<RngStream>>,
     tasks: Option<Rc<TaskRows>>,
+    width: f64,
 }
 
 impl<E: Element> Ctx<E> {
     /// A context for training: `rng` feeds dropout and other noise.
     pub fn train(tape: Tape<E>, rng: RngStream) -> Self {
-        Self { tape, mode: Mode::Train, rng: Rc::new(RefCell::new(rng)), tasks: None }
+        Self { tape, mode: Mode::Train, rng: Rc::new(RefCell::new(rng)), tasks: None, width: 1.0 }
     }
 
     /// A context for inference on a tape of its own that records nothing.
@@ -47,14 +48,35 @@ impl<E: Element> Ctx<E> {
     /// A context for evaluation on a given tape.
     pub fn eval_on(tape: Tape<E>) -> Self {
         let rng = Seed::new(0).stream("evaluation");
-        Self { tape, mode: Mode::Eval, rng: Rc::new(RefCell::new(rng)), tasks: None }
+        Self { tape, mode: Mode::Eval, rng: Rc::new(RefCell::new(rng)), tasks: None, width: 1.0 }
     }
 
     /// The same pass (tape, mode, random stream) for rows of these tasks.
     #[must_use]
     pub fn with_tasks(&self, tasks: Option<TaskRows>) -> Self {
-        let tasks = tasks.map(Rc::new);
-        Self { tape: self.tape.clone(), mode: self.mode, rng: Rc::clone(&self.rng), tasks }
+        Self { tasks: tasks.map(Rc::new), ..self.same() }
+    }
+
+    /// The same pass in which elastic blocks use this share of their heads and
+    /// hidden units, the first ones: 1 is all.
+    #[must_use]
+    pub fn with_width(&self, width: f64) -> Self {
+        Self { width, ..self.same() }
+    }
+
+    fn same(&self) -> Self {
+        Self {
+            tape: self.tape.clone(),
+            mode: self.mode,
+            rng: Rc::clone(&self.rng),
+            tasks: self.tasks.clone(),
+            width: self.width,
+        }
+    }
+
+    /// The share of their heads and hidden units that elastic blocks use.
+    pub fn width(&self) -> f64 {
+        self.width
     }
 
     /// The tasks of the batch's rows, if they are known.

@@ -158,6 +158,24 @@ impl<E: Element> FeedForward<E> {
         };
         self.down.forward(ctx, &hidden)
     }
+
+    /// The output with the first `units` of the hidden units alone (Yu et al.
+    /// 2019); the parameters of the others get a gradient of exactly zero.
+    ///
+    /// # Errors
+    /// If the width differs, or there are not as many units.
+    pub fn forward_units(&self, ctx: &Ctx<E>, x: &Var<E>, units: usize) -> Result<Var<E>> {
+        let width = self.up.in_features();
+        let up = self.up.forward_part(ctx, x, width, units)?;
+        let hidden = match &self.gate {
+            Some(gate) => {
+                let gate = gate.forward_part(ctx, x, width, units)?;
+                self.activation.apply(&gate)?.mul(&up)?
+            }
+            None => self.activation.apply(&up)?,
+        };
+        self.down.forward_part(ctx, &hidden, units, width)
+    }
 }
 
 impl<E: Element> Module<E> for FeedForward<E> {

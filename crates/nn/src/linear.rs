@@ -183,6 +183,40 @@ impl<E: Element> Linear<E> {
             Weight::Operator(operator) => operator.forward(ctx, x, bias.as_ref()),
         }
     }
+
+    /// The first `outputs` of the outputs, made of the first `inputs` of the
+    /// inputs: what a layer of that part of the weight would give. The rest of
+    /// the weight gets a gradient of exactly zero.
+    ///
+    /// # Shapes
+    /// x [..., `inputs`] → [..., `outputs`].
+    ///
+    /// # Errors
+    /// If x does not fit, the layer is smaller, or its weight is no matrix.
+    pub fn forward_part(
+        &self,
+        ctx: &Ctx<E>,
+        x: &Var<E>,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Var<E>> {
+        if (inputs, outputs) == (self.in_features, self.out_features) {
+            return self.forward(ctx, x);
+        }
+        let Weight::Dense(weight) = &self.weight else {
+            let reason = "parts are of dense weights";
+            return Err(NnError::config("Linear", "outputs", outputs, reason));
+        };
+        let mut weight = ctx.parameter(weight);
+        if outputs != self.out_features {
+            weight = weight.slice(0, 0..outputs)?;
+        }
+        if inputs != self.in_features {
+            weight = weight.slice(1, 0..inputs)?;
+        }
+        let bias = self.bias.as_ref().map(|bias| ctx.parameter(bias).slice(0, 0..outputs));
+        Ok(x.linear(&weight, bias.transpose()?.as_ref())?)
+    }
 }
 
 impl<E: Element> Module<E> for Linear<E> {

@@ -2,12 +2,65 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use specialformer_nn::NamedParameters;
 use specialformer_tensor::{Element, Tensor};
 
 use crate::config::{ModelConfig, NormPosition, SpecialformerConfig};
 use crate::error::{Error, Result};
 use crate::models::Model;
+
+/// An entry of the `[[grow]]` list: what a run's model becomes after a step.
+///
+/// ```
+/// let grow: specialformer::GrowAt = toml::from_str("at = 500\nlayers = 4")?;
+/// assert_eq!((grow.at, grow.layers, grow.feed_forward), (500, Some(4), None));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrowAt {
+    /// The number of steps made before the change.
+    pub at: u64,
+    /// Number of blocks from then on; as before if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<usize>,
+    /// Hidden width of the feed-forward layers from then on; as before if
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feed_forward: Option<usize>,
+}
+
+/// The models of a run with the numbers of steps after which they begin.
+///
+/// # Errors
+/// [`Error::Config`] if the steps do not rise within the run, or a model
+/// cannot grow into the next.
+pub(crate) fn stages(
+    model: &ModelConfig,
+    list: &[GrowAt],
+    steps: u64,
+) -> Result<Vec<(u64, ModelConfig)>> {
+    let mut all = vec![(0, model.clone())];
+    for grow in list {
+        let (before, last) = &all[all.len() - 1];
+        if grow.at <= *before || grow.at >= steps {
+            let reason = format!("must rise within the run's {steps} steps");
+            return Err(Error::config("grow", "at", grow.at, reason));
+        }
+        let ModelConfig::Specialformer(from) = last else {
+            return Err(Error::config("model", "kind", last.kind(), "a Specialformer alone grows"));
+        };
+        let mut to = from.clone();
+        to.base.layers = grow.layers.unwrap_or(from.base.layers);
+        to.base.feed_forward = grow.feed_forward.unwrap_or(from.base.feed_forward);
+        check(from, &to)?;
+        let to = ModelConfig::Specialformer(to);
+        to.validate()?;
+        all.push((grow.at, to));
+    }
+    Ok(all)
+}
 
 /// Gives a larger model the weights of a smaller one, so that it answers
 /// exactly as that does: blocks that the smaller one lacks add nothing at first

@@ -40,6 +40,7 @@ pub mod routing_trace;
 mod run;
 pub mod svf;
 mod threads;
+mod width;
 
 pub use calibration::{Calibration, CalibrationScore, calibration};
 pub use config::{
@@ -51,7 +52,7 @@ pub use config::{
 };
 pub use data::DataConfig;
 pub use error::{Error, Result};
-pub use grow::grow;
+pub use grow::{GrowAt, grow};
 pub use inventory::{Inventory, TypeInventory};
 pub use models::{
     Block, BlockInput, BlockOutput, LstmModel, Memory, MlpModel, Model, Outputs,
@@ -64,6 +65,7 @@ pub use predict::{Prediction, Predictor};
 pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};
 pub use run::{RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train};
 pub use threads::{ThreadsError, set_threads, threads};
+pub use width::at_width;
 
 pub use specialformer_attention as attention;
 pub use specialformer_checkpoint as checkpoint;

@@ -2,6 +2,7 @@
 //! folder.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::TensorFile;
@@ -9,14 +10,14 @@ use specialformer_nn::names::closest;
 use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_tensor::{Element, Seed};
 use specialformer_train::{
-    Batch, BoxError, Dataset, EvaluationRecord, HeldOut, ModelOutput, MultiTask, Observer, Rows,
-    RunFolder, Summary, TrainConfig, Trainer,
+    Batch, BoxError, CrossEntropy, Dataset, Elastic, EvaluationRecord, HeldOut, ModelOutput,
+    MultiTask, Observer, Outcome, Rows, RunFolder, Summary, TrainConfig, Trainer,
 };
 
 use crate::config::ModelConfig;
 use crate::data::{DataConfig, LoadedData, save_specs};
 use crate::error::{Error, Result};
-use crate::grow::{grow, grows};
+use crate::grow::{GrowAt, grow, grows, stages};
 use crate::models::{Model, Outputs, Tokens};
 
 /// What a configuration file holds.
@@ -63,6 +64,10 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// How to train.
     pub train: TrainConfig,
+    /// When the model becomes deeper or wider, with the same answers at that
+    /// moment ([`grow`](crate::grow())).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grow: Vec<GrowAt>,
 }
 
 /// The version of the configuration's layout, which run folders name.
@@ -159,6 +164,7 @@ impl RunConfig {
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.train.validate()?;
+        stages(&self.model, &self.grow, self.train.steps)?;
         let multi_task = self.train.multi_task.as_ref();
         let distils = multi_task.is_some_and(|config| config.distillation.is_some());
         match &self.teacher {
@@ -220,7 +226,12 @@ impl RunConfig {
     /// # Errors
     /// As [`Model::new`].
     pub fn build_model(&self) -> Result<Model> {
-        Model::new(&self.model, Seed::new(self.train.seed))
+        self.model_of(&self.model)
+    }
+
+    /// A model of other settings with the start values of the run's seed.
+    fn model_of(&self, model: &ModelConfig) -> Result<Model> {
+        Model::new(model, Seed::new(self.train.seed))
     }
 }
 
@@ -318,11 +329,8 @@ pub fn train<'a>(
     if let (Start::New, Some(from)) = (start, &config.init_from) {
         start_from(from, config, &model)?;
     }
-    let folder = match start {
-        Start::New => RunFolder::create(folder)?,
-        Start::Resume => RunFolder::open(folder)?,
-    };
     if start == Start::New {
+        let folder = RunFolder::create(folder)?;
         folder.write_config(&config.to_toml()?)?;
     }
     // Also of a run that was killed before it had written them.
@@ -330,21 +338,100 @@ pub fn train<'a>(
     if !data.tasks.is_empty() && !tasks.is_file() {
         save_specs(&tasks, &data.tasks)?;
     }
-    let description = serde_json::to_string(&config.model)
-        .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
-    let settings = (&config.model, &config.data);
     let teacher = config.teacher.as_deref().map(|from| load_teacher(from, config)).transpose()?;
-    let trainer = trainer(&model, data.dataset, &config.train, teacher.as_ref())?
-        .observer(observer)
-        .stop_when(stop)
-        .model_metadata(MODEL_KEY, description);
-    let mut trainer = match start {
-        Start::New => trainer.start_in(folder, &settings)?,
-        Start::Resume => trainer.resume_in(folder, &settings)?,
+    let run = Run { config, folder, teacher: teacher.as_ref() };
+    let stop = Mutex::new(stop);
+    let stop = || (stop.lock().unwrap_or_else(PoisonError::into_inner))();
+    let mut observer = observer;
+    if config.grow.is_empty() {
+        let begin = if start == Start::New { Begin::New } else { Begin::Resume };
+        let summary = run.stage(&model, &config.model, data, begin, None, &mut observer, stop)?;
+        return Ok(TrainedRun { model, summary });
+    }
+    let stages = stages(&config.model, &config.grow, config.train.steps)?;
+    let made = match start {
+        Start::New => 0,
+        Start::Resume => RunFolder::latest_checkpoint(folder)?.map_or(0, |(step, _)| step),
     };
-    let summary = trainer.run()?;
-    drop(trainer);
-    Ok(TrainedRun { model, summary })
+    // A checkpoint of the moment of a change is of the model before it.
+    let mut stage = stages.iter().rposition(|(at, _)| *at < made).unwrap_or(0);
+    let mut begin = if start == Start::New { Begin::New } else { Begin::Resume };
+    let mut data = Some(data);
+    let mut model = if stage == 0 { model } else { config.model_of(&stages[stage].1)? };
+    loop {
+        let (of, next) = (&stages[stage].1, stages.get(stage + 1));
+        let data = data.take().map_or_else(|| config.load_data(), Ok)?;
+        let until = next.map(|(at, _)| *at);
+        let summary = run.stage(&model, of, data, begin, until, &mut observer, stop)?;
+        match next {
+            Some((at, larger))
+                if summary.outcome == Outcome::Interrupted && summary.step >= *at =>
+            {
+                let grown = config.model_of(larger)?;
+                grow(&model, of, &grown, larger)?;
+                (model, begin) = (grown, Begin::Grown);
+                stage += 1;
+            }
+            _ => return Ok(TrainedRun { model, summary }),
+        }
+    }
+}
+
+/// How a stage of a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    New,
+    Resume,
+    /// From the checkpoint of a smaller model, whose weights were grown.
+    Grown,
+}
+
+/// What all stages of a run have in common.
+struct Run<'a> {
+    config: &'a RunConfig,
+    folder: &'a Path,
+    teacher: Option<&'a Model>,
+}
+
+impl Run<'_> {
+    /// Trains a model of these settings up to a step, or to the end.
+    #[allow(clippy::too_many_arguments)]
+    fn stage(
+        &self,
+        model: &Model,
+        of: &ModelConfig,
+        data: LoadedData,
+        begin: Begin,
+        until: Option<u64>,
+        observer: &mut (dyn Observer + '_),
+        stop: impl Fn() -> bool + Send,
+    ) -> Result<Summary> {
+        let config = self.config;
+        let folder = RunFolder::open(self.folder)?;
+        let description = serde_json::to_string(of)
+            .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
+        let trainer = trainer(model, data.dataset, &config.train, of.widths(), self.teacher)?
+            .observer(observer)
+            .stop_when(stop)
+            .model_metadata(MODEL_KEY, description);
+        let trainer = match until {
+            Some(step) => trainer.until(step),
+            None => trainer,
+        };
+        // A run that does not grow has the settings that it always had.
+        let settings = match config.grow.is_empty() {
+            true => serde_json::to_value((&config.model, &config.data)),
+            false => serde_json::to_value((&config.model, &config.data, &config.grow)),
+        };
+        let settings = settings
+            .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
+        let mut trainer = match begin {
+            Begin::New => trainer.start_in(folder, &settings)?,
+            Begin::Resume => trainer.resume_in(folder, &settings)?,
+            Begin::Grown => trainer.resume_grown_in(folder, &settings)?,
+        };
+        Ok(trainer.run()?)
+    }
 }
 
 /// Gives a model the weights of another run, whose model may be smaller.
@@ -366,15 +453,31 @@ fn trainer<'a>(
     model: &'a Model,
     dataset: impl Dataset + 'a,
     config: &TrainConfig,
+    widths: &[f64],
     teacher: Option<&'a Model>,
 ) -> Result<Trainer<'a, Model>> {
-    let (Some(multi_task), Some(teacher)) = (&config.multi_task, teacher) else {
-        return Ok(Trainer::new(model, dataset, config.clone())?);
-    };
     let seed = Seed::new(config.seed);
-    let parameters = NamedParameters::of(model);
-    let objective = MultiTask::new(multi_task.clone(), dataset.task_names(), &parameters, seed)?;
-    Ok(Trainer::with_objective(model, dataset, config.clone(), objective.with_teacher(teacher))?)
+    let objective = config.multi_task.as_ref().map(|multi_task| {
+        let parameters = NamedParameters::of(model);
+        MultiTask::new(multi_task.clone(), dataset.task_names(), &parameters, seed)
+    });
+    let objective = objective.transpose()?.map(|objective| match teacher {
+        Some(teacher) => objective.with_teacher(teacher),
+        None => objective,
+    });
+    let config = config.clone();
+    Ok(match (objective, widths) {
+        (None, [_]) => Trainer::new(model, dataset, config)?,
+        (Some(objective), [_]) => Trainer::with_objective(model, dataset, config, objective)?,
+        (None, widths) => {
+            let objective = Elastic::new(CrossEntropy::default(), widths.to_vec())?;
+            Trainer::with_objective(model, dataset, config, objective)?
+        }
+        (Some(objective), widths) => {
+            let objective = Elastic::new(objective, widths.to_vec())?;
+            Trainer::with_objective(model, dataset, config, objective)?
+        }
+    })
 }
 
 /// The teacher of a run, if it reads the same tokens.
@@ -403,6 +506,15 @@ pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
         });
     }
     let config = RunConfig::load(config_path)?;
+    let config = match config.grow.is_empty() {
+        true => config,
+        // The weights say how far their model has grown.
+        false => {
+            let weights = TensorFile::open(RunFolder::weights(folder)?)?;
+            let model = weights.metadata_json(MODEL_KEY)?;
+            RunConfig { model, grow: Vec::new(), ..config }
+        }
+    };
     let model = config.build_model()?;
     load_weights(folder, &model)?;
     Ok((config, model))

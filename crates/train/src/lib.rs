@@ -76,6 +76,7 @@ mod answer;
 mod batch;
 mod config;
 mod dataset;
+mod elastic;
 mod error;
 mod export;
 mod feed;
@@ -99,6 +100,7 @@ pub use answer::{Answer, AnswerKind};
 pub use batch::{Batch, IGNORE, Rows, Scored};
 pub use config::{AdamWConfig, OptimizerConfig, TrainConfig};
 pub use dataset::{Dataset, HeldOut};
+pub use elastic::Elastic;
 pub use error::{BoxError, Result, TrainError};
 pub use export::{ExportFormat, MetricsExport};
 pub use metrics::{

@@ -1,6 +1,7 @@
 //! What a checkpoint holds besides tensors, and the metrics file that is cut
 //! back to it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use serde_json::Value;
 use specialformer_checkpoint::{TensorFile, TensorWriter, atomic_write, check_json_version};
 use specialformer_nn::NamedParameters;
 use specialformer_nn::optim::{Optimizer, OptimizerState};
-use specialformer_tensor::Element;
+use specialformer_tensor::{Element, Shape, Tensor};
 
 use crate::error::{Result, TrainError};
 use crate::metrics::{EvaluationRecord, Interval, Record};
@@ -171,13 +172,78 @@ pub(crate) fn load_tensors<E: Element>(
 ) -> Result<()> {
     let model = TensorFile::open(folder.join("model.safetensors"))?;
     let weights = model.load::<E, _>(parameters.iter().map(|(n, p)| (n, p.shape())))?;
-    let objective = if own.is_empty() {
-        None
-    } else {
-        let file = TensorFile::open(folder.join(OBJECTIVE))?;
-        Some(file.load::<E, _>(own.iter().map(|(n, p)| (n, p.shape())))?)
-    };
+    let objective = objective_tensors(folder, own)?;
+    let (file, mut state) = optimizer_state(folder, optimizer)?;
+    let shapes: Vec<_> = state.tensors.iter().map(|(n, t)| (n.clone(), t.shape())).collect();
+    state.tensors = file.load::<E, _>(shapes)?;
+    optimizer.load_state(state)?;
+    parameters.load(weights)?;
+    if let Some(objective) = objective {
+        own.load(objective)?;
+    }
+    Ok(())
+}
 
+/// Reads the objective's parameters, and the optimiser state of a smaller
+/// model: moments begin with the smaller ones, and are zero where those end.
+pub(crate) fn load_grown<E: Element>(
+    folder: &Path,
+    own: &NamedParameters<E>,
+    optimizer: &mut dyn Optimizer<E>,
+) -> Result<()> {
+    let objective = objective_tensors(folder, own)?;
+    let (file, mut state) = optimizer_state(folder, optimizer)?;
+    for (name, tensor) in &mut state.tensors {
+        if file.sizes(name).is_some() {
+            let small = file.tensor::<E>(name)?;
+            *tensor = grown(&small, tensor.shape()).ok_or_else(|| TrainError::State {
+                path: file.path().to_owned(),
+                what: format!("`{name}` {} does not fit in {}", small.shape(), tensor.shape()),
+            })?;
+        }
+    }
+    optimizer.load_state(state)?;
+    if let Some(objective) = objective {
+        own.load(objective)?;
+    }
+    Ok(())
+}
+
+/// A matrix or vector that begins with a smaller one and is zero elsewhere.
+fn grown<E: Element>(small: &Tensor<E>, shape: Shape) -> Option<Tensor<E>> {
+    let from = small.shape();
+    if from == shape {
+        return Some(small.clone());
+    }
+    let fits = from.rank() == shape.rank() && from.iter().zip(shape.iter()).all(|(s, l)| s <= l);
+    if !fits || shape.rank() == 0 || shape.rank() > 2 {
+        return None;
+    }
+    let mut all = Tensor::zeros(shape);
+    let rows = small.as_slice().chunks_exact(from.last_size().max(1));
+    for (out, row) in all.make_mut().chunks_exact_mut(shape.last_size().max(1)).zip(rows) {
+        out[..row.len()].copy_from_slice(row);
+    }
+    Some(all)
+}
+
+fn objective_tensors<E: Element>(
+    folder: &Path,
+    own: &NamedParameters<E>,
+) -> Result<Option<BTreeMap<String, Tensor<E>>>> {
+    if own.is_empty() {
+        return Ok(None);
+    }
+    let file = TensorFile::open(folder.join(OBJECTIVE))?;
+    Ok(Some(file.load::<E, _>(own.iter().map(|(n, p)| (n, p.shape())))?))
+}
+
+/// The file of an optimiser's state, and the state with the steps made and
+/// tensors that are not read yet.
+fn optimizer_state<E: Element>(
+    folder: &Path,
+    optimizer: &dyn Optimizer<E>,
+) -> Result<(TensorFile, OptimizerState<E>)> {
     let path = folder.join("optimizer.safetensors");
     let file = TensorFile::open(&path)?;
     let mut state = optimizer.state();
@@ -196,14 +262,7 @@ pub(crate) fn load_tensors<E: Element>(
         path,
         what: "metadata `steps` is missing or not a number".into(),
     })?;
-    let shapes: Vec<_> = state.tensors.iter().map(|(n, t)| (n.clone(), t.shape())).collect();
-    state.tensors = file.load::<E, _>(shapes)?;
-    optimizer.load_state(state)?;
-    parameters.load(weights)?;
-    if let Some(objective) = objective {
-        own.load(objective)?;
-    }
-    Ok(())
+    Ok((file, state))
 }
 
 /// `metrics.jsonl`, open for appending.

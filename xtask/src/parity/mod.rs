@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn the_committed_cases_pass() {
         let summary = run_with(cases::RUNNERS, &golden_dir()).unwrap();
-        assert_eq!(summary, Summary { passed: 17, failed: 0, skipped: 0 });
+        // `24_embedding` is of single operations, which their crate's tests run.
+        assert_eq!(summary, Summary { passed: 17, failed: 0, skipped: 1 });
     }
 
     #[test]

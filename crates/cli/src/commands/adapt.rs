@@ -100,7 +100,7 @@ pub(crate) struct AdaptArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_tokens: usize,
     /// Draws the candidates of the search.
-    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
     cache: CacheArgs,

@@ -12,7 +12,10 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.size == 0 {
         return Err(Failure::input("--size = 0: must be at least 1"));
     }
-    let (mut config, model) = specialformer::load(&args.run)?;
+    let (mut config, mut model) = specialformer::load(&args.run)?;
+    if let Some(share) = args.width {
+        (config.model, model) = specialformer::at_width(&model, &config.model, share)?;
+    }
     if args.shifted {
         config = config.shifted(1)?;
     }
@@ -29,6 +32,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
             "parameters": parameters.total,
             "active_parameters": parameters.active,
             "shifted": args.shifted,
+            "width": args.width.unwrap_or(1.0),
             "evaluation": record,
             "calibration": calibration,
         });
@@ -38,6 +42,9 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     println!("{} ({} parameters)", config.name, parameters.total);
     println!("{}", parameters.layout());
     println!();
+    if let Some(share) = args.width {
+        println!("at {share} of the heads and hidden units");
+    }
     if args.shifted {
         println!("the tasks' held-out variants");
     }

@@ -151,6 +151,7 @@ fn run_config(
         model: model.config.clone(),
         data: DataConfig::Iarc(data.clone()),
         train,
+        grow: Vec::new(),
     }
 }
 

@@ -81,8 +81,17 @@ fn model(path: &Path, as_json: bool) -> Result<(), Failure> {
     let config = RunConfig::load(path)?;
     let model = config.build_model()?;
     let (inventory, count) = (Inventory::of(&model), ParameterCount::of(&model));
+    let widths = widths(&config)?;
     if as_json {
-        let value = json!({ "name": config.name, "inventory": inventory, "parts": count.parts });
+        let value = json!({
+            "name": config.name,
+            "inventory": inventory,
+            "parts": count.parts,
+            "widths": widths
+                .iter()
+                .map(|(share, inventory)| json!({ "share": share, "inventory": inventory }))
+                .collect::<Vec<_>>(),
+        });
         println!("{value:#}");
         return Ok(());
     }
@@ -95,5 +104,23 @@ fn model(path: &Path, as_json: bool) -> Result<(), Failure> {
         let (active, flops) = (grouped(of.active as u64), grouped(of.flops as u64));
         println!("{:<12} {active:>12} {flops:>16}", of.name);
     }
+    for (share, inventory) in &widths {
+        println!();
+        println!("at width {share}: {} parameters", grouped(inventory.total as u64));
+        for of in &inventory.types {
+            let (active, flops) = (grouped(of.active as u64), grouped(of.flops as u64));
+            println!("{:<12} {active:>12} {flops:>16}", of.name);
+        }
+    }
     Ok(())
+}
+
+/// The parts of a model with elastic blocks, by share.
+fn widths(config: &RunConfig) -> Result<Vec<(f64, Inventory)>, Failure> {
+    let mut all = Vec::new();
+    for &share in config.model.widths().iter().filter(|&&share| share != 1.0) {
+        let narrow = RunConfig { model: config.model.at_width(share)?, ..config.clone() };
+        all.push((share, Inventory::of(&narrow.build_model()?)));
+    }
+    Ok(all)
 }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::specialformer::{SpecialformerConfig, Topology};
+use specialformer_attention::QueryKeyNorm;
+
+use super::Positions;
+use super::specialformer::{AdapterConfig, SpecialformerConfig, Topology};
 use crate::error::{Error, Result};
 
 /// A block that only some positions go through.
@@ -61,6 +64,11 @@ pub struct DynamicConfig {
     /// Answers from early blocks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitConfig>,
+    /// Shares of their attention heads and hidden units, from 1 down, at which
+    /// the blocks are trained to work: the first ones of each (slimmable
+    /// networks, Yu et al. 2019). One width if empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub widths: Vec<f64>,
 }
 
 impl DynamicConfig {
@@ -111,6 +119,7 @@ impl DynamicConfig {
                 return fail("switches", &switch.layer, "needs types or tasks".into());
             }
         }
+        self.check_widths(model)?;
         if let Some(exit) = &self.exit {
             if model.specialisation.has_experts() {
                 return fail("exit", &"given", "rows with experts go through all blocks".into());
@@ -131,6 +140,43 @@ impl DynamicConfig {
             }
             if !(exit.weight >= 0.0 && exit.weight.is_finite()) {
                 return fail("exit.weight", &exit.weight, "must be at least 0".into());
+            }
+        }
+        Ok(())
+    }
+
+    fn check_widths(&self, model: &SpecialformerConfig) -> Result<()> {
+        if self.widths.is_empty() {
+            return Ok(());
+        }
+        let fail = |reason: String| {
+            let widths = format!("{:?}", self.widths);
+            Err(Error::config("model.dynamic", "widths", widths, reason))
+        };
+        if self.widths[0] != 1.0 || self.widths.windows(2).any(|pair| pair[1] >= pair[0]) {
+            return fail("must fall, from 1".into());
+        }
+        let lora = matches!(model.adapter, Some(AdapterConfig::Lora { .. }));
+        if model.specialisation.has_experts() || model.specialisation.has_adapters() && lora {
+            return fail("experts and changed projections have one width".into());
+        }
+        if model.positions == Positions::Alibi {
+            return fail("the slopes of ALiBi are of a number of heads".into());
+        }
+        if matches!(model.query_key_norm, Some(QueryKeyNorm::All { .. })) {
+            return fail("a norm over all heads is of one width".into());
+        }
+        let parts = [
+            ("heads", Some(model.base.heads)),
+            ("kv_heads", model.kv_heads),
+            ("feed_forward", Some(model.base.feed_forward)),
+        ];
+        for (field, all) in parts {
+            for (&share, all) in self.widths.iter().flat_map(|share| all.map(|all| (share, all))) {
+                let part = all as f64 * share;
+                if part < 0.5 || (part - part.round()).abs() > 1e-9 {
+                    return fail(format!("{share} of model.{field} = {all} is no whole number"));
+                }
             }
         }
         Ok(())

@@ -41,6 +41,12 @@ impl<E: Element> Module<E> for PerPositionFeedForward<E> {
     }
 }
 
+/// How many of `all` heads or units a share is; shares of elastic blocks are
+/// checked to give whole numbers.
+pub(crate) fn part(all: usize, share: f64) -> usize {
+    (all as f64 * share).round() as usize
+}
+
 #[derive(Debug, Clone)]
 enum Attention<E: Element> {
     Shared(MultiHeadAttention<E>),
@@ -343,7 +349,10 @@ impl<E: Element> Block<E> {
         let _scope = ctx.scope("feed_forward");
         let normed = self.before(&self.feed_forward_norm, ctx, &x)?;
         let change = match &self.feed_forward {
-            Some(FeedForwardLayer::Shared(layer)) => Some(layer.forward(ctx, &normed)?),
+            Some(FeedForwardLayer::Shared(layer)) => {
+                let units = part(layer.up().out_features(), ctx.width());
+                Some(layer.forward_units(ctx, &normed, units)?)
+            }
             Some(FeedForwardLayer::PerPosition(layer)) => Some(layer.forward(ctx, &normed, first)?),
             None => None,
         };
@@ -400,7 +409,8 @@ impl<E: Element> Block<E> {
                     lengths: input.lengths,
                     bias: input.bias,
                 };
-                layer.forward_with(ctx, &x, &args)?
+                let heads = part(layer.config().heads, ctx.width());
+                layer.forward_heads(ctx, &x, &args, heads)?
             }
             Attention::PerPosition(layer) => layer.forward(ctx, &x, input.queries)?,
         };

@@ -11,6 +11,7 @@ mod stack;
 mod text;
 mod transformer;
 
+pub(crate) use block::part;
 pub use block::{Block, BlockInput, BlockOutput, Memory, PerPositionFeedForward};
 pub use lstm::LstmModel;
 pub use mlp::MlpModel;

@@ -34,6 +34,7 @@ pub(super) fn forward<E: Element>(
         block: block.clone(),
         mode: ctx.mode(),
         tasks: ctx.tasks().cloned(),
+        width: ctx.width(),
         rng: start,
         x: x.value().clone(),
         lengths: lengths.map(<[usize]>::to_vec),
@@ -56,6 +57,7 @@ struct Replay<E: Element> {
     block: Block<E>,
     mode: Mode,
     tasks: Option<TaskRows>,
+    width: f64,
     rng: RngStream,
     x: Tensor<E>,
     lengths: Option<Vec<usize>>,
@@ -74,7 +76,7 @@ impl<E: Element> Replay<E> {
             Mode::Train => Ctx::train(tape, self.rng.clone()),
             Mode::Eval => Ctx::eval_on(tape),
         };
-        let ctx = ctx.with_tasks(self.tasks.clone());
+        let ctx = ctx.with_tasks(self.tasks.clone()).with_width(self.width);
         let route = RouteInput::default();
         let lengths = self.lengths.as_deref();
         let input = BlockInput { lengths, route, ..BlockInput::new(Queries::All) };

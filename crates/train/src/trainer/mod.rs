@@ -90,6 +90,8 @@ pub struct Trainer<'a, M: ?Sized, E: Element = f32> {
     metadata: Vec<(String, String)>,
     validation: Option<Batch>,
     state: State,
+    /// Steps after which to pause.
+    until: Option<u64>,
     run: Option<Run>,
 }
 
@@ -203,6 +205,7 @@ where
             metadata: Vec::new(),
             validation: None,
             state,
+            until: None,
             run: None,
         })
     }
@@ -219,6 +222,16 @@ where
     #[must_use]
     pub fn stop_when(mut self, stop: impl Fn() -> bool + Send + 'a) -> Self {
         self.stop = Box::new(stop);
+        self
+    }
+
+    /// Saves a checkpoint after this step and ends with
+    /// [`Outcome::Interrupted`], unless it is the last one: another trainer
+    /// goes on, for instance with a larger model
+    /// ([`Trainer::resume_grown_in`]).
+    #[must_use]
+    pub fn until(mut self, step: u64) -> Self {
+        self.until = Some(step);
         self
     }
 
@@ -277,7 +290,8 @@ where
                 self.state.finished = Some(Outcome::Completed);
                 break;
             }
-            if (self.stop)() {
+            let paused = self.until.is_some_and(|until| self.state.step >= until);
+            if paused || (self.stop)() {
                 self.checkpoint()?;
                 return Ok(self.summary(Outcome::Interrupted, None));
             }

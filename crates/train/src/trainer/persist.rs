@@ -11,7 +11,7 @@ use super::{Run, Trainer};
 use crate::error::{Result, TrainError};
 use crate::metrics::Record;
 use crate::run_folder::{OBJECTIVE, RunFolder};
-use crate::state::{MetricsFile, State, load_tensors, save_model, save_optimizer};
+use crate::state::{MetricsFile, State, load_grown, load_tensors, save_model, save_optimizer};
 
 impl<M, E> Trainer<'_, M, E>
 where
@@ -51,6 +51,31 @@ where
         load_tensors(&checkpoint, &self.parameters, &self.own, self.optimizer.as_mut())?;
         self.feed.seek(&state.cursor)?;
         tracing::info!(step, folder = %checkpoint.display(), "resuming");
+        self.state = State { settings, ..state };
+        self.open_run(folder, Some((step, checkpoint)))?;
+        Ok(self)
+    }
+
+    /// Continues the run in a folder, whose newest checkpoint is of a smaller
+    /// model, with the weights that this trainer's model has: those of the
+    /// checkpoint, grown. The optimiser's state of what is new is zero. The
+    /// checkpoint stays as it is, so that a run that is interrupted here grows
+    /// again when it is resumed.
+    ///
+    /// # Errors
+    /// As [`Trainer::resume_in`]; [`TrainError::State`] if there is no
+    /// checkpoint, or one of a larger model.
+    pub fn resume_grown_in(mut self, folder: RunFolder, settings: &impl Serialize) -> Result<Self> {
+        let settings = self.settings(&folder, settings)?;
+        let Some((step, checkpoint)) = RunFolder::latest_checkpoint(folder.path())? else {
+            let path = folder.path().to_owned();
+            return Err(TrainError::State { path, what: "no checkpoint to grow from".into() });
+        };
+        let state = State::load(&checkpoint)?;
+        state.check_settings(&checkpoint, &settings)?;
+        load_grown(&checkpoint, &self.own, self.optimizer.as_mut())?;
+        self.feed.seek(&state.cursor)?;
+        tracing::info!(step, folder = %checkpoint.display(), "the model grows");
         self.state = State { settings, ..state };
         self.open_run(folder, Some((step, checkpoint)))?;
         Ok(self)

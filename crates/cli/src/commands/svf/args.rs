@@ -186,7 +186,7 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) skip_base: bool,
     /// Draws the training examples and their order.
-    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
