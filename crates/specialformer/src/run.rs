@@ -87,6 +87,8 @@ struct ConfigFile {
     model: ModelConfig,
     data: DataConfig,
     train: TrainConfig,
+    #[serde(default)]
+    grow: Vec<GrowAt>,
 }
 
 fn config_version() -> u32 {
@@ -97,11 +99,12 @@ impl TryFrom<ConfigFile> for RunConfig {
     type Error = String;
 
     fn try_from(file: ConfigFile) -> Result<Self, String> {
-        let ConfigFile { format_version, name, init_from, teacher, model, data, train } = file;
+        let ConfigFile { format_version, name, init_from, teacher, model, data, train, grow } =
+            file;
         if format_version != CONFIG_VERSION {
             return Err(unknown_version(format_version));
         }
-        Ok(Self { name, init_from, teacher, model, data, train })
+        Ok(Self { name, init_from, teacher, model, data, train, grow })
     }
 }
 
@@ -329,12 +332,12 @@ pub fn train<'a>(
     if let (Start::New, Some(from)) = (start, &config.init_from) {
         start_from(from, config, &model)?;
     }
-    if start == Start::New {
-        let folder = RunFolder::create(folder)?;
-        folder.write_config(&config.to_toml()?)?;
+    match start {
+        Start::New => RunFolder::create(folder)?.write_config(&config.to_toml()?)?,
+        Start::Resume => drop(RunFolder::open(folder)?),
     }
     // Also of a run that was killed before it had written them.
-    let tasks = folder.path().join(TASKS_FILE);
+    let tasks = folder.join(TASKS_FILE);
     if !data.tasks.is_empty() && !tasks.is_file() {
         save_specs(&tasks, &data.tasks)?;
     }

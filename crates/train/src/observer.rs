@@ -42,6 +42,7 @@ pub trait Observer: Send {
     fn on_checkpoint(&mut self, _step: u64, _folder: &Path) {}
 }
 
+/// A borrowed observer, which can be asked about things afterwards.
 impl<O: Observer + ?Sized> Observer for &mut O {
     fn on_step(&mut self, step: &StepReport) {
         (**self).on_step(step);
@@ -62,25 +63,6 @@ impl<O: Observer + ?Sized> Observer for &mut O {
 
 /// Does nothing.
 impl Observer for () {}
-
-/// A borrowed observer, which can be asked about things afterwards.
-impl<O: Observer + ?Sized> Observer for &mut O {
-    fn on_step(&mut self, step: &StepReport) {
-        (**self).on_step(step);
-    }
-
-    fn on_train_record(&mut self, record: &TrainRecord) {
-        (**self).on_train_record(record);
-    }
-
-    fn on_evaluation(&mut self, record: &EvaluationRecord) {
-        (**self).on_evaluation(record);
-    }
-
-    fn on_checkpoint(&mut self, step: u64, folder: &Path) {
-        (**self).on_checkpoint(step, folder);
-    }
-}
 
 /// Both hear everything, the first one first.
 impl<A: Observer, B: Observer> Observer for (A, B) {

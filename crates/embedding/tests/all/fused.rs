@@ -22,13 +22,16 @@ fn random(seed: u64, shape: &[usize]) -> Tensor<f64> {
     Tensor::from_fn(shape, || rng.normal())
 }
 
+/// A function of inputs and a layer's parameters.
+type Function<'a> = &'a dyn Fn(&Ctx<f64>, &[Var<f64>], &[Var<f64>]) -> Var<f64>;
+
 /// The output of a function of inputs and a layer's parameters, and the
 /// gradients of both.
 fn run(
     parallelism: Parallelism,
     inputs: &[Tensor<f64>],
     layer: &dyn Module<f64>,
-    of: &dyn Fn(&Ctx<f64>, &[Var<f64>], &[Var<f64>]) -> Var<f64>,
+    of: Function<'_>,
 ) -> Vec<Vec<f64>> {
     let tape = Tape::with_config(TapeConfig { parallelism, ..TapeConfig::default() });
     let ctx = Ctx::eval_on(tape.clone());

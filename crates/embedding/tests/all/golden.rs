@@ -11,6 +11,9 @@ use specialformer_testkit::{GoldenCase, assert_close_slices};
 
 use crate::common::rng;
 
+/// A layer and its parameters, by their names and the case's.
+type Named<'a> = (&'a dyn Module<f32>, &'a [(&'a str, &'a str)]);
+
 /// One operation of the case.
 struct Reference {
     case: GoldenCase,
@@ -47,12 +50,7 @@ impl Reference {
 
     /// Compares the output and the gradients of variables and of parameters
     /// (a layer's name, the case's).
-    fn check(
-        &self,
-        y: &Var<f32>,
-        variables: &[(&str, &Var<f32>)],
-        layer: Option<(&dyn Module<f32>, &[(&str, &str)])>,
-    ) {
+    fn check(&self, y: &Var<f32>, variables: &[(&str, &Var<f32>)], layer: Option<Named<'_>>) {
         self.case.assert_close(&format!("{}.output", self.op), &y.value().view());
         let gradients = self.ctx.tape().backward_from(y, self.tensor("upstream")).unwrap();
         let close = |name: &str, gradient: Option<&Tensor<f32>>| {
