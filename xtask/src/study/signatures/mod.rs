@@ -161,7 +161,7 @@ impl Performance<'_> {
             "active_parameters": trained["active_parameters"],
             "seconds": trained["seconds"],
             "tokens": trained["tokens"],
-            "loss": trained["test"]["overall"]["loss"],
+            "loss": trained["test"]["loss"],
             "signatures": json!({"similarity": analysis["similarity"],
                 "accuracy": analysis["classifier"]["accuracy"],
                 "accuracy_std": analysis["classifier"]["accuracy_std"]}),
