@@ -3,30 +3,16 @@
 
 use std::fs;
 
-use crate::common::{refused, specialformer, text};
+use crate::common::{cisformer_run, refused, specialformer, text};
 
-const CONFIG: &str = r#"
-name = "tiny"
-[model]
-kind = "cisformer"
-vocabulary = 14
-outputs = 10
-width = 8
-layers = 1
-heads = 2
-feed_forward = 8
-window = 16
-attention = { kind = "expressive" }
-[data]
-kind = "iarc"
-[train]
+const CONFIG: &str = cisformer_run!("tiny", width 8, feed_forward 8, r#"
 steps = 12
 batch_size = 16
 learning_rate = 5e-3
 eval_every = 6
 eval_size = 64
 checkpoint_every = 5
-"#;
+"#);
 
 fn with_config(change: impl Fn(String) -> String) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,24 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+/// The configuration of a small cisformer's run, with its `[train]` section.
+macro_rules! cisformer_run {
+    ($name:literal, width $width:literal, feed_forward $feed_forward:literal, $train:literal) => {
+        concat!(
+            "\nname = \"",
+            $name,
+            "\"\n[model]\nkind = \"cisformer\"\nvocabulary = 14\noutputs = 10\nwidth = ",
+            $width,
+            "\nlayers = 1\nheads = 2\nfeed_forward = ",
+            $feed_forward,
+            "\nwindow = 16\nattention = { kind = \"expressive\" }\n",
+            "[data]\nkind = \"iarc\"\n[train]",
+            $train
+        )
+    };
+}
+pub(crate) use cisformer_run;
+
 /// Runs the command in a folder.
 pub(crate) fn specialformer(folder: &Path, arguments: &[&str]) -> Output {
     specialformer_fed(folder, arguments, "")

@@ -6,23 +6,9 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::common::{refused, specialformer, text};
+use crate::common::{cisformer_run, refused, specialformer, text};
 
-const CONFIG: &str = r#"
-name = "long"
-[model]
-kind = "cisformer"
-vocabulary = 14
-outputs = 10
-width = 8
-layers = 1
-heads = 2
-feed_forward = 8
-window = 16
-attention = { kind = "expressive" }
-[data]
-kind = "iarc"
-[train]
+const CONFIG: &str = cisformer_run!("long", width 8, feed_forward 8, r#"
 steps = 100000
 batch_size = 16
 learning_rate = 5e-3
@@ -30,7 +16,7 @@ log_every = 10
 eval_every = 50
 eval_size = 64
 checkpoint_every = 20
-"#;
+"#);
 
 #[test]
 fn completions_and_pages_follow_the_definition() {

@@ -11,24 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{refused, specialformer, text};
+use crate::common::{cisformer_run, refused, specialformer, text};
 
 /// A run whose checkpoints have about 330 kB.
-const CONFIG: &str = r#"
-name = "tight"
-[model]
-kind = "cisformer"
-vocabulary = 14
-outputs = 10
-width = 16
-layers = 1
-heads = 2
-feed_forward = 32
-window = 16
-attention = { kind = "expressive" }
-[data]
-kind = "iarc"
-[train]
+const CONFIG: &str = cisformer_run!("tight", width 16, feed_forward 32, r#"
 steps = 12
 batch_size = 8
 learning_rate = 5e-3
@@ -36,7 +22,7 @@ log_every = 1
 eval_every = 3
 eval_size = 16
 checkpoint_every = 2
-"#;
+"#);
 
 /// A file system in memory that is taken away at the end.
 struct Mounted(tempfile::TempDir);
