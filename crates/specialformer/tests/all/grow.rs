@@ -39,12 +39,13 @@ const RUN: &str = "name = 'growing'
     checkpoint_every = 2
 ";
 
-fn weights(folder: &Path) -> Vec<u8> {
+/// The bytes of a run's weights.
+pub(crate) fn weights(folder: &Path) -> Vec<u8> {
     std::fs::read(folder.join("model.safetensors")).unwrap()
 }
 
 /// Stops when it was asked so many times, which is once before each step.
-fn stop_at(asked: u64) -> impl Fn() -> bool + Send {
+pub(crate) fn stop_at(asked: u64) -> impl Fn() -> bool + Send {
     let count = AtomicU64::new(0);
     move || count.fetch_add(1, Ordering::Relaxed) == asked
 }

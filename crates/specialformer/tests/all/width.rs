@@ -6,6 +6,8 @@ use specialformer::training::{Batch, HeldOut, Model as _};
 use specialformer::{Inventory, RunConfig, Start, at_width, evaluate, load, train};
 use specialformer_testkit::assert_close_slices;
 
+use crate::grow::{stop_at, weights};
+
 fn config(more: &str) -> ModelConfig {
     let text = format!(
         "kind = 'specialformer'\ntopology = 'decoder'\nvocabulary = 12\nwidth = 16\n\
@@ -148,13 +150,10 @@ fn a_run_learns_at_all_widths_and_resumes_bit_for_bit() {
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
     train(&config, &one, Start::New, (), || false).unwrap();
     // Stopped after three of the steps, then continued.
-    let asked = std::sync::atomic::AtomicU64::new(0);
-    let stop = move || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 3;
-    let stopped = train(&config, &two, Start::New, (), stop).unwrap();
+    let stopped = train(&config, &two, Start::New, (), stop_at(3)).unwrap();
     assert_eq!(stopped.summary.step, 3);
     train(&config, &two, Start::Resume, (), || false).unwrap();
-    let weights = |folder| std::fs::read(std::path::Path::join(folder, "model.safetensors"));
-    assert_eq!(weights(&one).unwrap(), weights(&two).unwrap());
+    assert_eq!(weights(&one), weights(&two));
     let metrics = std::fs::read_to_string(one.join("metrics.jsonl")).unwrap();
     assert!(metrics.contains("cross_entropy.width_0.25"), "{metrics}");
     let (config, model) = load(&one).unwrap();
