@@ -40,6 +40,12 @@ pub struct RouterConfig {
     /// dropout").
     #[serde(default)]
     pub dropout: f64,
+    /// In training each pass leaves every expert out with this probability (at
+    /// least `top_k` stay), as if it did not exist. A model trained so keeps
+    /// its quality on part of its experts, as with structured dropout of
+    /// layers (LayerDrop, Fan et al. 2019).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expert_dropout: f64,
     /// The combine weights are multiplied by this (`routed_scaling_factor` of
     /// published models).
     #[serde(default = "one")]
@@ -61,6 +67,11 @@ pub struct RouterConfig {
 
 fn one() -> f64 {
     1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// How a router's scores become choices and combine weights.
@@ -256,6 +267,7 @@ impl RouterConfig {
             temperature: 1.0,
             jitter: 0.0,
             dropout: 0.0,
+            expert_dropout: 0.0,
             weight_scale: 1.0,
             capacity: None,
             groups: None,
@@ -300,7 +312,11 @@ impl RouterConfig {
                 return fail(field, &value, "must be positive".into());
             }
         }
-        for (field, value) in [("jitter", self.jitter), ("dropout", self.dropout)] {
+        for (field, value) in [
+            ("jitter", self.jitter),
+            ("dropout", self.dropout),
+            ("expert_dropout", self.expert_dropout),
+        ] {
             if !(0.0..1.0).contains(&value) {
                 return fail(field, &value, "must be at least 0 and below 1".into());
             }
@@ -348,6 +364,10 @@ impl RouterConfig {
         {
             return Err(RoutingError::config("gate.mass", mass, "must be in (0, 1]"));
         }
+        if self.expert_dropout != 0.0 && gate == GateKind::Soft {
+            let reason = "gate `soft` uses all experts";
+            return Err(RoutingError::config("expert_dropout", self.expert_dropout, reason));
+        }
         if gate == GateKind::Soft && self.top_k != self.experts {
             let reason = format!("gate `soft` uses all {} experts", self.experts);
             return Err(RoutingError::config("top_k", self.top_k, reason));
@@ -359,6 +379,7 @@ impl RouterConfig {
         for (field, value) in [
             ("jitter", self.jitter),
             ("dropout", self.dropout),
+            ("expert_dropout", self.expert_dropout),
             ("balance.load_balance", balance.load_balance),
             ("balance.z", balance.z),
             ("balance.importance", balance.importance),
@@ -403,6 +424,10 @@ impl RouterConfig {
         if keep == 0 || keep > count {
             let reason = format!("must be between 1 and the number of groups, {count}");
             return Err(RoutingError::config("groups.keep", keep, reason));
+        }
+        if self.expert_dropout != 0.0 {
+            let reason = "could leave too few experts in the groups that are kept";
+            return Err(RoutingError::config("expert_dropout", self.expert_dropout, reason));
         }
         let available = keep * (self.experts / count);
         if available < self.top_k {

@@ -6,6 +6,8 @@ use specialformer_tensor::{
     BackwardContext, Element, Grad, Op, Result, RngStream, Tensor, Var, mix32,
 };
 
+use crate::expert_set::ExpertSet;
+
 /// The least standard deviation of the noisy gate's noise.
 pub(crate) const FLOOR: f64 = 1e-2;
 
@@ -53,6 +55,20 @@ pub(crate) fn jitter<E: Element>(x: &Var<E>, size: f64, rng: &mut RngStream) -> 
     let data = y.make_mut_in(tape.pool());
     tape.parallelism().for_each_chunk(data, CHUNK, |i, data| jitter.apply(i * CHUNK, data));
     tape.apply([x], y, || jitter)
+}
+
+/// The experts that stay where each is left out with probability `share`;
+/// filled up at random to `at_least`.
+pub(crate) fn kept_experts(
+    experts: usize,
+    share: f64,
+    at_least: usize,
+    rng: &mut RngStream,
+) -> crate::Result<ExpertSet> {
+    let mut order: Vec<usize> = (0..experts).collect();
+    rng.shuffle(&mut order);
+    let kept = (0..experts).filter(|_| rng.uniform() >= share).count();
+    ExpertSet::new(experts, order.into_iter().take(kept.max(at_least)))
 }
 
 /// Standard normal numbers.

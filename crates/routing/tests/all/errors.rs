@@ -41,6 +41,10 @@ fn impossible_sizes() {
     }
     assert!(refused(RouterConfig { jitter: 1.0, ..base() }).contains("below 1"));
     assert!(refused(RouterConfig { dropout: -0.1, ..base() }).contains("at least 0"));
+    assert_eq!(
+        refused(RouterConfig { expert_dropout: 1.0, ..base() }),
+        "router: expert_dropout = 1: must be at least 0 and below 1"
+    );
     let error = Router::<f32>::new(base(), 0, &mut Seed::new(1).stream("init")).unwrap_err();
     assert_eq!(error.to_string(), "router: width = 0: must be positive");
 }
@@ -68,6 +72,13 @@ fn settings_that_a_gate_cannot_have() {
     let message = refused(RouterConfig { groups: groups(4, 1), ..base() });
     assert_eq!(message, "router: groups.keep = 1: 1 groups hold 1 experts, fewer than top_k = 2");
     assert!(refused(RouterConfig { groups: groups(2, 3), ..base() }).contains("between 1 and"));
+    let dropping = RouterConfig { expert_dropout: 0.5, ..base() };
+    let message = refused(RouterConfig { groups: groups(2, 1), ..dropping.clone() });
+    assert!(message.contains("expert_dropout = 0.5: could leave too few"), "{message}");
+    let message = refused(RouterConfig { gate: GateKind::Soft, top_k: 4, ..dropping.clone() });
+    assert!(message.contains("expert_dropout = 0.5: gate `soft` uses all"), "{message}");
+    let message = refused(RouterConfig { gate: GateKind::Random, ..dropping });
+    assert!(message.contains("expert_dropout = 0.5: gate `random` has no scores"), "{message}");
     let with = |gate, balance| RouterConfig { gate, balance, ..base() };
     let message = refused(with(GateKind::default(), Balance { load: 0.1, ..Balance::default() }));
     assert!(message.starts_with("router: balance.load = 0.1: the load of gate `softmax-top-k`"));

@@ -84,6 +84,7 @@ fn softmax_top_k_with_everything_on() {
             temperature: 1.7,
             jitter: 0.3,
             dropout: 0.2,
+            expert_dropout: 0.3,
             weight_scale: 2.5,
             balance: all_losses(),
             ..RouterConfig::new(6, 3)

@@ -377,6 +377,9 @@ fn results_do_not_depend_on_the_number_of_threads() {
         if config.gate.is_learned() {
             config.jitter = 0.1;
             config.dropout = 0.1;
+            if config.groups.is_none() && config.gate != GateKind::Soft {
+                config.expert_dropout = 0.2;
+            }
             config.balance.load_balance = 1.0;
             config.balance.z = 1.0;
             config.balance.importance = 1.0;
@@ -386,6 +389,35 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let parallel = pool.install(|| bits(&config, Parallelism::Rayon));
         assert!(serial == parallel, "{}", config.gate.name());
     }
+}
+
+/// In training each pass leaves experts out, never too many; none in
+/// evaluation. Over many passes each is left out as often as it should.
+#[test]
+fn experts_are_left_out_in_training_alone() {
+    let (experts, passes) = (8, 400);
+    let config = RouterConfig { expert_dropout: 0.5, ..RouterConfig::new(experts, 2) };
+    let router = Router::<f32>::new(config, 4, &mut Seed::new(1).stream("init")).unwrap();
+    let mut rng = Seed::new(2).stream("x");
+    let x = Tensor::from_fn([64, 4], || rng.normal() as f32);
+    let mut kept = vec![0; experts];
+    for pass in 0..passes {
+        let ctx = Ctx::train(Tape::new(), Seed::new(3).stream_at("experts", pass));
+        let x = ctx.constant(x.clone());
+        let routing = router.forward(&ctx, &x, &RouteInput::default()).unwrap();
+        let masked = |expert: usize| routing.logits.value().as_slice()[expert] < -1e29;
+        let left: Vec<usize> = (0..experts).filter(|&e| !masked(e)).collect();
+        assert!(left.len() >= 2, "{left:?}");
+        left.iter().for_each(|&expert| kept[expert] += 1);
+        assert!((0..experts).all(|e| !masked(e) || routing.load[e] == 0));
+    }
+    for kept in kept {
+        let share = f64::from(kept) / passes as f64;
+        assert!((share - 0.5).abs() < 0.12, "{share}");
+    }
+    let ctx = Ctx::eval();
+    let routing = router.forward(&ctx, &ctx.constant(x), &RouteInput::default()).unwrap();
+    assert!(routing.logits.value().as_slice().iter().all(|&logit| logit > -1e29));
 }
 
 #[test]

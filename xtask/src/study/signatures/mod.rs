@@ -1,6 +1,7 @@
 //! The signatures study: what the routing of a small mixture-of-experts
-//! language model knows about the kind of text, with and without balance loss
-//! and with contrastive routing, and what running fewer experts costs.
+//! language model knows about the kind of text, with and without balance loss,
+//! with contrastive routing and with expert dropout, and what running fewer
+//! experts costs.
 
 mod table;
 
@@ -15,10 +16,11 @@ use crate::corpora;
 use crate::shell::{Result, root};
 
 /// How the router is trained, and what a reader calls it.
-const VARIANTS: [(&str, &str); 3] = [
+const VARIANTS: [(&str, &str); 4] = [
     ("balanced", "balance loss"),
     ("unbalanced", "no balance loss"),
     ("contrastive", "contrastive routing"),
+    ("dropout", "expert dropout"),
 ];
 
 /// What one command of a run is given. A training that is stopped here leaves
@@ -92,6 +94,9 @@ fn config(settings: &Value) -> Result<String> {
             "router" if variant == "unbalanced" => {
                 let from = line.find(", balance = ").ok_or("moe-lm.toml has no balance")?;
                 format!("{} }}", &line[..from])
+            }
+            "router" if variant == "dropout" => {
+                line.replace(", balance = ", ", expert_dropout = 0.5, balance = ")
             }
             _ => line.to_owned(),
         });
@@ -202,6 +207,8 @@ mod tests {
             };
             let balance = &model.moe.as_ref().unwrap().moe.router.balance;
             assert_eq!(balance.load_balance > 0.0, variant != "unbalanced", "{variant}");
+            let dropout = model.moe.as_ref().unwrap().moe.router.expert_dropout;
+            assert_eq!(dropout > 0.0, variant == "dropout");
             assert_eq!(config.train.multi_task.is_some(), variant == "contrastive");
         }
     }

@@ -1,17 +1,19 @@
 //! [`Router`]: gates as a differentiable layer.
 
+mod decision;
+
 use std::sync::Arc;
 
 use specialformer_nn::{Ctx, Mode, Module, ParameterVisitor, init};
-use specialformer_tensor::{Element, KeepAxes, Parameter, RngStream, Tensor, Var};
+use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
 
+use self::decision::Decision;
 use crate::balance::{self, BalanceTerm, LayerLoad};
 use crate::capacity::keep_within;
-use crate::choices::Choices;
 use crate::config::{GateKind, LoadBalance, RouterConfig};
 use crate::error::{Result, RoutingError};
 use crate::expert_set::{Allowed, ExpertSet};
-use crate::gate::{self, MASKED, SelectArgs, WeightRule};
+use crate::gate::SelectArgs;
 use crate::noise;
 use crate::plan::DispatchPlan;
 
@@ -123,16 +125,6 @@ pub struct Router<E: Element = f32> {
     allowed: Option<ExpertSet>,
 }
 
-/// What a gate decided, before capacity and losses.
-struct Decision<E: Element> {
-    logits: Var<E>,
-    probabilities: Var<E>,
-    weights: Var<E>,
-    choices: Arc<Choices>,
-    /// Noise width and noisy logits, where there was noise.
-    noise: Option<(Var<E>, Var<E>)>,
-}
-
 impl<E: Element> Router<E> {
     /// A router for tokens of this width. The weight starts uniform in ±1/√C,
     /// the noise weight and the bias at 0.
@@ -239,7 +231,8 @@ impl<E: Element> Router<E> {
             return Err(RoutingError::SeesFuture { scope, gate: config.gate.name() });
         }
         let live = input.live.filter(|live| live.contains(&false));
-        let allowed = input.allowed.or(self.allowed.as_ref().map(Allowed::Same));
+        let drawn = self.expert_dropout(ctx)?;
+        let allowed = input.allowed.or(self.allowed.as_ref().or(drawn.as_ref()).map(Allowed::Same));
         self.select_args(&RouteInput { allowed, ..*input }).check(
             OP,
             shape[0],
@@ -267,6 +260,16 @@ impl<E: Element> Router<E> {
         })
     }
 
+    /// The experts of one pass in training, with
+    /// [`RouterConfig::expert_dropout`].
+    fn expert_dropout(&self, ctx: &Ctx<E>) -> Result<Option<ExpertSet>> {
+        let RouterConfig { experts, expert_dropout: share, .. } = self.config;
+        if share == 0.0 || ctx.mode() == Mode::Eval {
+            return Ok(None);
+        }
+        ctx.with_rng(|rng| noise::kept_experts(experts, share, self.config.fewest(), rng)).map(Some)
+    }
+
     fn select_args<'a>(&self, input: &RouteInput<'a>) -> SelectArgs<'a, E> {
         SelectArgs {
             live: input.live,
@@ -274,155 +277,6 @@ impl<E: Element> Router<E> {
             bias: None,
             groups: self.config.groups,
         }
-    }
-
-    /// Logits and a gate over them.
-    fn decide(
-        &self,
-        ctx: &Ctx<E>,
-        x: &Var<E>,
-        weight: &Parameter<E>,
-        input: &RouteInput<'_>,
-    ) -> Result<Decision<E>> {
-        let config = &self.config;
-        let train = ctx.mode() == Mode::Train;
-        let mut x = ctx.dropout(x.clone(), config.dropout)?;
-        if train && config.jitter > 0.0 {
-            x = ctx.with_rng(|rng| noise::jitter(&x, config.jitter, rng))?;
-        }
-        let bias = self.bias.as_ref().map(|bias| ctx.parameter(bias));
-        let mut logits = x.linear(&ctx.parameter(weight), bias.as_ref())?;
-        if config.temperature != 1.0 {
-            logits = logits.scale(E::from_f64(1.0 / config.temperature))?;
-        }
-        let [tokens, experts] = [x.shape()[0], config.experts];
-        let scope = || ctx.tape().scope_path();
-        gate::check_finite(scope, logits.value().as_slice(), experts)?;
-
-        let forbidden = input.allowed.map(|allowed| forbidden(allowed, tokens));
-        let mask = |x: Var<E>| match &forbidden {
-            None => Ok(x),
-            Some(forbidden) => x.masked_fill(forbidden, E::from_f64(MASKED)),
-        };
-        let noise = match &self.noise {
-            Some(weight) if train => {
-                let width = x.linear(&ctx.parameter(weight), None)?.softplus()?;
-                let width = width.affine(E::ONE, E::from_f64(noise::FLOOR))?;
-                let draws = ctx.constant(ctx.with_rng(|rng| noise::normal(&width, rng)));
-                let noisy = logits.add(&width.mul(&draws)?)?;
-                gate::check_finite(scope, noisy.value().as_slice(), experts)?;
-                Some((width, mask(noisy)?))
-            }
-            _ => None,
-        };
-        let logits = mask(logits)?;
-        let gated = noise.as_ref().map_or(&logits, |(_, noisy)| noisy);
-
-        let (scores, probabilities) = match config.gate {
-            GateKind::Sigmoid { .. } => {
-                let scores = gated.sigmoid()?;
-                // A guard for the case that all scores underflow.
-                let sums = scores.sum(&[1], KeepAxes::Yes)?.affine(E::ONE, E::from_f64(1e-20))?;
-                let probabilities = scores.div(&sums)?;
-                (scores, probabilities)
-            }
-            _ => {
-                let p = gated.softmax(1)?;
-                (p.clone(), p)
-            }
-        };
-        let mut choices = self.choose(ctx, gated, &scores, input);
-        if let GateKind::TopP { mass } = config.gate {
-            choices = gate::keep_mass(&choices, scores.value().as_slice(), mass);
-        }
-        let choices = Arc::new(choices);
-        let (rule, from) = match config.gate {
-            GateKind::SoftmaxTopK { normalize } | GateKind::Sigmoid { normalize } if normalize => {
-                (WeightRule::Normalized, &scores)
-            }
-            GateKind::TopKSoftmax | GateKind::NoisyTopK => (WeightRule::Softmax, gated),
-            _ => (WeightRule::Scores, &scores),
-        };
-        let mut weights = gate::choice_weights(from, rule, &choices)?;
-        if config.weight_scale != 1.0 {
-            weights = weights.scale(E::from_f64(config.weight_scale))?;
-        }
-        Ok(Decision { logits, probabilities, weights, choices, noise })
-    }
-
-    /// The choices by scores (of the gate) and logits.
-    fn choose(
-        &self,
-        ctx: &Ctx<E>,
-        logits: &Var<E>,
-        scores: &Var<E>,
-        input: &RouteInput<'_>,
-    ) -> Choices {
-        let RouterConfig { experts, top_k, gate, .. } = self.config;
-        let parallelism = ctx.tape().parallelism();
-        let [logits, scores] = [logits, scores].map(|x| x.value().as_slice());
-        match gate {
-            GateKind::Soft => {
-                gate::all_choices(scores.len() / experts, experts, input.live, input.allowed)
-            }
-            GateKind::ExpertChoice => {
-                gate::select_tokens(scores, experts, top_k, input.live, input.allowed, parallelism)
-            }
-            _ => {
-                let bias = self.balance_bias.as_ref().map(Parameter::value);
-                let mut args = self.select_args(input);
-                args.bias = bias.as_ref().map(|bias| bias.as_slice());
-                let by_scores = args.changes_scores()
-                    && matches!(gate, GateKind::SoftmaxTopK { .. } | GateKind::Sigmoid { .. });
-                // The order of logits is that of scores, but rounding makes
-                // fewer of them equal.
-                let by = if by_scores { scores } else { logits };
-                gate::select(by, experts, top_k, &args, parallelism)
-            }
-        }
-    }
-
-    /// Gates that learn nothing.
-    fn decide_blindly(
-        &self,
-        ctx: &Ctx<E>,
-        tokens: usize,
-        input: &RouteInput<'_>,
-    ) -> Result<Decision<E>> {
-        let RouterConfig { experts, top_k, gate, .. } = self.config;
-        let choices = match gate {
-            GateKind::Hash { seed } => {
-                let Some(ids) = input.tokens else {
-                    let what = "gate `hash` needs the token ids";
-                    return Err(RoutingError::argument(OP, "tokens", "none", what));
-                };
-                if ids.len() != tokens {
-                    let what = format!("must have one entry for each of {tokens} tokens");
-                    return Err(RoutingError::shape(OP, "tokens", &[ids.len()], what));
-                }
-                gate::hashed(ids, experts, top_k, seed, input.live, input.allowed)
-            }
-            _ => {
-                let key = ctx.with_rng(RngStream::next_u64);
-                gate::random_choices(tokens, experts, top_k, key, input.live, input.allowed)
-            }
-        };
-        let share = 1.0 / top_k as f64;
-        let mut probabilities = Tensor::zeros_in(ctx.tape().pool(), [tokens, experts]);
-        let rows = probabilities.make_mut_in(ctx.tape().pool()).chunks_exact_mut(experts);
-        for (token, row) in rows.enumerate() {
-            for &expert in choices.of(token) {
-                row[expert as usize] = E::from_f64(share);
-            }
-        }
-        let weight = E::from_f64(share * self.config.weight_scale);
-        Ok(Decision {
-            logits: ctx.constant(Tensor::zeros_in(ctx.tape().pool(), [tokens, experts])),
-            probabilities: ctx.constant(probabilities),
-            weights: ctx.constant(Tensor::full(choices.len(), weight)),
-            choices: Arc::new(choices),
-            noise: None,
-        })
     }
 
     /// Which choices capacity keeps; `None` for all.
@@ -511,16 +365,6 @@ impl<E: Element> Router<E> {
             }
         });
         Ok(())
-    }
-}
-
-/// Which logits are masked: \[E\], or [T, E] where tokens differ.
-fn forbidden(allowed: Allowed<'_>, tokens: usize) -> Vec<bool> {
-    match allowed {
-        Allowed::Same(set) => set.mask().iter().map(|allowed| !allowed).collect(),
-        Allowed::PerToken { .. } => {
-            (0..tokens).flat_map(|t| allowed.of(t).mask().iter().map(|allowed| !allowed)).collect()
-        }
     }
 }
 
