@@ -9,6 +9,7 @@ mod recompute;
 mod specialformer;
 mod stack;
 mod text;
+mod train;
 mod transformer;
 
 pub(crate) use block::part;

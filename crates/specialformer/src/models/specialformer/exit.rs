@@ -1,14 +1,113 @@
 //! Answers from early blocks: rows that are sure go no further.
 
+use specialformer_attention::Queries;
+use specialformer_embedding::assemble;
 use specialformer_nn::{Ctx, Mode};
 use specialformer_tensor::{Element, KeepAxes, Tensor, Var};
 use specialformer_train::{Answer, AnswerKind, IGNORE, Rows};
 
+use super::arrange::Arranged;
+use super::reading::Reading;
+use super::{Pass, Specialformer};
+use crate::config::ExitConfig;
 use crate::error::Result;
+use crate::models::stack::StackInput;
+
+/// The answers after each early block.
+type EarlyAnswers<E> = Vec<Vec<Answer<E>>>;
+
+impl<E: Element> Specialformer<E> {
+    /// As [`Self::run`] with answers after early blocks. In evaluation rows that
+    /// are sure leave; in training all go on, and the early answers come too.
+    pub(super) fn run_exiting<'a>(
+        &self,
+        ctx: &Ctx<E>,
+        input: &Rows<'a>,
+        exit: &ExitConfig,
+    ) -> Result<(Pass<'a, E>, EarlyAnswers<E>)> {
+        let arranged = Arranged::new(input, self.config.tasks.len(), false)?;
+        let whole = ctx.with_tasks(arranged.tasks.clone());
+        let (stack, prefix) = (&self.main, self.task.prefix());
+        let (length, width) = (arranged.main.length, self.config.base.width);
+        let mut part = arranged.clone();
+        let mut left: Vec<usize> = (0..arranged.rows).collect();
+        let (mut x, mut mixture) = (None, None);
+        let (mut done, mut early) = (Vec::new(), Vec::new());
+        let mut first = 0;
+        for last in exit.layers.iter().copied().chain([self.config.base.layers - 1]) {
+            let ctx = whole.with_tasks(part.tasks.clone());
+            let tasks = part.task_indices();
+            let sequences = &part.main;
+            let reading = Reading { stack, name: "", sequences, prefix, memory: None, probe: None };
+            let [own, all] = self.streams(&reading, part.rows)?;
+            let read = match x.take() {
+                Some(x) => x,
+                None => {
+                    let (x, routing) = self.embed(&ctx, &reading, &tasks, own.as_ref())?;
+                    mixture = routing;
+                    x
+                }
+            };
+            let lengths: Option<Vec<usize>> =
+                sequences.lengths.as_ref().map(|all| all.iter().map(|n| n + prefix).collect());
+            let ids = self.ids(&reading, &tasks);
+            let given = StackInput {
+                lengths: lengths.as_deref(),
+                tokens: Some(&ids),
+                streams: all.as_ref(),
+                ..StackInput::new(Queries::All)
+            };
+            let output = stack.forward_range(&ctx, read, first..last + 1, &given)?.output;
+            first = last + 1;
+            let hidden = stack.finish(&ctx, &output)?.slice(1, prefix..prefix + length)?;
+            if first == self.config.base.layers {
+                done.push((left, hidden.reshape([part.rows, length * width])?));
+                break;
+            }
+            let answers = self.heads.answers(&ctx, &hidden, &part)?;
+            if ctx.mode() == Mode::Train {
+                early.push(answers);
+                x = Some(output);
+                continue;
+            }
+            let mut certain = vec![false; input.rows()];
+            for answer in &answers {
+                let rows = match &answer.rows {
+                    Some(rows) => rows.to_vec(),
+                    None => (0..part.rows as u32).collect(),
+                };
+                let each = sure(answer, &rows, input, exit.threshold)?;
+                rows.iter().zip(each).for_each(|(&row, each)| certain[row as usize] = each);
+            }
+            let of_batch = part.original(&(0..part.rows).collect::<Vec<_>>());
+            let (leave, stay): (Vec<usize>, Vec<usize>) =
+                (0..part.rows).partition(|&row| certain[of_batch[row] as usize]);
+            let pick = |x: &Var<E>, rows: &[usize], length: usize| {
+                let flat = x.reshape([part.rows, length * width])?;
+                flat.embedding(rows, rows.len())
+            };
+            if !leave.is_empty() {
+                let places = leave.iter().map(|&row| left[row]).collect();
+                done.push((places, pick(&hidden, &leave, length)?));
+            }
+            if stay.is_empty() {
+                break;
+            }
+            let rest = pick(&output, &stay, length + prefix)?;
+            x = Some(rest.reshape([stay.len(), length + prefix, width])?);
+            left = stay.iter().map(|&row| left[row]).collect();
+            part = part.select(&stay)?;
+        }
+        let hidden = assemble(&whole, done, arranged.rows, length * width)?;
+        let hidden = hidden.reshape([arranged.rows, length, width])?;
+        let pass = Pass { arranged, ctx: whole, hidden, routings: Vec::new(), mixture };
+        Ok((pass, early))
+    }
+}
 
 /// True for each row of an answer that is at least `threshold` sure of every
 /// position that is scored; of a row without any, of its last real position.
-pub(super) fn sure<E: Element>(
+fn sure<E: Element>(
     answer: &Answer<E>,
     rows: &[u32],
     input: &Rows<'_>,

@@ -1,12 +1,12 @@
 //! A stack of blocks with its positions and its last norm.
 
+mod cached;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use specialformer_attention::{
-    AttentionConfig, CacheElement, LayerCache, Position, Queries, RelativeBias, alibi_slopes,
-};
+use specialformer_attention::{AttentionConfig, Position, Queries, RelativeBias, alibi_slopes};
 use specialformer_embedding::{Inserted, Streams};
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Module, Norm, ParameterVisitor, init};
@@ -15,10 +15,9 @@ use specialformer_tensor::{Element, Parameter, RngStream, Var};
 
 use super::between::Between;
 use super::block::{Block, BlockInput, BlockOutput, Memory};
-use super::{Tokens, recompute};
+use super::recompute;
 use crate::config::{NormPosition, StackConfig};
 use crate::error::{Error, Result};
-use crate::generate::TextCache;
 
 /// Start values of learned positions.
 const POSITION_STD: f64 = 1.0;
@@ -182,23 +181,6 @@ impl<E: Element> Stack<E> {
             return Err(Error::Input { model, what });
         }
         Ok(())
-    }
-
-    /// Fails if tokens do not continue texts of these lengths.
-    pub(crate) fn check_cached(
-        &self,
-        model: &'static str,
-        tokens: Tokens<'_>,
-        counts: Option<&[usize]>,
-        positions: &[usize],
-    ) -> Result<()> {
-        let rows = positions.len();
-        if tokens.batch() != rows || counts.is_some_and(|counts| counts.len() != rows) {
-            return Err(Error::Input { model, what: format!("the cache has {rows} rows") });
-        }
-        let new = |row: usize| counts.map_or(tokens.length(), |counts| counts[row]);
-        let longest = positions.iter().enumerate().map(|(row, &n)| n + new(row)).max();
-        self.check_length(model, longest.unwrap_or(0))
     }
 
     /// x with learned positions, if there are any: row b counts from
@@ -365,65 +347,6 @@ impl<E: Element> Stack<E> {
             routings.extend(routing.map(|routing| (i, routing)));
         }
         Ok(())
-    }
-
-    /// Empty caches of `rows` rows, one for each block.
-    pub(crate) fn new_caches<S: CacheElement>(&self, rows: usize) -> Result<Vec<LayerCache<S>>> {
-        let bidirectional = !self.config.attention.causal;
-        let between = !self.between.is_empty();
-        if bidirectional || self.relative.is_some() || self.config.cross_attention || between {
-            let what = "causal stacks alone have a cache, without relative biases, a memory and \
-                        parts between blocks";
-            return Err(Error::Input { model: "stack", what: what.into() });
-        }
-        self.blocks.iter().map(|block| block.new_cache(rows)).collect()
-    }
-
-    /// The output of the blocks, before the last norm, of new positions x
-    /// [B, Tnew, C] behind those in the caches; row b has `counts[b]` of them.
-    /// For inference.
-    pub(crate) fn forward_cached<S: CacheElement>(
-        &self,
-        ctx: &Ctx<E>,
-        x: Var<E>,
-        counts: Option<&[usize]>,
-        caches: &mut [LayerCache<S>],
-        tokens: &[u32],
-    ) -> Result<Var<E>> {
-        let length = x.shape()[1];
-        let live: Option<Vec<bool>> = counts
-            .map(|counts| counts.iter().flat_map(|&n| (0..length).map(move |t| t < n)).collect());
-        let route = RouteInput {
-            live: live.as_deref(),
-            tokens: Some(tokens),
-            causal: true,
-            ..RouteInput::default()
-        };
-        let blocks = self.blocks.iter().zip(caches).enumerate();
-        let mut x = x;
-        for (i, (block, cache)) in blocks {
-            let _scope = ctx.indexed_scope("blocks", i);
-            x = block.forward_cached(ctx, &x, counts, cache, route)?.output;
-        }
-        Ok(x)
-    }
-
-    /// The normed states of tokens, embedded in x [B, Tnew, C], that continue
-    /// the texts in the cache. For inference.
-    pub(crate) fn continue_texts<S: CacheElement>(
-        &self,
-        model: &'static str,
-        ctx: &Ctx<E>,
-        x: Var<E>,
-        tokens: Tokens<'_>,
-        counts: Option<&[usize]>,
-        cache: &mut TextCache<S>,
-    ) -> Result<Var<E>> {
-        let positions = cache.positions();
-        self.check_cached(model, tokens, counts, &positions)?;
-        let x = self.add_positions(ctx, x, Some(&positions))?;
-        let x = self.forward_cached(ctx, x, counts, cache.layers_mut(), tokens.ids())?;
-        self.finish(ctx, &x)
     }
 
     /// The blocks.
