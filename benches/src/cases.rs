@@ -57,16 +57,28 @@ pub fn build(name: &str, shards: Option<usize>) -> Option<Box<dyn Case>> {
         "iarc_mlp440" => study("mlp", 103_410, 6.0 * 256.0 * (224.0 * 440.0 + 4400.0)),
         "decoder_d64" => Some(decoder([64, 2, 2, 256, 24, 256, 64], shards)),
         "decoder_d512" => Some(decoder([512, 6, 8, 2048, 256, 8, 1024], shards)),
-        "attention_softmax" => Some(Box::new(Attention::new(AttentionKind::Softmax))),
-        "attention_expressive" => Some(Box::new(Attention::new(AttentionKind::expressive()))),
-        "moe_swiglu" => Some(Box::new(FeedForwardAlone::sparse())),
+        "attention_softmax" => Some(attention_alone(AttentionKind::Softmax, 8, 512)),
+        "attention_expressive" => Some(attention_alone(AttentionKind::expressive(), 8, 512)),
+        "moe_swiglu" => Some(sparse_alone(16)),
         "dense_swiglu" => Some(Box::new(FeedForwardAlone::dense())),
         _ => None,
     }
 }
 
-/// Sizes: width, layers, heads, feed-forward, window, batch, vocabulary.
-fn decoder(sizes: [usize; 7], shards: Option<usize>) -> Box<dyn Case> {
+/// Causal attention of 8 heads of width 64, forward and backward.
+pub fn attention_alone(kind: AttentionKind, batch: usize, length: usize) -> Box<dyn Case> {
+    Box::new(Attention::new(kind, batch, length))
+}
+
+/// A SwiGLU layer of so many experts of hidden width 1024, two for each of 4096
+/// tokens of width 512, forward and backward.
+pub fn sparse_alone(experts: usize) -> Box<dyn Case> {
+    Box::new(FeedForwardAlone::sparse(experts))
+}
+
+/// Training steps of a decoder. Sizes: width, layers, heads, feed-forward,
+/// window, batch, vocabulary.
+pub fn decoder(sizes: [usize; 7], shards: Option<usize>) -> Box<dyn Case> {
     let [width, layers, heads, feed_forward, window, batch, vocabulary] = sizes;
     let config = ModelConfig::Transformer(TransformerConfig {
         base: BaseConfig::new(vocabulary, width, layers, heads, feed_forward, window),
@@ -182,10 +194,13 @@ struct Attention {
 }
 
 impl Attention {
-    /// B 8, H 8, T 512, D 64.
-    fn new(kind: AttentionKind) -> Self {
+    const HEADS: usize = 8;
+    const WIDTH: usize = 64;
+
+    fn new(kind: AttentionKind, batch: usize, length: usize) -> Self {
         let mut rng = Seed::new(1).stream("attention");
-        let mut random = || Tensor::from_fn([8, 512, 8, 64], || rng.normal() as f32);
+        let shape = [batch, length, Self::HEADS, Self::WIDTH];
+        let mut random = || Tensor::from_fn(shape, || rng.normal() as f32);
         Self {
             config: TapeConfig { parallelism: Parallelism::Rayon, ..TapeConfig::default() },
             kind,
@@ -207,7 +222,8 @@ impl Case for Attention {
 
     /// Two products forward and five backward over half of the T×T pairs.
     fn flops(&self) -> f64 {
-        7.0 * 2.0 * 64.0 * 512.0 * 512.0 * 64.0 / 2.0
+        let [batch, length] = [0, 1].map(|axis| self.inputs[0].shape()[axis] as f64);
+        7.0 * 2.0 * batch * (Self::HEADS * Self::WIDTH) as f64 * length * length / 2.0
     }
 }
 
@@ -233,8 +249,8 @@ impl FeedForwardAlone {
     /// Of all the experts that one token goes through.
     const HIDDEN: usize = 2048;
 
-    fn sparse() -> Self {
-        let config = MoeConfig::new(RouterConfig::new(16, 2), Self::HIDDEN / 2);
+    fn sparse(experts: usize) -> Self {
+        let config = MoeConfig::new(RouterConfig::new(experts, 2), Self::HIDDEN / 2);
         let layer = MoeFeedForward::new(config, Self::WIDTH, &mut Seed::new(1).stream("init"));
         Self::new(SparseOrDense::Sparse(Box::new(layer.expect("the configuration is valid"))))
     }

@@ -32,6 +32,14 @@ pub(crate) struct Options {
     )]
     pub(crate) peers: Option<Vec<Peer>>,
 
+    /// How near kernels come to what the machine can do.
+    #[arg(long, conflicts_with_all = ["peers", "smoke"])]
+    roofline: bool,
+
+    /// How costs grow with threads, length, experts, batch and width.
+    #[arg(long, conflicts_with_all = ["peers", "smoke"])]
+    scaling: bool,
+
     /// Run only benchmarks whose name contains this.
     #[arg(long)]
     filter: Option<String>,
@@ -72,10 +80,25 @@ const RESULTS_FRAME: &str = "# Benchmark results\n\n\
 
 /// Runs criterion's benchmarks or the comparison.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    let tables = [(options.roofline, "roofline"), (options.scaling, "scaling")];
     match &options.peers {
+        None if tables.iter().any(|(wanted, _)| *wanted) => {
+            tables.iter().filter(|(wanted, _)| *wanted).try_for_each(|(_, name)| run_table(name))
+        }
         None => run_criterion(options),
         Some(peers) => run_comparison(options, peers),
     }
+}
+
+/// Runs a program that prints tables, and keeps them in RESULTS.md.
+fn run_table(name: &str) -> Result<()> {
+    let binary = format!("bench-{name}");
+    let package = ["--release", "--package", "specialformer-benches", "--bin", &binary];
+    let built = shell::build(&package)?;
+    let printed = shell::output(&mut shell::program(executable(&built, &binary)?))?;
+    println!("{printed}");
+    let text = format!("Machine: {}.\n\n{printed}", machine::description());
+    markers::replace_in(&root().join("benches/RESULTS.md"), name, &text, "")
 }
 
 fn run_criterion(options: &Options) -> Result<()> {
