@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod interrupt;
 mod job;
+mod memory;
 mod progress;
 mod report;
 mod route_args;

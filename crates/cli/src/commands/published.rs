@@ -12,6 +12,7 @@ use specialformer::prelude::{DataConfig, Model, Seed};
 use specialformer::tensor::quantized::Precision;
 
 use crate::failure::Failure;
+use crate::memory;
 use crate::text_args::{ModelArgs, SamplingArgs, Weights};
 
 /// A model with what reads and writes its text.
@@ -26,12 +27,15 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
         return open_run(args);
     }
     check_path(&args.model)?;
-    std::thread::scope(|scope| {
+    memory::give_back_sooner();
+    let opened = std::thread::scope(|scope| {
         let files = scope.spawn(|| TextFiles::open(&args.model));
         let model = open_published(args);
         let files = files.join().map_err(|_| Failure::work("reading the tokenizer failed"))?;
         Ok(Opened { model: Model::Published(Box::new(model?)), files: files? })
-    })
+    });
+    memory::give_back();
+    opened
 }
 
 /// A run that was trained on text.
