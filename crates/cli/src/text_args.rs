@@ -181,6 +181,13 @@ pub(crate) enum Target {
     GgufQ8_0,
 }
 
+impl Target {
+    /// True if it is one file.
+    pub(crate) fn is_gguf(self) -> bool {
+        matches!(self, Self::GgufF32 | Self::GgufF16 | Self::GgufQ8_0)
+    }
+}
+
 /// `specialformer convert`.
 #[derive(Debug, Args, Clone)]
 #[command(after_help = "\

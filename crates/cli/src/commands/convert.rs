@@ -20,6 +20,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         let what = "is there already; nothing is written over";
         return Err(Failure::input(format!("{}: {what}", out.display())));
     }
+    check_form(args.to, out)?;
     let mut model = match is_run {
         true => trained(&args.model)?,
         false => PublishedModel::open(&args.model)?,
@@ -29,18 +30,36 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         model.apply_lora(&adapter)?;
         model.merge_adapters()?;
     }
-    match args.to {
+    save(&model, args.to, out)?;
+    if args.common.json {
+        println!("{:#}", serde_json::json!({ "saved": out }));
+    } else {
+        println!("saved {}", out.display());
+    }
+    Ok(())
+}
+
+/// Fails if a path's name does not say what the form is: `.gguf` is how other
+/// commands tell files from folders.
+pub(crate) fn check_form(form: Target, out: &Path) -> Result<(), Failure> {
+    let named = out.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
+    let what = match (form.is_gguf(), named) {
+        (true, false) => "a GGUF file's name ends in .gguf",
+        (false, true) => "the form is a folder's; for a .gguf file give --to gguf-f16 or another",
+        _ => return Ok(()),
+    };
+    Err(Failure::input(format!("{}: {what}", out.display())))
+}
+
+/// Saves a model in a form.
+pub(crate) fn save(model: &PublishedModel, form: Target, out: &Path) -> Result<(), Failure> {
+    match form {
         Target::F32 => model.save_as(out, StorageType::F32)?,
         Target::F16 => model.save_as(out, StorageType::F16)?,
         Target::Bf16 => model.save_as(out, StorageType::BF16)?,
         Target::GgufF32 => model.save_gguf(out, StorageType::F32)?,
         Target::GgufF16 => model.save_gguf(out, StorageType::F16)?,
         Target::GgufQ8_0 => model.save_gguf(out, StorageType::Q8_0)?,
-    }
-    if args.common.json {
-        println!("{:#}", serde_json::json!({ "saved": out }));
-    } else {
-        println!("saved {}", out.display());
     }
     Ok(())
 }

@@ -81,6 +81,7 @@ impl Ink {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Metric {
     Accuracy,
+    Exact,
     ValidationLoss,
     TrainLoss,
 }
@@ -89,7 +90,7 @@ impl Metric {
     /// The first that any run has.
     fn of(data: &ReportData) -> Option<Self> {
         let points = || data.runs.iter().flat_map(|run| &run.points);
-        [Self::Accuracy, Self::ValidationLoss, Self::TrainLoss]
+        [Self::Accuracy, Self::Exact, Self::ValidationLoss, Self::TrainLoss]
             .into_iter()
             .find(|metric| points().filter_map(|point| metric.value(point)).any(f64::is_finite))
     }
@@ -98,6 +99,7 @@ impl Metric {
     fn value(self, point: &Point) -> Option<f64> {
         let value = match self {
             Self::Accuracy => point.accuracy.map(|accuracy| accuracy * 100.0),
+            Self::Exact => point.exact.map(|share| share * 100.0),
             Self::ValidationLoss => point.validation_loss,
             Self::TrainLoss => point.train_loss,
         };
@@ -107,6 +109,7 @@ impl Metric {
     fn label(self) -> &'static str {
         match self {
             Self::Accuracy => "Validation accuracy (%)",
+            Self::Exact => "Right answers in training (%)",
             Self::ValidationLoss => "Validation loss (nats)",
             Self::TrainLoss => "Training loss (nats)",
         }

@@ -277,6 +277,7 @@ fn point(model: &Fake, finals: [f64; 4], step: u64, rng: &mut Noise) -> Point {
         learning_rate: Some(5e-3 * warm_up * cosine),
         gradient_norm: Some((0.3 + loss) * (0.25 * rng.normal()).exp()),
         tokens_per_second: Some(model.speed * (1.0 + 0.03 * rng.normal())),
+        ..Point::default()
     }
 }
 

@@ -26,14 +26,19 @@ pub(crate) fn build(title: &str, runs: &[&Finished], seconds: f64) -> Result<Rep
     };
     report.title = title.into();
     report.config = first.config.to_toml()?;
-    report.environment = Some(Environment {
+    report.environment = Some(environment(seconds));
+    Ok(report)
+}
+
+/// Where and how something was made in so many seconds.
+pub(crate) fn environment(seconds: f64) -> Environment {
+    Environment {
         version: format!("specialformer {}", env!("CARGO_PKG_VERSION")),
         simd: simd::level_name().into(),
         threads: specialformer::threads(),
         seconds,
         extra: Vec::new(),
-    });
-    Ok(report)
+    }
 }
 
 /// Writes `report.html` and `plot.svg` into a folder; the report's path.

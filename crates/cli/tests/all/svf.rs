@@ -78,6 +78,9 @@ fn an_expert_is_trained_scored_mixed_merged_and_chosen() {
     let trained = json(at, &with(&training));
     assert_eq!(trained["trained_numbers"], 48);
     assert_eq!(trained["training"]["steps"], 6);
+    assert_eq!(trained["report"], "experts/mine.html");
+    let report = fs::read_to_string(at.join("experts/mine.html")).unwrap();
+    assert!(report.contains("Right answers in training (%) against optimiser steps"));
     let said = refused(at, &with(&training));
     assert!(said.contains("experts/mine.safetensors: is there already"), "{said}");
     done(
@@ -141,6 +144,9 @@ fn an_expert_is_trained_scored_mixed_merged_and_chosen() {
         ],
     );
     done(at, &with(&["svf", "merge", "model", "less.safetensors", "--out", "merged"]));
+    let small = ["svf", "merge", "model", "less.safetensors", "--to", "gguf-q8-0"];
+    done(at, &with(&[&small[..], &["--out", "small.gguf"]].concat()));
+    json(at, &["inspect", "small.gguf"]);
     let said = refused(at, &["svf", "info", "less.safetensors", "--model", "merged"]);
     assert!(said.contains("belongs to another base model"), "{said}");
 
@@ -207,7 +213,8 @@ fn other_methods_and_rewards_train_through_the_same_command() {
             &out,
         ];
         json(at, &arguments);
-        assert!(at.join(out).join(file).is_file(), "{method}");
+        assert!(at.join(&out).join(file).is_file(), "{method}");
+        assert!(at.join(format!("{out}.html")).is_file(), "{method}");
     }
     // A model at random is never right: there is nothing to learn from.
     let arguments = [
@@ -263,6 +270,7 @@ fn what_does_not_fit_is_refused_in_one_line() {
             "belongs to another base model",
         ),
         (&["svf", "merge", "other", expert, "--out", "m"], "belongs to another base model"),
+        (&["svf", "merge", "model", expert, "--out", "m", "--to", "gguf-f16"], "ends in .gguf"),
         (
             &["svf", "decompose", "model", "--matrices", "*.experts.*", "--no-cache"],
             "no matrix fits the selection",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::args::{CommonArgs, model_path};
+use crate::text_args::Target;
 
 /// `specialformer svf`.
 #[derive(Debug, Subcommand)]
@@ -87,6 +88,18 @@ pub(crate) enum MethodName {
     LastLayer,
     /// Every weight, saved as a model folder.
     Full,
+}
+
+impl MethodName {
+    /// For people.
+    pub(crate) fn said(self) -> &'static str {
+        match self {
+            Self::Svf => "singular-value fine-tuning",
+            Self::Lora => "LoRA",
+            Self::LastLayer => "the last layer",
+            Self::Full => "all weights",
+        }
+    }
 }
 
 /// What is minimised.
@@ -251,9 +264,13 @@ pub(crate) struct MergeArgs {
     /// The expert.
     #[arg(value_name = "EXPERT")]
     pub(crate) expert: PathBuf,
-    /// The folder to write, or a .gguf file (at half precision).
+    /// The folder to write, or a .gguf file.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
+    /// The form (default: a folder in single precision, or for a .gguf file
+    /// half precision).
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(crate) to: Option<Target>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     /// Flags that every command takes.

@@ -3,7 +3,6 @@
 use std::fs;
 
 use serde_json::json;
-use specialformer::checkpoint::StorageType;
 use specialformer::svd_finetune::{
     Alpha, ExpertVector, Parametrisation, ScaleKind, add, mix as mixed,
 };
@@ -11,14 +10,19 @@ use specialformer::svf::{Tuned, check_expert};
 
 use super::args::{InfoArgs, MergeArgs, MixArgs, MixMode};
 use super::model;
+use crate::commands::convert;
 use crate::failure::Failure;
 use crate::table::grouped;
+use crate::text_args::Target;
 
 /// Folds an expert into a model and saves it.
 pub(super) fn merge(args: &MergeArgs) -> Result<(), Failure> {
     if args.out.exists() {
         return Err(Failure::input(format!("{}: is there already", args.out.display())));
     }
+    let is_gguf = args.out.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
+    let form = args.to.unwrap_or(if is_gguf { Target::GgufF16 } else { Target::F32 });
+    convert::check_form(form, &args.out)?;
     let expert = model::expert(&args.expert)?;
     let mut opened = model::open(&args.model)?;
     let experts = std::slice::from_ref(&expert);
@@ -27,11 +31,7 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), Failure> {
     tuned.apply(Some(&expert))?;
     let mut merged = tuned.into_model();
     merged.merge_adapters()?;
-    let gguf = args.out.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
-    match gguf {
-        true => merged.save_gguf(&args.out, StorageType::F16)?,
-        false => merged.save(&args.out)?,
-    }
+    convert::save(&merged, form, &args.out)?;
     if args.common.json {
         println!("{:#}", json!({"path": args.out, "matrices": expert.matrices.len()}));
     } else {

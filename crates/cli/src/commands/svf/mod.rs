@@ -5,6 +5,7 @@ mod decompose;
 mod eval;
 mod experts;
 pub(super) mod model;
+mod report;
 pub(crate) mod run;
 mod train;
 

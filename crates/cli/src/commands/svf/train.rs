@@ -19,7 +19,7 @@ use specialformer::svf::{
 use specialformer::training::{Observer, Outcome, ReinforceConfig, StepReport};
 
 use super::args::{MethodName, ObjectiveName, TrainArgs};
-use super::model;
+use super::{model, report};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::Progress;
@@ -72,7 +72,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let _watch = interrupt::watch();
     let before = if args.skip_base { None } else { score("base", &opened)? };
     let tuned = tune(args, opened_with(&mut opened, args, quiet)?, opened)?;
-    let report = train(args, &data.task, &tuned, &format, dataset)?;
+    let trained = train(args, &data.task, &tuned, &format, dataset)?;
     let after = score("trained", tuned.model())?;
 
     let mut metrics = BTreeMap::new();
@@ -82,13 +82,14 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         }
     }
     metrics.insert("examples".to_owned(), data.train.len() as f64);
-    metrics.insert("steps".to_owned(), report.steps as f64);
+    metrics.insert("steps".to_owned(), trained.steps as f64);
     if let Some(parent) = out.parent() {
         std::fs::create_dir_all(parent)
             .map_err(|e| Failure::input(format!("{}: {e}", parent.display())))?;
     }
     tuned.save(&out, &data.task, metrics)?;
-    print(args, &tuned, &report, (&before, &after), &out)
+    let page = report::write(args, &data.task, &tuned, &trained, (&before, &after), &out)?;
+    print(args, &tuned, &trained, (&before, &after), [&out, &page])
 }
 
 /// Prompts of the tasks of a folder's experts, and what they are called.
@@ -230,7 +231,7 @@ fn print(
     tuned: &Tuned,
     report: &TuneReport,
     (before, after): (&Option<PromptScore>, &Option<PromptScore>),
-    out: &Path,
+    [out, page]: [&Path; 2],
 ) -> Result<(), Failure> {
     let bytes = tuned.trained_bytes()?;
     if args.common.json {
@@ -244,6 +245,7 @@ fn print(
         };
         let value = json!({
             "path": out,
+            "report": page,
             "trained_numbers": tuned.trained_numbers(),
             "bytes": bytes,
             "before": score(before),
@@ -276,7 +278,7 @@ fn print(
             .peak_memory
             .map_or_else(String::new, |peak| format!(", peak memory + {}", model::size(peak))),
     );
-    println!("saved {}", out.display());
+    println!("saved {}, report {}", out.display(), page.display());
     Ok(())
 }
 

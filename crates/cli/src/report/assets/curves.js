@@ -11,6 +11,9 @@ SF.section("curves", (root, part) => {
     ...data.subtasks.map((subtask, task) => ({
       key: "task" + task, name: `Accuracy: ${subtask.name}`, unit: "%", of: (p) => scaled(p.subtasks[task]), format: ratio, percent: true, task,
     })),
+    {key: "exact", name: "Right answers in training", unit: "%", of: (p) => scaled(p.exact), format: ratio, percent: true},
+    {key: "reward", name: "Mean reward", unit: "", of: (p) => p.reward, format: number},
+    {key: "divergence", name: "Divergence from the base", unit: "nats an answer", of: (p) => p.divergence, format: number},
     {key: "validation_loss", name: "Validation loss", unit: "nats", of: (p) => p.validation_loss, format: number},
     {key: "train_loss", name: "Training loss", unit: "nats", of: (p) => p.train_loss, format: number, noisy: true},
     {key: "gradient_norm", name: "Gradient norm", unit: "before clipping", of: (p) => p.gradient_norm, format: number, noisy: true},
@@ -68,7 +71,7 @@ SF.section("curves", (root, part) => {
     if (data.target && metric.key === "accuracy") out.push({y: data.target * 100, label: `target ${SF.short(data.target * 100)} %`});
     if (data.target && metric.key === "error") out.push({y: 100 - data.target * 100, label: `target ${SF.short(100 - data.target * 100)} %`});
     for (const reference of guess) {
-      const value = metric.task === undefined ? (metric.key === "accuracy" ? reference.overall : null) : reference.subtasks[metric.task];
+      const value = metric.task === undefined ? (metric.key === "accuracy" || metric.key === "exact" ? reference.overall : null) : reference.subtasks[metric.task];
       if (finite(value)) out.push({y: value * 100, label: reference.name});
     }
     return out;
