@@ -33,6 +33,10 @@ pub(crate) struct ModelArgs {
     /// A folder with a LoRA adapter to put on the model.
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Of a run with elastic blocks: use this share of the heads and hidden
+    /// units, one of `model.dynamic.widths`.
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) width: Option<f64>,
 }
 
 /// How the next token is chosen.

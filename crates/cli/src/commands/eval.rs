@@ -4,6 +4,7 @@ use serde_json::json;
 use specialformer::ParameterCount;
 use specialformer::training::HeldOut;
 
+use super::published::load_at;
 use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::table;
@@ -12,10 +13,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.size == 0 {
         return Err(Failure::input("--size = 0: must be at least 1"));
     }
-    let (mut config, mut model) = specialformer::load(&args.run)?;
-    if let Some(share) = args.width {
-        (config.model, model) = specialformer::at_width(&model, &config.model, share)?;
-    }
+    let (mut config, model) = load_at(&args.run, args.width)?;
     if args.shifted {
         config = config.shifted(1)?;
     }

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     };
     if args.picture.wanted(&args.model.model) {
         let CommonArgs { json, quiet, .. } = args.common;
-        return picture::run(&args.picture, &args.model.model, &prompts, json, quiet);
+        return picture::run(&args.picture, &args.model, &prompts, json, quiet);
     }
     let start = Instant::now();
     let opened = published::open(&args.model)?;

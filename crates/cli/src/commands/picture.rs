@@ -1,12 +1,16 @@
 //! Questions about images and series: `specialformer generate RUN --image`.
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use image::{ImageFormat, ImageReader};
 use serde_json::json;
 use specialformer::{DataConfig, MultimodalPredictor, RunConfig};
 
+use super::published;
 use crate::failure::Failure;
+use crate::text_args::ModelArgs;
 
 /// What a prompt is about.
 #[derive(Debug, Args, Clone)]
@@ -37,12 +41,13 @@ impl PictureArgs {
 /// Answers the prompts, each about all images or the series.
 pub(crate) fn run(
     args: &PictureArgs,
-    run: &Path,
+    of: &ModelArgs,
     prompts: &[String],
     as_json: bool,
     quiet: bool,
 ) -> Result<(), Failure> {
-    let model = MultimodalPredictor::open(run)?;
+    let (config, model) = published::load_at(&of.model, of.width)?;
+    let model = MultimodalPredictor::new(&config, model)?;
     let read = |path: &PathBuf| pixels(path, model.side(), args.invert);
     let images = args.image.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let answer = |prompt: &String| model.answer(&images, &args.series, prompt);
@@ -74,14 +79,12 @@ pub(crate) fn run(
 pub(crate) fn pixels(path: &Path, side: usize, invert: bool) -> Result<Vec<f32>, Failure> {
     let fail = |what: String| Failure::input(format!("{}: {what}", path.display()));
     let file = std::fs::File::open(path).map_err(|error| fail(error.to_string()))?;
-    let unreadable =
-        |error: png::DecodingError| fail(format!("not a PNG image that can be read: {error}"));
-    let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
-    decoder.set_transformations(png::Transformations::normalize_to_color8());
-    let mut reader = decoder.read_info().map_err(unreadable)?;
-    let mut bytes = vec![0; reader.output_buffer_size().unwrap_or(0)];
-    let frame = reader.next_frame(&mut bytes).map_err(unreadable)?;
-    let (width, height) = (frame.width as usize, frame.height as usize);
+    let reader = ImageReader::with_format(BufReader::new(file), ImageFormat::Png);
+    let image = reader
+        .decode()
+        .map_err(|error| fail(format!("not a PNG image that can be read: {error}")))?
+        .into_luma32f();
+    let (width, height) = (image.width() as usize, image.height() as usize);
     if width != height || width == 0 || !width.is_multiple_of(side) {
         return Err(fail(format!(
             "{width}×{height} pixels, the model reads {side}×{side} or a multiple of it"
@@ -89,20 +92,8 @@ pub(crate) fn pixels(path: &Path, side: usize, invert: bool) -> Result<Vec<f32>,
     }
     let step = width / side;
     let mut pixels = vec![0.0; side * side];
-    let samples = frame.color_type.samples();
-    let rows = bytes.chunks_exact(frame.line_size).take(height);
-    for (y, row) in rows.enumerate() {
-        for (x, pixel) in row.chunks_exact(samples).take(width).enumerate() {
-            let luma = match *pixel {
-                [red, green, blue, ..] => {
-                    let parts = [(red, 0.2126), (green, 0.7152), (blue, 0.0722)];
-                    parts.iter().map(|&(part, weight)| f32::from(part) * weight).sum()
-                }
-                [gray, ..] => f32::from(gray),
-                [] => 0.0,
-            };
-            pixels[(y / step) * side + x / step] += luma / 255.0 / (step * step) as f32;
-        }
+    for (x, y, pixel) in image.enumerate_pixels() {
+        pixels[(y as usize / step) * side + x as usize / step] += pixel.0[0] / (step * step) as f32;
     }
     if invert {
         pixels.iter_mut().for_each(|pixel| *pixel = 1.0 - *pixel);
@@ -119,9 +110,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image.png");
         let gray: Vec<u8> = (0..16).map(|i| u8::from(i < 8 && i % 4 < 2) * 255).collect();
-        let mut encoder = png::Encoder::new(std::fs::File::create(&path).unwrap(), 4, 4);
-        encoder.set_color(png::ColorType::Grayscale);
-        encoder.write_header().unwrap().write_image_data(&gray).unwrap();
+        image::save_buffer(&path, &gray, 4, 4, image::ExtendedColorType::L8).unwrap();
         assert_eq!(pixels(&path, 2, false).unwrap(), [1.0, 0.0, 0.0, 0.0]);
         assert_eq!(pixels(&path, 2, true).unwrap(), [0.0, 1.0, 1.0, 1.0]);
         let message = pixels(&path, 3, false).unwrap_err().to_string();

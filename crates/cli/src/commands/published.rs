@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
+use specialformer::RunConfig;
 use specialformer::checkpoint::LoraFolder;
 use specialformer::data::TokenizerKind;
 use specialformer::families::{PublishedModel, TextFiles};
@@ -26,6 +27,10 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     if args.model.join("config.toml").is_file() {
         return open_run(args);
     }
+    if args.width.is_some() {
+        let what = "is no run: --width is for runs with elastic blocks";
+        return Err(Failure::input(format!("{}: {what}", args.model.display())));
+    }
     check_path(&args.model)?;
     memory::give_back_sooner();
     let opened = std::thread::scope(|scope| {
@@ -38,13 +43,22 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     opened
 }
 
+/// A run's configuration and model, at a share of its width.
+pub(crate) fn load_at(run: &Path, width: Option<f64>) -> Result<(RunConfig, Model), Failure> {
+    let (mut config, mut model) = specialformer::load(run)?;
+    if let Some(share) = width {
+        (config.model, model) = specialformer::at_width(&model, &config.model, share)?;
+    }
+    Ok((config, model))
+}
+
 /// A run that was trained on text.
 fn open_run(args: &ModelArgs) -> Result<Opened, Failure> {
     let name = args.model.display();
     if args.weights.is_some_and(|weights| weights != Weights::F32) {
         return Err(Failure::input(format!("{name}: a run's weights are in single precision")));
     }
-    let (config, mut model) = specialformer::load(&args.model)?;
+    let (config, mut model) = load_at(&args.model, args.width)?;
     let DataConfig::Text(data) = &config.data else {
         return Err(Failure::input(format!("{name}: the run was not trained on text")));
     };

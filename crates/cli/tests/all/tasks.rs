@@ -294,13 +294,15 @@ learning_rate = 5e-3
     let config = r#"
 name = "words"
 [model]
-kind = "transformer"
+kind = "specialformer"
+topology = "decoder"
 vocabulary = VOCABULARY
 width = 8
 layers = 1
 heads = 2
 feed_forward = 8
 window = 16
+dynamic = { widths = [1.0, 0.5] }
 [data]
 kind = "text"
 window = 16
@@ -320,6 +322,11 @@ learning_rate = 5e-3
     assert!(output.status.success(), "{}", text(&output.stderr));
     let said = refused(at, &["predict", "runs/words", "--task", "a", "rows.jsonl"]);
     assert!(said.contains("not made of inputs and answers"), "{said}");
+    let narrow = ["generate", "runs/words", "--prompt", "the", "--max-tokens", "3", "--width"];
+    let output = specialformer(at, &[&narrow[..], &["0.5", "--json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said = refused(at, &[&narrow[..], &["0.3"]].concat());
+    assert!(said.contains("the model is trained at [1.0, 0.5]"), "{said}");
 }
 
 /// A later version of a trace, of conditions or of the tasks is called that.

@@ -138,7 +138,7 @@ impl Experiment for Svf {
             }
         }
         for task in &sizes.tasks[..2] {
-            for kl in [0.05, 0.0] {
+            for kl in [0.0, 0.05, 0.2] {
                 runs.push(Run {
                     run: format!("reinforce-{task}-kl{kl}"),
                     settings: json!({
