@@ -92,7 +92,7 @@ pub struct LayerCache<S: CacheElement = f32> {
 
 impl<S: CacheElement> LayerCache<S> {
     /// Positions that a cache grows by unless said otherwise.
-    pub const DEFAULT_BLOCK: usize = 64;
+    pub const DEFAULT_BLOCK: usize = 32;
 
     /// An empty cache of `rows` batch rows, for keys of width Hkv·D and values
     /// of width Hkv·Dv. It takes no memory before the first keys come.

@@ -83,7 +83,7 @@ pub(crate) fn pixels(path: &Path, side: usize, invert: bool) -> Result<Vec<f32>,
     let image = reader
         .decode()
         .map_err(|error| fail(format!("not a PNG image that can be read: {error}")))?
-        .into_luma32f();
+        .to_luma32f();
     let (width, height) = (image.width() as usize, image.height() as usize);
     if width != height || width == 0 || !width.is_multiple_of(side) {
         return Err(fail(format!(
