@@ -22,7 +22,7 @@ pub(crate) struct Opened {
     pub(crate) files: TextFiles,
 }
 
-/// Opens both at once.
+/// Opens both.
 pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     if args.model.join("config.toml").is_file() {
         return open_run(args);
@@ -33,14 +33,11 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     }
     check_path(&args.model)?;
     memory::give_back_sooner();
-    let opened = std::thread::scope(|scope| {
-        let files = scope.spawn(|| TextFiles::open(&args.model));
-        let model = open_published(args);
-        let files = files.join().map_err(|_| Failure::work("reading the tokenizer failed"))?;
-        Ok(Opened { model: Model::Published(Box::new(model?)), files: files? })
-    });
+    let files = TextFiles::open(&args.model)?;
+    // A tokenizer leaves much behind when it is made.
     memory::give_back();
-    opened
+    let model = open_published(args)?;
+    Ok(Opened { model: Model::Published(Box::new(model)), files })
 }
 
 /// A run's configuration and model, at a share of its width.

@@ -41,7 +41,7 @@ pub(crate) fn headline(data: &ReportData) -> String {
         if let Some(speed) = median(speeds.filter(|speed| speed.is_finite()).collect()) {
             figures.push(Figure {
                 label: "Tokens per second".to_owned(),
-                value: compact(speed),
+                value: compact(speed.round()),
                 note: "median while training".to_owned(),
             });
         }
