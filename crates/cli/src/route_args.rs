@@ -264,6 +264,10 @@ pub(crate) struct ConditionEvalArgs {
     /// Also learn biases, in so many steps for each task and share.
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub(crate) learn_steps: u64,
+    /// Also train the kept experts further, in so many steps for each task and
+    /// share, and for comparison all of them.
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    pub(crate) tune_steps: u64,
     /// Alternating pairs of the measured speed; 0 measures none.
     #[arg(long, value_name = "N", default_value_t = 15)]
     pub(crate) timings: usize,
@@ -317,6 +321,10 @@ pub(crate) struct RoutePruneArgs {
     /// The folder of the smaller model.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// Train the experts that are kept further on the task's part of the run's
+    /// training data, in so many steps.
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    pub(crate) tune_steps: u64,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,

@@ -3,7 +3,7 @@
 use serde_json::json;
 use specialformer::condition::{
     ConditionCurve, Conditions, EvaluateOptions, FitOptions, Selection, SoftOptions, evaluate,
-    learn_bias,
+    learn_bias, tune_experts,
 };
 use specialformer::routing::condition::Budget;
 use specialformer::routing_trace::{RoutedModel, TraceReader, read_prompts};
@@ -92,14 +92,20 @@ pub(crate) fn eval(args: &ConditionEvalArgs) -> Result<(), Failure> {
         }
         None => texts = model.held_out_texts(HeldOut::Test, args.size)?,
     }
-    use Selection::{Detected, Fixed, Frequency, Learned, Random};
+    use Selection::{Detected, Fixed, Frequency, Learned, Random, Tuned};
     let mut selections = vec![Fixed, Detected, Random, Frequency];
     let mut soft = SoftOptions::default();
     if args.learn_steps > 0 {
         soft.steps = args.learn_steps;
         selections.insert(2, Learned);
     }
+    let mut tune = SoftOptions::of_experts();
+    if args.tune_steps > 0 {
+        tune.steps = args.tune_steps;
+        selections.push(Tuned);
+    }
     let options = EvaluateOptions {
+        tune,
         budgets: args.experts.iter().map(|&share| Budget::Experts(share)).collect(),
         selections,
         soft,
@@ -207,7 +213,13 @@ pub(crate) fn prune(args: &RoutePruneArgs) -> Result<(), Failure> {
     let mut conditions = Conditions::load(&args.condition)?;
     let task = conditions.task(&args.task)?;
     conditions.tasks[task].experts = conditions.uniform(task)?;
-    let pruned = conditions.prune(&model, task)?;
+    let pruned = match args.tune_steps {
+        0 => conditions.prune(&model, task)?,
+        steps => {
+            let options = SoftOptions { steps, ..SoftOptions::of_experts() };
+            tune_experts(&model, &args.task, &conditions.tasks[task].experts, options)?
+        }
+    };
     pruned.save(&args.out, &args.model)?;
     let (was, is) = (model.expert_bytes() as f64, pruned.expert_bytes() as f64);
     if args.common.json {

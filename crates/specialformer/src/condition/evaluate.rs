@@ -9,8 +9,8 @@ use specialformer_routing::ExpertSet;
 use specialformer_routing::condition::{Budget, keep};
 use specialformer_tensor::Seed;
 
-use super::conditions::{Conditions, with_experts};
-use super::soft::{SoftOptions, learn_bias};
+use super::conditions::{Conditions, TaskExperts, with_experts};
+use super::soft::{SoftOptions, learn_bias, tune_experts};
 use crate::error::{Error, Result};
 use crate::routing_trace::RoutedModel;
 
@@ -29,6 +29,11 @@ pub enum Selection {
     Detected,
     /// Those of its task, with the bias learned for them.
     Learned,
+    /// Those of its task, trained further on the task.
+    Tuned,
+    /// All, trained further on the task in the same way: what
+    /// [`Selection::Tuned`] is to be compared with.
+    TunedFull,
     /// As many of each layer, drawn at random.
     Random,
     /// As many of each layer, those that all tasks together use most.
@@ -46,6 +51,8 @@ pub struct EvaluateOptions {
     pub random_draws: u64,
     /// How biases are learned, for [`Selection::Learned`].
     pub soft: SoftOptions,
+    /// How experts are trained further, for [`Selection::Tuned`].
+    pub tune: SoftOptions,
     /// Repeats of the measured speed; 0 measures none.
     pub timings: usize,
     /// What random experts are drawn from.
@@ -60,6 +67,7 @@ impl Default for EvaluateOptions {
             selections: vec![Fixed, Detected, Random, Frequency],
             random_draws: 3,
             soft: SoftOptions::default(),
+            tune: SoftOptions::of_experts(),
             timings: 0,
             seed: 0,
         }
@@ -184,6 +192,16 @@ pub fn evaluate(
         }
     };
     let mut points = vec![point(Selection::Full, None, (1.0, full_loss, full_bytes, None))];
+    if options.selections.contains(&Selection::Tuned) {
+        let whole: Vec<ExpertSet> = conditions
+            .layers
+            .iter()
+            .map(|layer| ExpertSet::all(layer.experts))
+            .collect::<Result<_, _>>()?;
+        let tuned = tuned(model, conditions, options, |_| &whole)?;
+        let (loss, _) = all_losses(&texts, |i| losses(&tuned[texts[i].0], &texts[i].1))?;
+        points.push(point(Selection::TunedFull, None, (1.0, loss, full_bytes, None)));
+    }
     for &budget in &options.budgets {
         let mut fitted = conditions.clone();
         for task in &mut fitted.tasks {
@@ -192,7 +210,7 @@ pub fn evaluate(
             task.bias = None;
         }
         for &selection in &options.selections {
-            if selection == Selection::Full {
+            if matches!(selection, Selection::Full | Selection::TunedFull) {
                 continue;
             }
             let draws =
@@ -286,9 +304,22 @@ fn models(
             learn_bias(&mut fitted, model, task, options.soft)?;
         }
     }
-    let task =
-        |task: &super::TaskExperts| with_experts(model, &task.experts, task.bias.as_deref(), true);
+    if selection == Selection::Tuned {
+        return tuned(model, &fitted, options, |task| &task.experts);
+    }
+    let task = |task: &TaskExperts| with_experts(model, &task.experts, task.bias.as_deref(), true);
     fitted.tasks.iter().map(task).collect()
+}
+
+/// The model of each task with some experts, trained further on the task.
+fn tuned<'a>(
+    model: &RoutedModel,
+    conditions: &'a Conditions,
+    options: &EvaluateOptions,
+    sets: impl Fn(&'a TaskExperts) -> &'a Vec<ExpertSet>,
+) -> Result<Vec<RoutedModel>> {
+    let tasks = conditions.tasks.iter();
+    tasks.map(|task| tune_experts(model, &task.name, sets(task), options.tune)).collect()
 }
 
 /// Tokens a second with the tasks' models over that with all experts: the

@@ -5,8 +5,8 @@
 //! task from the first tokens' signature. [`Conditions::restrict`] masks the
 //! other experts, [`Conditions::prune`] leaves them out of memory and of the
 //! files that are saved; both route and compute the same. [`learn_bias`] trains
-//! a bias on the router's logits for the experts that are left. [`evaluate`]
-//! says what all this costs.
+//! a bias on the router's logits for the experts that are left, and
+//! [`tune_experts`] those themselves. [`evaluate`] says what all this costs.
 
 mod conditions;
 mod evaluate;
@@ -14,4 +14,4 @@ mod soft;
 
 pub use conditions::{Conditions, Detector, FitOptions, TaskExperts};
 pub use evaluate::{ConditionCurve, ConditionPoint, EvaluateOptions, Selection, evaluate};
-pub use soft::{SoftOptions, learn_bias};
+pub use soft::{SoftOptions, learn_bias, tune_experts};

@@ -259,6 +259,21 @@ fn a_run_is_traced_conditioned_taught_a_bias_and_pruned() {
     let as_model = model.as_model().unwrap();
     assert!(NamedParameters::of(&as_model).iter().all(|(_, p)| !p.is_frozen()));
 
+    // Half of the experts, trained on, answer better than before, and those of
+    // the whole model stay as they were.
+    let options = EvaluateOptions {
+        budgets: vec![Budget::Experts(0.5)],
+        selections: vec![Selection::Fixed, Selection::Tuned],
+        tune: SoftOptions { steps: 15, batch_size: 8, ..SoftOptions::of_experts() },
+        ..EvaluateOptions::default()
+    };
+    let curve = evaluate(&model, &conditions, &digits, &options).unwrap();
+    let loss = |selection| curve.points.iter().find(|p| p.selection == selection).unwrap().loss;
+    assert!(loss(Selection::Tuned) < loss(Selection::Fixed), "{curve:?}");
+    assert!(loss(Selection::TunedFull) < loss(Selection::Full), "{curve:?}");
+    assert_eq!(model.fingerprint(), before);
+    assert!(NamedParameters::of(&as_model).iter().all(|(_, p)| !p.is_frozen()));
+
     let masked = conditions.restrict(&model, task).unwrap();
     let pruned = conditions.prune(&model, task).unwrap();
     let saved = place.path().join("pruned");

@@ -43,8 +43,8 @@ impl Experiment for Signatures {
     }
 
     fn runs(&self, small: bool) -> Vec<Run> {
-        let (steps, seeds, rows, learning) =
-            if small { (40, 1, 60, 0) } else { (1600, 3, 400, 60) };
+        let (steps, seeds, rows, learning, tuning) =
+            if small { (40, 1, 60, 0, 0) } else { (1600, 3, 400, 60, 100) };
         let variants = if small { &VARIANTS[..1] } else { &VARIANTS[..] };
         let mut runs = Vec::new();
         for seed in 1..=seeds {
@@ -52,7 +52,7 @@ impl Experiment for Signatures {
                 runs.push(Run {
                     run: format!("{variant}-seed{seed}"),
                     settings: json!({"variant": variant, "seed": seed, "steps": steps,
-                                     "rows": rows, "learning_steps": learning}),
+                                     "rows": rows, "learning_steps": learning, "tuning_steps": tuning}),
                 });
             }
         }
@@ -142,7 +142,8 @@ impl Performance<'_> {
             "--out",
             &conditions,
         ])?;
-        let steps = self.settings["learning_steps"].to_string();
+        let learning = self.settings["learning_steps"].to_string();
+        let tuning = self.settings["tuning_steps"].to_string();
         let curve = self.printed(&[
             "route",
             "condition",
@@ -155,7 +156,9 @@ impl Performance<'_> {
             "--experts",
             "0.25,0.375,0.5,0.625,0.75",
             "--learn-steps",
-            &steps,
+            &learning,
+            "--tune-steps",
+            &tuning,
         ])?;
         let kept = |of: &Value| {
             json!({"similarity": of["similarity"], "accuracy": of["accuracy"],

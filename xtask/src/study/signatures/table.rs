@@ -117,7 +117,8 @@ fn curve(out: &mut String, name: &str, records: &[&Record]) {
     let mut budgets: Vec<f64> = points(first).iter().filter_map(budget).collect();
     budgets.sort_by(f64::total_cmp);
     budgets.dedup();
-    let _ = write!(out, "| {name} |");
+    let full = mean(&numbers(records, "/curve/points/0/perplexity"));
+    let _ = write!(out, "| {name} (perplexity with all {full:.1}) |");
     budgets.iter().for_each(|share| {
         let _ = write!(out, " {:.1} % |", 100.0 * share);
     });
@@ -142,6 +143,7 @@ fn curve(out: &mut String, name: &str, records: &[&Record]) {
         });
         out.push('\n');
     }
+    tuned(out, records, &budgets);
     let speed = |share: f64| {
         let of = |record: &&Record| {
             let all = points(record);
@@ -163,4 +165,29 @@ fn curve(out: &mut String, name: &str, records: &[&Record]) {
         mean(&tokens),
         100.0 * detected
     );
+}
+
+/// The kept experts, trained further, against all experts, trained further in
+/// the same way.
+fn tuned(out: &mut String, records: &[&Record], budgets: &[f64]) {
+    let change = |record: &&Record, share: f64| {
+        let points = record.result["curve"]["points"].as_array()?;
+        let loss = |selection: &str, share: Option<f64>| {
+            let of = |point: &&Value| {
+                point["selection"] == selection && point["budget"]["experts"].as_f64() == share
+            };
+            points.iter().find(of)?["loss"].as_f64()
+        };
+        Some(100.0 * ((loss("tuned", Some(share))? - loss("tuned-full", None)?).exp() - 1.0))
+    };
+    let measured = |&share: &f64| records.iter().any(|record| change(record, share).is_some());
+    if !budgets.iter().any(measured) {
+        return;
+    }
+    let _ = write!(out, "| task known, experts trained on |");
+    for &share in budgets {
+        let all: Vec<f64> = records.iter().filter_map(|record| change(record, share)).collect();
+        let _ = write!(out, " {} |", mean_std(&all));
+    }
+    out.push('\n');
 }
