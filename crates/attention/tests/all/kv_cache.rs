@@ -285,8 +285,8 @@ fn a_models_layers_stay_in_step() {
     assert_eq!(cache.generation(), None);
     cache.add_rows(1);
     cache.reserve(65);
-    assert_eq!((cache.rows(), cache.layers()[1].capacity()), (4, 128));
-    assert_eq!(cache.memory_bytes(), 2 * 2 * 4 * 128 * 4 * 8);
+    assert_eq!((cache.rows(), cache.layers()[1].capacity()), (4, 96));
+    assert_eq!(cache.memory_bytes(), 2 * 2 * 4 * 96 * 4 * 8);
 }
 
 #[test]
