@@ -1,8 +1,8 @@
 //! What the benchmarks measure: whole training steps of the models in the
-//! README's tables, how much memory they take, and what the machine allows.
+//! README's tables, and how much memory they take.
 
 pub mod cases;
-pub mod limits;
 pub mod peak_rss;
+pub mod timing;
 
 pub use cases::Case;

@@ -3,7 +3,7 @@
 //! into `benches/RESULTS.md`.
 
 use specialformer::attention::AttentionKind;
-use specialformer_benches::limits::best;
+use specialformer_benches::timing::best;
 use specialformer_benches::{Case, cases};
 
 /// A curve: what grows, and a case for each value.

@@ -32,10 +32,6 @@ pub(crate) struct Options {
     )]
     pub(crate) peers: Option<Vec<Peer>>,
 
-    /// How near kernels come to what the machine can do.
-    #[arg(long, conflicts_with_all = ["peers", "smoke"])]
-    roofline: bool,
-
     /// How costs grow with threads, length, experts, batch and width.
     #[arg(long, conflicts_with_all = ["peers", "smoke"])]
     scaling: bool,
@@ -80,11 +76,8 @@ const RESULTS_FRAME: &str = "# Benchmark results\n\n\
 
 /// Runs criterion's benchmarks or the comparison.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let tables = [(options.roofline, "roofline"), (options.scaling, "scaling")];
     match &options.peers {
-        None if tables.iter().any(|(wanted, _)| *wanted) => {
-            tables.iter().filter(|(wanted, _)| *wanted).try_for_each(|(_, name)| run_table(name))
-        }
+        None if options.scaling => run_table("scaling"),
         None => run_criterion(options),
         Some(peers) => run_comparison(options, peers),
     }
