@@ -77,21 +77,21 @@ const RESULTS_FRAME: &str = "# Benchmark results\n\n\
 /// Runs criterion's benchmarks or the comparison.
 pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.peers {
-        None if options.scaling => run_table("scaling"),
+        None if options.scaling => run_scaling(),
         None => run_criterion(options),
         Some(peers) => run_comparison(options, peers),
     }
 }
 
-/// Runs a program that prints tables, and keeps them in RESULTS.md.
-fn run_table(name: &str) -> Result<()> {
-    let binary = format!("bench-{name}");
-    let package = ["--release", "--package", "specialformer-benches", "--bin", &binary];
+/// Prints how costs grow, and keeps the tables in RESULTS.md.
+fn run_scaling() -> Result<()> {
+    const NAME: &str = "bench-scaling";
+    let package = ["--release", "--package", "specialformer-benches", "--bin", NAME];
     let built = shell::build(&package)?;
-    let printed = shell::output(&mut shell::program(executable(&built, &binary)?))?;
+    let printed = shell::output(&mut shell::program(executable(&built, NAME)?))?;
     println!("{printed}");
     let text = format!("Machine: {}.\n\n{printed}", machine::description());
-    markers::replace_in(&root().join("benches/RESULTS.md"), name, &text, "")
+    markers::replace_in(&root().join("benches/RESULTS.md"), "scaling", &text, "")
 }
 
 fn run_criterion(options: &Options) -> Result<()> {

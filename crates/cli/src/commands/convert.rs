@@ -6,7 +6,7 @@ use specialformer::checkpoint::{LoraFolder, StorageType};
 use specialformer::families::PublishedModel;
 use specialformer::prelude::Model;
 
-use super::published::check_path;
+use super::published::{check_path, is_named_gguf};
 use crate::failure::Failure;
 use crate::text_args::{ConvertArgs, Target};
 
@@ -39,11 +39,9 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Fails if a path's name does not say what the form is: `.gguf` is how other
-/// commands tell files from folders.
+/// Fails if a path's name does not say what the form is.
 pub(crate) fn check_form(form: Target, out: &Path) -> Result<(), Failure> {
-    let named = out.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
-    let what = match (form.is_gguf(), named) {
+    let what = match (form.is_gguf(), is_named_gguf(out)) {
         (true, false) => "a GGUF file's name ends in .gguf",
         (false, true) => "the form is a folder's; for a .gguf file give --to gguf-f16 or another",
         _ => return Ok(()),

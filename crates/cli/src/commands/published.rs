@@ -93,6 +93,11 @@ fn open_published(args: &ModelArgs) -> Result<PublishedModel, Failure> {
     Ok(model)
 }
 
+/// True if a path's name is a GGUF file's: how commands tell files from folders.
+pub(crate) fn is_named_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"))
+}
+
 /// Says at once what is not a model at all.
 pub(crate) fn check_path(path: &Path) -> Result<(), Failure> {
     let name = path.display();
@@ -103,8 +108,7 @@ pub(crate) fn check_path(path: &Path) -> Result<(), Failure> {
         let what = "holds no config.json: a model is a folder with one, or a .gguf file";
         return Err(Failure::input(format!("{name}: {what}")));
     }
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    if path.is_file() && !extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+    if path.is_file() && !is_named_gguf(path) {
         let what = "is no .gguf file: of other formats, name the folder with config.json";
         return Err(Failure::input(format!("{name}: {what}")));
     }

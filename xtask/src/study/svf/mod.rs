@@ -190,7 +190,12 @@ impl Experiment for Svf {
             Some("methods" | "few" | "matrices" | "reinforce") => remove(&run.settings)?,
             _ => {}
         }
-        self.printed(&words)
+        let mut result = self.printed(&words)?;
+        if let Some(result) = result.as_object_mut() {
+            // Where things were saved says something about the machine alone.
+            result.retain(|name, _| !matches!(name.as_str(), "path" | "report"));
+        }
+        Ok(result)
     }
 
     fn table(&self, records: &[Record]) -> Result<String> {

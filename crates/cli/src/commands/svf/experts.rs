@@ -11,6 +11,7 @@ use specialformer::svf::{Tuned, check_expert};
 use super::args::{InfoArgs, MergeArgs, MixArgs, MixMode};
 use super::model;
 use crate::commands::convert;
+use crate::commands::published::is_named_gguf;
 use crate::failure::Failure;
 use crate::table::grouped;
 use crate::text_args::Target;
@@ -20,8 +21,10 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), Failure> {
     if args.out.exists() {
         return Err(Failure::input(format!("{}: is there already", args.out.display())));
     }
-    let is_gguf = args.out.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
-    let form = args.to.unwrap_or(if is_gguf { Target::GgufF16 } else { Target::F32 });
+    let form = args.to.unwrap_or(match is_named_gguf(&args.out) {
+        true => Target::GgufF16,
+        false => Target::F32,
+    });
     convert::check_form(form, &args.out)?;
     let expert = model::expert(&args.expert)?;
     let mut opened = model::open(&args.model)?;

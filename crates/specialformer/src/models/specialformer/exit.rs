@@ -43,7 +43,7 @@ impl<E: Element> Specialformer<E> {
             let read = match x.take() {
                 Some(x) => x,
                 None => {
-                    let (x, routing) = self.embed(&ctx, &reading, &tasks, own.as_ref())?;
+                    let (x, routing) = self.embed(&ctx, &reading, &tasks, &own)?;
                     mixture = routing;
                     x
                 }
@@ -54,7 +54,7 @@ impl<E: Element> Specialformer<E> {
             let given = StackInput {
                 lengths: lengths.as_deref(),
                 tokens: Some(&ids),
-                streams: all.as_ref(),
+                streams: Some(&all),
                 ..StackInput::new(Queries::All)
             };
             let output = stack.forward_range(&ctx, read, first..last + 1, &given)?.output;
@@ -72,10 +72,7 @@ impl<E: Element> Specialformer<E> {
             }
             let mut certain = vec![false; input.rows()];
             for answer in &answers {
-                let rows = match &answer.rows {
-                    Some(rows) => rows.to_vec(),
-                    None => (0..part.rows as u32).collect(),
-                };
+                let rows = rows_of(answer, part.rows);
                 let each = sure(answer, &rows, input, exit.threshold)?;
                 rows.iter().zip(each).for_each(|(&row, each)| certain[row as usize] = each);
             }
@@ -102,6 +99,14 @@ impl<E: Element> Specialformer<E> {
         let hidden = hidden.reshape([arranged.rows, length, width])?;
         let pass = Pass { arranged, ctx: whole, hidden, routings: Vec::new(), mixture };
         Ok((pass, early))
+    }
+}
+
+/// The rows that an answer is of, out of so many.
+fn rows_of<E: Element>(answer: &Answer<E>, all: usize) -> Vec<u32> {
+    match &answer.rows {
+        Some(rows) => rows.to_vec(),
+        None => (0..all as u32).collect(),
     }
 }
 
@@ -150,7 +155,6 @@ pub(super) fn distance<E: Element>(
     ctx: &Ctx<E>,
     early: &[Answer<E>],
     last: &[Answer<E>],
-    rows: impl Fn(&Answer<E>) -> Vec<u32>,
     input: &Rows<'_>,
 ) -> Result<Option<Var<E>>> {
     if ctx.mode() == Mode::Eval {
@@ -160,7 +164,7 @@ pub(super) fn distance<E: Element>(
     let mut count = 0usize;
     let pairs = early.iter().zip(last);
     for (early, last) in pairs.filter(|(_, last)| last.kind == AnswerKind::Classes) {
-        let own = rows(last);
+        let own = rows_of(last, input.rows());
         let shape = last.output.shape();
         let axis = shape.rank() - 1;
         let positions = shape.elements() / (shape.last_size() * own.len()).max(1);

@@ -14,7 +14,7 @@ use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor, TaskRows};
 use specialformer_routing::{Keep, Routing, RoutingTrace};
 use specialformer_tensor::{Element, RngStream, Var};
-use specialformer_train::{Answer, BoxError, ModelOutput, Rows};
+use specialformer_train::{BoxError, ModelOutput, Rows};
 
 use self::arrange::Arranged;
 use self::heads::{Heads, mean_over_tokens};
@@ -271,11 +271,7 @@ impl<E: Element> Specialformer<E> {
         };
         let mut taught = Vec::new();
         for early in &early {
-            let rows = |answer: &Answer<E>| match &answer.rows {
-                Some(rows) => rows.to_vec(),
-                None => (0..arranged.rows as u32).collect(),
-            };
-            taught.extend(exit::distance(&ctx, early, &answers, rows, input)?);
+            taught.extend(exit::distance(&ctx, early, &answers, input)?);
         }
         let pooled = mean_over_tokens(&ctx, &hidden, arranged.main.lengths.as_deref())?;
         let pooled = arranged.restore(pooled.reshape([arranged.rows, self.config.base.width])?)?;

@@ -43,19 +43,21 @@ impl<E: Element> Specialformer<E> {
         ctx: &Ctx<E>,
         reading: &Reading<'_, E>,
         tasks: &[usize],
-        streams: Option<&Streams>,
+        streams: &Streams,
     ) -> Result<(Var<E>, Option<Routing<E>>)> {
         let Reading { stack, sequences, prefix, .. } = reading;
         stack.check_length("specialformer", sequences.length + prefix)?;
         let _scope = ctx.scope("embedding");
         let shape = [tasks.len(), sequences.length];
-        let (x, routing) = match (&self.input, streams, self.embedding.table()) {
-            (Some(input), Some(streams), _) => {
+        let (x, routing) = match (&self.input, self.embedding.table()) {
+            (Some(input), _) => {
                 let all = input.forward(ctx, &self.embedding, sequences, streams, tasks)?;
                 (all.x, all.routing)
             }
-            (_, _, Some(table)) => (table.forward(ctx, &sequences.tokens, shape)?, None),
-            _ => unreachable!("other than plain tables stand with a [model.input] section"),
+            (None, Some(table)) => (table.forward(ctx, &sequences.tokens, shape)?, None),
+            (None, None) => {
+                unreachable!("other than plain tables stand with a [model.input] section")
+            }
         };
         let x = self.task.add(ctx, x, tasks)?;
         let x = if *prefix > 0 { self.task.prepend(ctx, x, tasks)? } else { x };
@@ -64,27 +66,24 @@ impl<E: Element> Specialformer<E> {
         Ok((ctx.dropout(x, self.config.base.dropout)?, routing))
     }
 
-    /// What stands where, behind a task's own token if there is one.
-    pub(super) fn streams(
-        &self,
-        reading: &Reading<'_, E>,
-        rows: usize,
-    ) -> Result<[Option<Streams>; 2]> {
-        let Some(input) = &self.input else {
-            if reading.sequences.streams.as_ref().is_some_and(|all| all.width > 0) {
+    /// What stands where, without a task's own token and behind it.
+    pub(super) fn streams(&self, reading: &Reading<'_, E>, rows: usize) -> Result<[Streams; 2]> {
+        let sequences = reading.sequences;
+        let own = match &self.input {
+            Some(input) => input.streams(sequences, rows)?,
+            None if sequences.streams.as_ref().is_some_and(|all| all.width > 0) => {
                 let what = "rows with numbers need a [model.input] section";
                 return Err(Error::Input { model: "specialformer", what: what.into() });
             }
             // Parts of the stack may ask for tasks alone.
-            let length = reading.sequences.length;
-            let lengths = reading.sequences.lengths.clone().unwrap_or_else(|| vec![length; rows]);
-            let own = Streams::uniform(0, &lengths, length);
-            let all = behind(&own, reading.prefix);
-            return Ok([Some(own), Some(all)]);
+            None => {
+                let length = sequences.length;
+                let lengths = sequences.lengths.clone().unwrap_or_else(|| vec![length; rows]);
+                Streams::uniform(0, &lengths, length)
+            }
         };
-        let own = input.streams(reading.sequences, rows)?;
         let all = behind(&own, reading.prefix);
-        Ok([Some(own), Some(all)])
+        Ok([own, all])
     }
 
     /// Token ids of all positions; a task's own token has an id behind those
@@ -111,7 +110,7 @@ impl<E: Element> Specialformer<E> {
     ) -> Result<Var<E>> {
         let Reading { stack, sequences, prefix, memory, probe, .. } = *reading;
         let [own, all] = self.streams(reading, tasks.len())?;
-        let (x, mixture) = self.embed(ctx, reading, tasks, own.as_ref())?;
+        let (x, mixture) = self.embed(ctx, reading, tasks, &own)?;
         passed.mixture = mixture;
         let lengths: Option<Vec<usize>> =
             sequences.lengths.as_ref().map(|all| all.iter().map(|n| n + prefix).collect());
@@ -121,7 +120,7 @@ impl<E: Element> Specialformer<E> {
             lengths: lengths.as_deref(),
             memory,
             tokens: Some(&ids),
-            streams: all.as_ref(),
+            streams: Some(&all),
             probe,
         };
         let output = stack.forward(ctx, x, &input)?;
