@@ -1,23 +1,25 @@
 //! The study of embeddings that know their input: one mechanism at a time
 //! against a plain table, on questions about images and series and on words in
-//! two scripts, with the same training tokens.
+//! two scripts, with the same training tokens; and of adapting a model to tasks
+//! that it was not trained on by its singular values alone.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+mod table;
+
+use std::path::Path;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::process::Binary;
 use super::queue::{Experiment, Record, Run};
-use super::statistics::mean_std;
 use crate::shell::{Result, root};
 
 /// What one command of a run is given; the next attempt goes on.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Steps of a whole run.
-const STEPS: u64 = 6000;
+const STEPS: u64 = 12_000;
+/// Steps that a model's singular values are trained for.
+const ADAPTING: u64 = 3000;
 
 const TASKS: [&str; 7] = ["digit", "parity", "half", "larger", "sum", "series", "script"];
 
@@ -62,8 +64,48 @@ const VARIANTS: [Variant; 9] = [
     ),
 ];
 
+/// Tasks that a model is trained on, and others that it is then adapted to by
+/// its singular values.
+struct Adaptation {
+    name: &'static str,
+    base: &'static [&'static str],
+    new: &'static [&'static str],
+}
+
+const ADAPTATIONS: [Adaptation; 2] = [
+    Adaptation { name: "text", base: &["series", "script"], new: &["digit", "parity", "half"] },
+    Adaptation {
+        name: "one-image",
+        base: &["digit", "half", "series", "script"],
+        new: &["parity", "larger", "sum"],
+    },
+];
+
+/// What a model of the study is: the sizes of its blocks.
+struct Shape {
+    width: usize,
+    layers: usize,
+    heads: usize,
+    feed_forward: usize,
+}
+
+/// Of the mechanisms.
+const SMALL: Shape = Shape { width: 48, layers: 4, heads: 4, feed_forward: 128 };
+/// Of what is adapted.
+const LARGE: Shape = Shape { width: 128, layers: 4, heads: 4, feed_forward: 320 };
+
+/// What a run is trained on, and how long.
+struct Training<'a> {
+    tasks: &'a [&'a str],
+    seed: u64,
+    steps: u64,
+    test: u64,
+}
+
 /// The configuration file of a run.
-fn config(name: &str, input: &str, tasks: &[&str], seed: u64, steps: u64, test: u64) -> String {
+fn config(name: &str, shape: &Shape, input: &str, training: &Training<'_>) -> String {
+    let Shape { width, layers, heads, feed_forward } = shape;
+    let Training { tasks, seed, steps, test } = training;
     let quoted: Vec<_> = tasks.iter().map(|task| format!("\"{task}\"")).collect();
     let named: Vec<_> = TASKS.iter().map(|task| format!("{{ name = \"{task}\" }}")).collect();
     format!(
@@ -73,10 +115,10 @@ fn config(name: &str, input: &str, tasks: &[&str], seed: u64, steps: u64, test: 
 kind = "specialformer"
 topology = "decoder"
 vocabulary = 87
-width = 48
-layers = 3
-heads = 4
-feed_forward = 128
+width = {width}
+layers = {layers}
+heads = {heads}
+feed_forward = {feed_forward}
 window = 41
 positions = "learned"
 tasks = [{named}]
@@ -128,7 +170,8 @@ impl Experiment for Mpt {
     }
 
     fn runs(&self, small: bool) -> Vec<Run> {
-        let (steps, seeds, test) = if small { (200, 1, 700) } else { (STEPS, 3, 8192) };
+        let (steps, adapting, seeds, test) =
+            if small { (200, 50, 1, 700) } else { (STEPS, ADAPTING, 3, 8192) };
         let mut runs = Vec::new();
         for seed in 1..=seeds {
             for Variant { name, .. } in &VARIANTS {
@@ -147,6 +190,15 @@ impl Experiment for Mpt {
                 runs.push(Run { run: format!("single-{task}-seed{seed}"), settings });
             }
         }
+        for seed in 1..=seeds {
+            for Adaptation { name, .. } in &ADAPTATIONS {
+                let settings = json!({
+                    "adaptation": name, "seed": seed, "steps": steps / 2,
+                    "adapting_steps": adapting, "test_size": test,
+                });
+                runs.push(Run { run: format!("adapted-{name}-seed{seed}"), settings });
+            }
+        }
         runs
     }
 
@@ -155,17 +207,31 @@ impl Experiment for Mpt {
     }
 
     fn perform(&self, run: &Run) -> Result<Value> {
-        let number = |name: &str| run.settings[name].as_u64().unwrap_or(0);
-        let (steps, test) = (number("steps"), number("test_size"));
+        let steps = run.settings["steps"].as_u64().unwrap_or(0);
+        let folder = root().join("runs").join(format!("study-mpt-{steps}-steps")).join(&run.run);
+        match run.settings["adaptation"].as_str() {
+            Some(name) => self.adapt(name, run, &folder),
+            None => self.train(run, &folder),
+        }
+    }
+
+    fn table(&self, records: &[Record]) -> Result<String> {
+        table::table(records)
+    }
+}
+
+impl Mpt {
+    /// Trains a model of a mechanism and scores it.
+    fn train(&self, run: &Run, folder: &Path) -> Result<Value> {
         let name = run.settings["variant"].as_str().unwrap_or_default();
         let found = VARIANTS.iter().find(|variant| variant.name == name);
         let input = found.ok_or_else(|| format!("no variant {name}"))?.input;
         let only = TASKS.iter().find(|task| run.settings["task"] == **task);
         let tasks = only.map_or(&TASKS[..], std::slice::from_ref);
-        let text = config(&run.run, input, tasks, number("seed"), steps, test);
-        let folder = root().join("runs").join(format!("study-mpt-{steps}-steps")).join(&run.run);
-        let trained = self.binary.train(&text, &folder, LIMIT)?;
-        let (folder, size) = (folder.display().to_string(), test.to_string());
+        let training = training(run, tasks);
+        let trained =
+            self.binary.train(&config(&run.run, &SMALL, input, &training), folder, LIMIT)?;
+        let (folder, size) = (folder.display().to_string(), training.test.to_string());
         let evaluated = self.binary.printed(&["eval", &folder, "--size", &size], LIMIT)?;
         let shifted =
             self.binary.printed(&["eval", &folder, "--shifted", "--size", &size], LIMIT)?;
@@ -178,94 +244,30 @@ impl Experiment for Mpt {
         }))
     }
 
-    fn table(&self, records: &[Record]) -> Result<String> {
-        table(records)
+    /// Trains a model on some tasks, and its singular values on others.
+    fn adapt(&self, name: &str, run: &Run, folder: &Path) -> Result<Value> {
+        let found = ADAPTATIONS.iter().find(|adaptation| adaptation.name == name);
+        let Adaptation { base, new, .. } = found.ok_or_else(|| format!("no adaptation {name}"))?;
+        let training = training(run, base);
+        let trained = self.binary.train(&config(&run.run, &LARGE, "", &training), folder, LIMIT)?;
+        let (folder, size) = (folder.display().to_string(), training.test.to_string());
+        let (tasks, steps) = (new.join(","), run.settings["adapting_steps"].to_string());
+        let adapted = self.binary.printed(
+            &["svf", "run", &folder, "--tasks", &tasks, "--steps", &steps, "--size", &size],
+            LIMIT,
+        )?;
+        Ok(json!({
+            "parameters": trained["parameters"],
+            "trained_numbers": adapted["trained_numbers"],
+            "seconds": adapted["seconds"],
+            "before": adapted["before"]["tasks"],
+            "after": adapted["after"]["tasks"],
+        }))
     }
 }
 
-#[derive(Debug, Deserialize)]
-struct Score {
-    accuracy: Option<f64>,
-}
-
-type Scores = BTreeMap<String, Score>;
-
-#[derive(Debug, Deserialize)]
-struct Trained {
-    parameters: u64,
-    seconds: f64,
-    tasks: Scores,
-    shifted: Scores,
-}
-
-/// The mean accuracy of tasks, in percent.
-fn accuracy(scores: &Scores, tasks: &[&str]) -> Option<f64> {
-    let each = tasks.iter().map(|task| scores.get(*task)?.accuracy);
-    let each = each.collect::<Option<Vec<_>>>()?;
-    Some(100.0 * each.iter().sum::<f64>() / each.len() as f64)
-}
-
-fn table(records: &[Record]) -> Result<String> {
-    let mut by_variant: BTreeMap<&str, Vec<Trained>> = BTreeMap::new();
-    let mut single: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    for record in records {
-        let trained: Trained = serde_json::from_value(record.result.clone())
-            .map_err(|e| format!("{}: {e}", record.of.run))?;
-        match record.of.settings["task"].as_str() {
-            Some(task) => {
-                single.entry(task).or_default().extend(accuracy(&trained.tasks, &[task]));
-            }
-            None => {
-                let name = record.of.settings["variant"].as_str().unwrap_or_default();
-                by_variant.entry(name).or_default().push(trained);
-            }
-        }
-    }
-    let plain = by_variant.get("plain").and_then(|runs| runs.first()).map(|run| run.parameters);
-    let mut text = String::from(
-        "| embedding | parameters | digit | one image | two images | series | script | all | \
-         all, shifted | s |\n|---|---|---|---|---|---|---|---|---|---|\n",
-    );
-    for Variant { name, .. } in &VARIANTS {
-        let Some(runs) = by_variant.get(name) else { continue };
-        let of = |shifted: bool, tasks: &[&str]| {
-            let scores =
-                |run: &Trained| accuracy(if shifted { &run.shifted } else { &run.tasks }, tasks);
-            mean_std(&runs.iter().filter_map(scores).collect::<Vec<_>>())
-        };
-        let parameters = runs[0].parameters;
-        let more = plain.map_or(String::new(), |plain| {
-            let more = 100.0 * (parameters as f64 / plain as f64 - 1.0);
-            format!(" ({more:+.1} %)")
-        });
-        let seconds = runs.iter().map(|run| run.seconds).sum::<f64>() / runs.len() as f64;
-        let _ = writeln!(
-            text,
-            "| {name} | {parameters}{more} | {} | {} | {} | {} | {} | {} | {} | {seconds:.0} |",
-            of(false, &["digit"]),
-            of(false, &["digit", "parity", "half"]),
-            of(false, &["larger", "sum"]),
-            of(false, &["series"]),
-            of(false, &["script"]),
-            of(false, &TASKS),
-            of(true, &TASKS),
-        );
-    }
-    let _ = writeln!(
-        text,
-        "\nTest accuracy in percent, mean ± deviation over seeds; `script` by letter, the others \
-         by answer. Shifted: moved and noisier images, noisier series, mostly one script."
-    );
-    if !single.is_empty() {
-        let cells: Vec<_> = TASKS
-            .iter()
-            .filter_map(|task| Some(format!("{task} {}", mean_std(single.get(task)?))))
-            .collect();
-        let _ = writeln!(
-            text,
-            "\nA plain model for each task by itself, with a seventh of the steps: {}.",
-            cells.join(", ")
-        );
-    }
-    Ok(text)
+/// What a run's settings say about its training.
+fn training<'a>(run: &Run, tasks: &'a [&'a str]) -> Training<'a> {
+    let number = |name: &str| run.settings[name].as_u64().unwrap_or(0);
+    Training { tasks, seed: number("seed"), steps: number("steps"), test: number("test_size") }
 }
