@@ -2,6 +2,7 @@
 //! README's tables, and how much memory they take.
 
 pub mod cases;
+pub mod limits;
 pub mod peak_rss;
 pub mod timing;
 

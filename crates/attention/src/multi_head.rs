@@ -160,6 +160,17 @@ impl<E: Element> MultiHeadAttention<E> {
         self.clipped(Var::concat(&[&q, &k, &self.v.forward(ctx, x)?], 2)?)
     }
 
+    /// [`project_qkv`](Self::project_qkv) with queries and keys rotated to their
+    /// positions where those are rotary: what attention's products are of.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn rotated_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
+        let AttentionConfig { heads, kv_heads, .. } = self.core.config;
+        let packed = self.project_qkv(ctx, x)?;
+        self.core.rotate(&packed, heads + 2 * kv_heads, heads + kv_heads, 0.into(), None)
+    }
+
     /// Self-attention: all positions, or only the last query's output
     /// [B, 1, C].
     ///

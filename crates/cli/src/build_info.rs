@@ -16,7 +16,12 @@ pub(crate) const PROFILE: &str = env!("SPECIALFORMER_BUILD_PROFILE");
 
 /// Cargo features that are on.
 pub(crate) fn features() -> &'static str {
-    if cfg!(feature = "blas") { "blas" } else { "none" }
+    match (cfg!(feature = "blas"), cfg!(feature = "hub")) {
+        (true, true) => "blas, hub",
+        (true, false) => "blas",
+        (false, true) => "hub",
+        (false, false) => "none",
+    }
 }
 
 /// Version and commit, for `-V`.

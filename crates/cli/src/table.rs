@@ -49,6 +49,11 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// -0.004 as `0.00`: without a minus before zeros.
+pub(crate) fn hundredths(number: f64) -> String {
+    format!("{:.2}", (100.0 * number).round() / 100.0 + 0.0)
+}
+
 /// The name of a held-out set.
 pub(crate) fn set_name(set: HeldOut) -> &'static str {
     match set {
@@ -116,5 +121,6 @@ mod tests {
         assert_eq!(markdown(&rows), "| model | all |\n|---|---:|\n| x | 99.10 |\n");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(12), "12");
+        assert_eq!([-0.004, -0.006].map(hundredths), ["0.00", "-0.01"]);
     }
 }

@@ -5,7 +5,7 @@
 use std::error::Error;
 
 use ndarray::{Array2, ArrayView2};
-use specialformer_routing::analysis::unit_rows;
+use specialformer_routing::analysis::cosine;
 use specialformer_routing::gate::{self, Gated, SelectArgs};
 use specialformer_routing::statistics::max_over_mean;
 use specialformer_routing::{Groups, SignatureKind, SignatureSum};
@@ -54,9 +54,8 @@ fn alike(gated: &Gated<f32>) -> Result<f64, Box<dyn Error>> {
         let weights = gated.weights[gated.choices.range(token)].iter().copied();
         sums[task(token)].add_token(0, experts.zip(weights))?;
     }
-    let rows = sums.iter().flat_map(|sum| sum.signature(SignatureKind::Weight)).collect();
-    let rows = unit_rows(Array2::from_shape_vec((2, EXPERTS), rows)?.view());
-    Ok(rows.row(0).dot(&rows.row(1)))
+    let [a, b] = sums.map(|sum| sum.signature(SignatureKind::Weight));
+    Ok(cosine(&a, &b))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

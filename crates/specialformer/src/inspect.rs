@@ -2,7 +2,7 @@
 //! queries and keys.
 
 use ndarray::{Array3, ArrayView2, s};
-use specialformer_attention::{AttentionKind, Position};
+use specialformer_attention::AttentionKind;
 use specialformer_embedding::PREFIX_PLACE;
 use specialformer_nn::Ctx;
 use specialformer_tensor::{Element, Tensor};
@@ -21,7 +21,8 @@ pub struct HeadAttention {
     pub head: usize,
     /// Attention weights a_ij [B, T, T].
     pub weights: Array3<f64>,
-    /// Scores z_ij = q_i·k_j/√D [B, T, T], before positional biases.
+    /// Scores z_ij = q_i·k_j/√D [B, T, T], before positional biases; q and k
+    /// are rotated where positions are rotary.
     pub scores: Array3<f64>,
     /// cos(q_i, k_j) [B, T, T].
     pub cosines: Array3<f64>,
@@ -100,8 +101,7 @@ fn head_attention<E: Element>(
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowAttention {
     /// The weight of each position of the row, averaged over layers and heads;
-    /// learned tokens that stand between have the rest. Empty for rotary
-    /// positions, which the projections do not hold.
+    /// learned tokens that stand between have the rest.
     pub last: Vec<f64>,
 }
 
@@ -112,9 +112,6 @@ pub struct RowAttention {
 pub fn row_attention(model: &Specialformer, ctx: &Ctx, rows: &Rows<'_>) -> Result<RowAttention> {
     let stack = model.main_stack();
     let config = stack.attention();
-    if matches!(config.position, Position::Rope { .. }) {
-        return Ok(RowAttention { last: Vec::new() });
-    }
     let inputs = model.block_inputs(ctx, rows)?.into_inner();
     let length = rows.length();
     let mut last = vec![0.0; length];

@@ -211,9 +211,6 @@ impl MultimodalPredictor {
     fn patches(&self, attention: &RowAttention, images: usize) -> Vec<Vec<f64>> {
         let grid = self.layout.types[words::IMAGE].grid.unwrap_or([0, 0]);
         let count = grid[0] * grid[1];
-        if attention.last.is_empty() {
-            return Vec::new();
-        }
         // Behind the row's first token.
         (0..images).map(|i| attention.last[1 + i * count..][..count].to_vec()).collect()
     }

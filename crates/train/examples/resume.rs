@@ -109,10 +109,7 @@ fn run(folder: &Path, until: u64) -> Result<Summary, Box<dyn Error>> {
     let trainer = Trainer::new(&model, Largest(0), config)?.until(until);
     // The second argument is what must not have changed when a run goes on.
     let settings = ("largest digit", WIDTH);
-    let mut trainer = match folder.exists() {
-        true => trainer.resume_in(RunFolder::open(folder)?, &settings)?,
-        false => trainer.start_in(RunFolder::create(folder)?, &settings)?,
-    };
+    let mut trainer = trainer.resume_in(RunFolder::open_or_create(folder)?, &settings)?;
     Ok(trainer.run()?)
 }
 

@@ -70,6 +70,24 @@ impl RunFolder {
         Ok(run)
     }
 
+    /// Opens the folder of a run, or makes it where there is none: with
+    /// [`Trainer::resume_in`](crate::Trainer::resume_in) a program that goes on
+    /// where it was stopped, however often it is started.
+    ///
+    /// # Errors
+    /// [`TrainError::RunExists`] if the folder holds files that are not a
+    /// run's; else as [`RunFolder::open`] and [`RunFolder::create`].
+    pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self> {
+        match Self::create(path) {
+            Err(TrainError::RunExists { path })
+                if ["metrics.jsonl", "checkpoints"].iter().any(|f| path.join(f).exists()) =>
+            {
+                Self::open(path)
+            }
+            made => made,
+        }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path

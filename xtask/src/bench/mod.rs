@@ -36,6 +36,10 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["peers", "smoke"])]
     scaling: bool,
 
+    /// How near kernels come to what the machine can do.
+    #[arg(long, conflicts_with_all = ["peers", "smoke", "scaling"])]
+    roofline: bool,
+
     /// Run only benchmarks whose name contains this.
     #[arg(long)]
     filter: Option<String>,
@@ -77,21 +81,22 @@ const RESULTS_FRAME: &str = "# Benchmark results\n\n\
 /// Runs criterion's benchmarks or the comparison.
 pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.peers {
-        None if options.scaling => run_scaling(),
+        None if options.scaling => run_table("scaling"),
+        None if options.roofline => run_table("roofline"),
         None => run_criterion(options),
         Some(peers) => run_comparison(options, peers),
     }
 }
 
-/// Prints how costs grow, and keeps the tables in RESULTS.md.
-fn run_scaling() -> Result<()> {
-    const NAME: &str = "bench-scaling";
-    let package = ["--release", "--package", "specialformer-benches", "--bin", NAME];
-    let built = shell::build(&package)?;
-    let printed = shell::output(&mut shell::program(executable(&built, NAME)?))?;
+/// Prints what the program `bench-NAME` measures, and keeps it in RESULTS.md.
+fn run_table(name: &str) -> Result<()> {
+    let program = format!("bench-{name}");
+    let built =
+        shell::build(&["--release", "--package", "specialformer-benches", "--bin", &program])?;
+    let printed = shell::output(&mut shell::program(executable(&built, &program)?))?;
     println!("{printed}");
     let text = format!("Machine: {}.\n\n{printed}", machine::description());
-    markers::replace_in(&root().join("benches/RESULTS.md"), "scaling", &text, "")
+    markers::replace_in(&root().join("benches/RESULTS.md"), name, &text, "")
 }
 
 fn run_criterion(options: &Options) -> Result<()> {

@@ -102,7 +102,7 @@ fn as_text(model: &str, found: &Analysis) -> String {
             name.to_string(),
             spread(s.within, s.within_std),
             spread(s.across, s.across_std),
-            format!("{:.2}", s.cohens_d),
+            table::hundredths(s.cohens_d),
             percent(b.accuracy, b.accuracy_std),
         ]
     };

@@ -26,4 +26,4 @@ pub use nulls::{balanced_random, frequency_shuffle, length_matched};
 pub use permutation::{PermutationTest, permutation_test};
 pub use projection::{Projection, principal_components};
 pub use run::{Analysis, AnalysisConfig, Baseline, LayerStrength, analyze};
-pub use similarity::{Similarity, similarity, unit_rows};
+pub use similarity::{Similarity, cosine, similarity, unit_rows};

@@ -38,6 +38,24 @@ pub fn unit_rows(rows: ArrayView2<'_, f64>) -> Array2<f64> {
     rows
 }
 
+/// The cosine of the angle between two vectors, a·b / (‖a‖·‖b‖); 0 if one of
+/// them is zero.
+///
+/// # Panics
+/// If the lengths differ.
+///
+/// ```
+/// use specialformer_routing::analysis::cosine;
+/// assert_eq!(cosine(&[3.0, 0.0], &[1.0, 0.0]), 1.0);
+/// assert_eq!(cosine(&[1.0, 0.0], &[0.0, 2.0]), 0.0);
+/// ```
+pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len(), "the vectors are as long");
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
+}
+
 /// Moments of cosines: number, sum, sum of squares, of pairs within
 /// labels, then across.
 type Moments = [[f64; 3]; 2];

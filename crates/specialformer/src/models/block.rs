@@ -211,11 +211,12 @@ impl<E: Element> Block<E> {
         super::adapters::add_lora(adapter, config.tasks, projections, rng)
     }
 
-    /// The packed projections q|k|v [B, T, 3·C] that attention starts from.
+    /// The packed projections q|k|v [B, T, 3·C] that attention starts from,
+    /// at their positions where those are rotary.
     pub(crate) fn project_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
         let x = self.before(&self.attention_norm, ctx, x)?;
         Ok(match &self.attention {
-            Attention::Shared(layer) => layer.project_qkv(ctx, &x)?,
+            Attention::Shared(layer) => layer.rotated_qkv(ctx, &x)?,
             Attention::PerPosition(layer) => layer.project_qkv(ctx, &x)?,
         })
     }

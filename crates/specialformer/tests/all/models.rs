@@ -141,3 +141,15 @@ fn attention_weights_that_reports_show_are_those_of_the_model() {
         }
     }
 }
+
+/// Of one token again and again, scores with rotary positions depend on the
+/// distance alone.
+#[test]
+fn inspected_scores_are_those_of_rotated_queries_and_keys() {
+    let model = Model::<f64>::new(&small("rope"), Seed::new(3)).unwrap();
+    let tokens = Tokens::new(&[1; 4], 1).unwrap();
+    for head in specialformer::inspect::attention(&model, tokens).unwrap() {
+        let z = |i, j| head.scores[(0, i, j)];
+        assert!((z(3, 1) - z(2, 0)).abs() < 1e-12 && (z(3, 1) - z(3, 2)).abs() > 1e-6);
+    }
+}

@@ -126,6 +126,23 @@ fn a_run_without_a_checkpoint_begins_anew() {
 }
 
 #[test]
+fn a_folder_is_opened_or_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    drop(RunFolder::open_or_create(&path).unwrap());
+    fs::write(path.join("metrics.jsonl"), "").unwrap();
+    let held = RunFolder::open_or_create(&path).unwrap();
+    let error = RunFolder::open_or_create(&path).unwrap_err().to_string();
+    assert!(error.ends_with("another process is training in this run folder"), "{error}");
+    drop(held);
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("letter.txt"), "Dear").unwrap();
+    let error = RunFolder::open_or_create(&other).unwrap_err().to_string();
+    assert!(error.contains("already holds files"), "{error}");
+}
+
+#[test]
 fn runs_are_guarded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run");

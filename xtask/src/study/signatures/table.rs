@@ -98,14 +98,19 @@ fn line(out: &mut String, name: &str, records: &[&Record], key: &str, p: Option<
     let p = p.map_or_else(|| "–".into(), |p| format!("{p:.1e}"));
     let _ = writeln!(
         out,
-        "| {name} | {:.4} ± {:.4} | {:.4} ± {:.4} | {:.2} | {} | {p} |",
+        "| {name} | {:.4} ± {:.4} | {:.4} ± {:.4} | {} | {} | {p} |",
         of("within"),
         of("within_std"),
         of("across"),
         of("across_std"),
-        of("cohens_d"),
+        effect(of("cohens_d")),
         mean_std(&accuracy)
     );
+}
+
+/// Cohen's d, without a minus before zeros.
+fn effect(d: f64) -> String {
+    format!("{:.2}", (100.0 * d).round() / 100.0 + 0.0)
 }
 
 fn curve(out: &mut String, name: &str, records: &[&Record]) {
@@ -167,27 +172,31 @@ fn curve(out: &mut String, name: &str, records: &[&Record]) {
     );
 }
 
-/// The kept experts, trained further, against all experts, trained further in
-/// the same way.
+/// The kept experts, trained further, against all experts as they were, and
+/// trained further in the same way.
 fn tuned(out: &mut String, records: &[&Record], budgets: &[f64]) {
-    let change = |record: &&Record, share: f64| {
-        let points = record.result["curve"]["points"].as_array()?;
-        let loss = |selection: &str, share: Option<f64>| {
-            let of = |point: &&Value| {
-                point["selection"] == selection && point["budget"]["experts"].as_f64() == share
+    for (against, said) in
+        [("full", "kept experts trained on"), ("tuned-full", "· against all experts trained on")]
+    {
+        let change = |record: &&Record, share: f64| {
+            let points = record.result["curve"]["points"].as_array()?;
+            let loss = |selection: &str, share: Option<f64>| {
+                let of = |point: &&Value| {
+                    point["selection"] == selection && point["budget"]["experts"].as_f64() == share
+                };
+                points.iter().find(of)?["loss"].as_f64()
             };
-            points.iter().find(of)?["loss"].as_f64()
+            Some(100.0 * ((loss("tuned", Some(share))? - loss(against, None)?).exp() - 1.0))
         };
-        Some(100.0 * ((loss("tuned", Some(share))? - loss("tuned-full", None)?).exp() - 1.0))
-    };
-    let measured = |&share: &f64| records.iter().any(|record| change(record, share).is_some());
-    if !budgets.iter().any(measured) {
-        return;
+        let measured = |&share: &f64| records.iter().any(|record| change(record, share).is_some());
+        if !budgets.iter().any(measured) {
+            return;
+        }
+        let _ = write!(out, "| {said} |");
+        for &share in budgets {
+            let all: Vec<f64> = records.iter().filter_map(|record| change(record, share)).collect();
+            let _ = write!(out, " {} |", mean_std(&all));
+        }
+        out.push('\n');
     }
-    let _ = write!(out, "| task known, experts trained on |");
-    for &share in budgets {
-        let all: Vec<f64> = records.iter().filter_map(|record| change(record, share)).collect();
-        let _ = write!(out, " {} |", mean_std(&all));
-    }
-    out.push('\n');
 }

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use super::Section;
 use crate::report::data::{ReportData, SignatureRow, Signatures};
 use crate::report::html::{NONE, escape};
+use crate::table;
 
 /// The section; absent without signatures.
 pub(crate) fn section(data: &ReportData) -> Option<Section> {
@@ -72,7 +73,7 @@ fn table(out: &mut String, label: &str, corner: &str, rows: &[SignatureRow]) {
             Some(all) => format!("{:.4} ± {:.4}", all[i], all[i + 1]),
             None => NONE.to_owned(),
         };
-        let effect = row.effect.map_or_else(|| NONE.to_owned(), |d| format!("{d:.2}"));
+        let effect = row.effect.map_or_else(|| NONE.to_owned(), table::hundredths);
         let [accuracy, spread] = row.accuracy.map(|x| 100.0 * x);
         let _ = writeln!(
             out,
