@@ -17,9 +17,9 @@ use crate::shell::{Result, root};
 /// What one command of a run is given; the next attempt goes on.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Steps of a whole run.
-const STEPS: u64 = 12_000;
+const STEPS: u64 = 10_000;
 /// Steps that a model's singular values are trained for.
-const ADAPTING: u64 = 3000;
+const ADAPTING: u64 = 1500;
 
 const TASKS: [&str; 7] = ["digit", "parity", "half", "larger", "sum", "series", "script"];
 
@@ -92,7 +92,7 @@ struct Shape {
 /// Of the mechanisms.
 const SMALL: Shape = Shape { width: 48, layers: 4, heads: 4, feed_forward: 128 };
 /// Of what is adapted.
-const LARGE: Shape = Shape { width: 128, layers: 4, heads: 4, feed_forward: 320 };
+const LARGE: Shape = Shape { width: 96, layers: 4, heads: 4, feed_forward: 256 };
 
 /// What a run is trained on, and how long.
 struct Training<'a> {
@@ -180,6 +180,15 @@ impl Experiment for Mpt {
                 runs.push(Run { run: format!("{name}-seed{seed}"), settings });
             }
         }
+        for seed in 1..=seeds {
+            for Adaptation { name, .. } in &ADAPTATIONS {
+                let settings = json!({
+                    "adaptation": name, "seed": seed, "steps": steps / 4,
+                    "adapting_steps": adapting, "test_size": test,
+                });
+                runs.push(Run { run: format!("adapted-{name}-seed{seed}"), settings });
+            }
+        }
         // Each task by itself, with the steps that it gets of the others.
         for seed in 1..=seeds {
             for task in TASKS {
@@ -188,15 +197,6 @@ impl Experiment for Mpt {
                     "steps": steps / TASKS.len() as u64, "test_size": test,
                 });
                 runs.push(Run { run: format!("single-{task}-seed{seed}"), settings });
-            }
-        }
-        for seed in 1..=seeds {
-            for Adaptation { name, .. } in &ADAPTATIONS {
-                let settings = json!({
-                    "adaptation": name, "seed": seed, "steps": steps / 2,
-                    "adapting_steps": adapting, "test_size": test,
-                });
-                runs.push(Run { run: format!("adapted-{name}-seed{seed}"), settings });
             }
         }
         runs

@@ -162,13 +162,14 @@ fn curve(out: &mut String, name: &str, records: &[&Record]) {
     budgets.iter().for_each(|&share| {
         let _ = write!(out, " {:.2}× |", speed(share));
     });
-    let detected = mean(&numbers(records, "/curve/detection_accuracy"));
-    let tokens = numbers(records, "/curve/detect_tokens");
+    let percent = |key: &str| 100.0 * mean(&numbers(records, &format!("/curve/{key}")));
+    let (right, unsure) = (percent("detection_accuracy"), percent("fall_back"));
     let _ = writeln!(
         out,
-        "\n\nThe task is detected rightly from {} tokens in {:.1} % of texts.\n",
-        mean(&tokens),
-        100.0 * detected
+        "\n\nFrom {} tokens the task is detected rightly in {right:.1} % of texts, wrongly in \
+         {:.1} %; in {unsure:.1} % it is not clear enough, and all experts are used.\n",
+        mean(&numbers(records, "/curve/detect_tokens")),
+        100.0 - right - unsure
     );
 }
 
