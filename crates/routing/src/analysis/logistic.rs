@@ -204,12 +204,30 @@ impl LogisticRegression {
     /// # Panics
     /// If the number of columns differs.
     pub fn probabilities(&self, x: ArrayView2<'_, f64>) -> Array2<f64> {
-        let x = (&x - &self.mean) * &self.scale;
-        let mut p = x.dot(&self.weight.t()) + &self.intercept;
+        let mut p = self.logits(x);
         p.rows_mut().into_iter().for_each(|mut row| {
             softmax(&mut row);
         });
         p
+    }
+
+    /// W·((x − μ)/σ) + b, of which the probabilities are the softmax.
+    ///
+    /// # Shapes
+    /// [N, D] → [N, classes].
+    ///
+    /// # Panics
+    /// If the number of columns differs.
+    pub fn logits(&self, x: ArrayView2<'_, f64>) -> Array2<f64> {
+        let x = (&x - &self.mean) * &self.scale;
+        x.dot(&self.weight.t()) + &self.intercept
+    }
+
+    /// The same with logits `factor` times as large.
+    pub(crate) fn sharpened(mut self, factor: f64) -> Self {
+        self.weight *= factor;
+        self.intercept *= factor;
+        self
     }
 
     /// The most probable class of each row, the first among equals.

@@ -6,6 +6,7 @@
 //! Everything is drawn from streams of one seed, one for each piece of work,
 //! so results depend on the seed and not on the number of threads.
 
+mod calibration;
 mod carriers;
 mod cluster;
 mod data;
@@ -17,6 +18,7 @@ mod projection;
 mod run;
 mod similarity;
 
+pub use calibration::fit_calibrated;
 pub use carriers::{Carrier, carriers};
 pub use cluster::{Discovery, adjusted_rand_index, discover};
 pub use data::{PromptRecord, PromptSignatures};

@@ -9,6 +9,7 @@ use specialformer_checkpoint::{atomic_write, check_json_version};
 use specialformer_nn::names::choices;
 use specialformer_routing::analysis::{
     CrossValidationConfig, Fit, LogisticRegression, PromptSignatures, cross_validate,
+    fit_calibrated,
 };
 use specialformer_routing::condition::{Budget, keep, resized};
 use specialformer_routing::{ExpertSet, LayerShape, SignatureKind, SignatureSum};
@@ -162,7 +163,7 @@ impl Conditions {
         let mut penalties = found.penalties.clone();
         penalties.sort_by(f64::total_cmp);
         let fit = Fit { penalty: penalties[penalties.len() / 2], ..Fit::default() };
-        let classifier = LogisticRegression::fit(x.view(), &labels, names.len(), &fit)?;
+        let classifier = fit_calibrated(x.view(), &labels, names.len(), &fit, config.folds, seed)?;
         Ok(Self {
             format_version: FORMAT_VERSION,
             model: model.name().to_owned(),
