@@ -108,14 +108,16 @@ mod tests {
             let told = if rng.below(10) < 9 { labels[row] } else { 1 - labels[row] };
             told as f64
         });
-        for penalty in [1e-3, 1.0, 10.0] {
+        let right = (0..600).filter(|&row| x[[row, 0]] == labels[row] as f64).count();
+        for penalty in [1e-3, 1e-1, 1.0] {
             let fit = Fit { penalty, ..Fit::default() };
             let plain = LogisticRegression::fit(x.view(), &labels, 2, &fit).unwrap();
             let model = fit_calibrated(x.view(), &labels, 2, &fit, 5, Seed::new(1)).unwrap();
             assert_eq!(model.predict(x.view()), plain.predict(x.view()));
             let p = model.probabilities(x.view());
             let said = p.rows().into_iter().map(|p| p[0].max(p[1])).sum::<f64>() / 600.0;
-            assert!((said - 0.9).abs() < 0.02, "penalty {penalty}: {said}");
+            let told = right as f64 / 600.0;
+            assert!((said - told).abs() < 0.01, "penalty {penalty}: {said} for {told}");
         }
     }
 

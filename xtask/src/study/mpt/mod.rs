@@ -16,9 +16,9 @@ use crate::shell::{Result, root};
 
 /// What one command of a run is given; the next attempt goes on.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
-/// Steps of a whole run.
-const STEPS: u64 = 10_000;
-/// Steps that a model's singular values are trained for.
+/// Steps of a model that is adapted then.
+const TRAINING: u64 = 2500;
+/// Steps that its singular values are trained for.
 const ADAPTING: u64 = 1500;
 
 const TASKS: [&str; 7] = ["digit", "parity", "half", "larger", "sum", "series", "script"];
@@ -81,16 +81,28 @@ const ADAPTATIONS: [Adaptation; 2] = [
     },
 ];
 
-/// What a model of the study is: the sizes of its blocks.
+/// What all mechanisms are given alike.
+struct Budget {
+    /// Between a mechanism and the seed in a run's name.
+    mark: &'static str,
+    layers: u64,
+    steps: u64,
+}
+
+/// One that leaves models wanting, and one that does not.
+const BUDGETS: [Budget; 2] = [
+    Budget { mark: "", layers: 3, steps: 6000 },
+    Budget { mark: "-deep", layers: 4, steps: 10_000 },
+];
+
+/// Blocks of a model of the study.
 struct Shape {
     width: usize,
-    layers: usize,
+    layers: u64,
     heads: usize,
     feed_forward: usize,
 }
 
-/// Of the mechanisms.
-const SMALL: Shape = Shape { width: 48, layers: 4, heads: 4, feed_forward: 128 };
 /// Of what is adapted.
 const LARGE: Shape = Shape { width: 96, layers: 4, heads: 4, feed_forward: 256 };
 
@@ -170,33 +182,39 @@ impl Experiment for Mpt {
     }
 
     fn runs(&self, small: bool) -> Vec<Run> {
-        let (steps, adapting, seeds, test) =
-            if small { (200, 50, 1, 700) } else { (STEPS, ADAPTING, 3, 8192) };
+        let (seeds, test) = if small { (1, 700) } else { (3, 8192) };
+        let shortened = |steps: u64| if small { steps / 30 } else { steps };
+        let budgets = if small { &BUDGETS[..1] } else { &BUDGETS[..] };
         let mut runs = Vec::new();
+        for Budget { mark, layers, steps } in budgets {
+            for seed in 1..=seeds {
+                for Variant { name, .. } in &VARIANTS {
+                    let settings = json!({
+                        "variant": name, "layers": layers, "seed": seed,
+                        "steps": shortened(*steps), "test_size": test,
+                    });
+                    runs.push(Run { run: format!("{name}{mark}-seed{seed}"), settings });
+                }
+            }
+        }
+        let Budget { layers, steps, .. } = BUDGETS[0];
+        // Each task by itself, with the steps that it gets of the others.
         for seed in 1..=seeds {
-            for Variant { name, .. } in &VARIANTS {
-                let settings =
-                    json!({ "variant": name, "seed": seed, "steps": steps, "test_size": test });
-                runs.push(Run { run: format!("{name}-seed{seed}"), settings });
+            for task in TASKS {
+                let settings = json!({
+                    "variant": "plain", "task": task, "layers": layers, "seed": seed,
+                    "steps": shortened(steps) / TASKS.len() as u64, "test_size": test,
+                });
+                runs.push(Run { run: format!("single-{task}-seed{seed}"), settings });
             }
         }
         for seed in 1..=seeds {
             for Adaptation { name, .. } in &ADAPTATIONS {
                 let settings = json!({
-                    "adaptation": name, "seed": seed, "steps": steps / 4,
-                    "adapting_steps": adapting, "test_size": test,
+                    "adaptation": name, "seed": seed, "steps": shortened(TRAINING),
+                    "adapting_steps": shortened(ADAPTING), "test_size": test,
                 });
                 runs.push(Run { run: format!("adapted-{name}-seed{seed}"), settings });
-            }
-        }
-        // Each task by itself, with the steps that it gets of the others.
-        for seed in 1..=seeds {
-            for task in TASKS {
-                let settings = json!({
-                    "variant": "plain", "task": task, "seed": seed,
-                    "steps": steps / TASKS.len() as u64, "test_size": test,
-                });
-                runs.push(Run { run: format!("single-{task}-seed{seed}"), settings });
             }
         }
         runs
@@ -229,8 +247,10 @@ impl Mpt {
         let only = TASKS.iter().find(|task| run.settings["task"] == **task);
         let tasks = only.map_or(&TASKS[..], std::slice::from_ref);
         let training = training(run, tasks);
+        let layers = run.settings["layers"].as_u64().unwrap_or(0);
+        let shape = Shape { width: 48, layers, heads: 4, feed_forward: 128 };
         let trained =
-            self.binary.train(&config(&run.run, &SMALL, input, &training), folder, LIMIT)?;
+            self.binary.train(&config(&run.run, &shape, input, &training), folder, LIMIT)?;
         let (folder, size) = (folder.display().to_string(), training.test.to_string());
         let evaluated = self.binary.printed(&["eval", &folder, "--size", &size], LIMIT)?;
         let shifted =

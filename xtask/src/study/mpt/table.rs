@@ -41,7 +41,8 @@ struct Adapted {
 }
 
 pub(super) fn table(records: &[Record]) -> Result<String> {
-    let mut by_variant: BTreeMap<&str, Vec<Trained>> = BTreeMap::new();
+    // By layers and steps, then by mechanism.
+    let mut all: BTreeMap<[u64; 2], BTreeMap<&str, Vec<Trained>>> = BTreeMap::new();
     let mut single: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut adapted: BTreeMap<&str, Vec<Adapted>> = BTreeMap::new();
     for record in records {
@@ -57,11 +58,22 @@ pub(super) fn table(records: &[Record]) -> Result<String> {
             }
             None => {
                 let name = settings["variant"].as_str().unwrap_or_default();
-                by_variant.entry(name).or_default().push(trained);
+                let budget = ["layers", "steps"].map(|key| settings[key].as_u64().unwrap_or(0));
+                all.entry(budget).or_default().entry(name).or_default().push(trained);
             }
         }
     }
-    let mut text = mechanisms(&by_variant);
+    let mut text = String::new();
+    for ([layers, steps], by_variant) in &all {
+        let _ = writeln!(text, "{layers} layers, {steps} steps:\n");
+        text.push_str(&mechanisms(by_variant));
+        text.push('\n');
+    }
+    let _ = writeln!(
+        text,
+        "Test accuracy in percent, mean ± deviation over seeds; `script` by letter, the others \
+         by answer. Shifted: moved and noisier images, noisier series, mostly one script."
+    );
     if !single.is_empty() {
         let cells: Vec<_> = TASKS
             .iter()
@@ -69,7 +81,7 @@ pub(super) fn table(records: &[Record]) -> Result<String> {
             .collect();
         let _ = writeln!(
             text,
-            "\nA plain model for each task by itself, with a seventh of the steps: {}.",
+            "\nA plain model of 3 layers for each task by itself, with a seventh of the steps: {}.",
             cells.join(", ")
         );
     }
@@ -116,11 +128,6 @@ fn mechanisms(by_variant: &BTreeMap<&str, Vec<Trained>>) -> String {
             of(true, &TASKS),
         );
     }
-    let _ = writeln!(
-        text,
-        "\nTest accuracy in percent, mean ± deviation over seeds; `script` by letter, the others \
-         by answer. Shifted: moved and noisier images, noisier series, mostly one script."
-    );
     text
 }
 
