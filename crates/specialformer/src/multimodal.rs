@@ -236,7 +236,7 @@ fn task_of(example: &MultimodalExample) -> Result<u32> {
     let missing = |what: String| Err(Error::Input { model: "multimodal", what });
     if example.images.len() != wanted {
         let given = example.images.len();
-        return missing(format!("the question is about {wanted} images, and {given} are given"));
+        return missing(format!("images that the question is about: {wanted}; given: {given}"));
     }
     if name == "series" && example.series.is_empty() {
         return missing("the question is about a series, and none is given".into());

@@ -266,7 +266,7 @@ fn what_does_not_fit_is_named() {
     };
     assert_eq!(
         ask(&[], &[], "which digit?"),
-        "multimodal: the question is about 1 images, and 0 are given"
+        "multimodal: images that the question is about: 1; given: 0"
     );
     assert_eq!(
         ask(&[vec![0.0; 49]], &[], "which digit?"),
