@@ -46,18 +46,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let limit = Limits::measure();
             for mut kernel in kernels() {
                 let seconds = best(&mut kernel.call);
-                let (achieved, share) = match kernel.bound {
-                    Bound::Compute(flops) => {
-                        let rate = flops / seconds;
-                        (format!("{:.0} GFLOP/s", rate / 1e9), rate / limit.flops)
-                    }
-                    Bound::Read(bytes) | Bound::Copy(bytes) => {
-                        let rate = bytes / seconds;
-                        let reads = matches!(kernel.bound, Bound::Read(_));
-                        let limit = if reads { limit.read } else { limit.copy };
-                        (format!("{:.1} GB/s", rate / 1e9), rate / limit)
-                    }
+                let (work, most, unit) = match kernel.bound {
+                    Bound::Compute(flops) => (flops, limit.flops, "GFLOP/s"),
+                    Bound::Read(bytes) => (bytes, limit.read, "GB/s"),
+                    Bound::Copy(bytes) => (bytes, limit.copy, "GB/s"),
                 };
+                let rate = work / seconds;
+                let digits = usize::from(unit == "GB/s");
+                let achieved = format!("{:.digits$} {unit}", rate / 1e9);
+                let share = rate / most;
                 println!("| {} | {threads} | {achieved} | {:.0} % |", kernel.name, 100.0 * share);
             }
             limits.push(format!(

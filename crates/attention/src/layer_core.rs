@@ -66,6 +66,13 @@ impl<E: Element> Core<E> {
         rope_with(x, &table, &args)
     }
 
+    /// Packed projections q|k|v with queries and keys rotated, if positions are
+    /// rotary.
+    pub(crate) fn rotate_packed(&self, qkv: &Var<E>) -> Result<Var<E>> {
+        let AttentionConfig { heads, kv_heads, .. } = self.config;
+        self.rotate(qkv, heads + 2 * kv_heads, heads + kv_heads, 0.into(), None)
+    }
+
     fn args<'a>(
         &'a self,
         ctx: &Ctx<E>,
@@ -98,7 +105,7 @@ impl<E: Element> Core<E> {
         key_lengths: Option<&[usize]>,
     ) -> Result<Var<E>> {
         let AttentionConfig { heads, kv_heads, .. } = self.config;
-        let qkv = self.rotate(qkv, heads + 2 * kv_heads, heads + kv_heads, 0.into(), None)?;
+        let qkv = self.rotate_packed(qkv)?;
         let args = self.args(ctx, 0, key_lengths)?;
         attention_qkv(&qkv, heads, kv_heads, &args)
     }

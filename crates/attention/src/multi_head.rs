@@ -166,9 +166,7 @@ impl<E: Element> MultiHeadAttention<E> {
     /// # Errors
     /// If the shapes do not fit.
     pub fn rotated_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
-        let AttentionConfig { heads, kv_heads, .. } = self.core.config;
-        let packed = self.project_qkv(ctx, x)?;
-        self.core.rotate(&packed, heads + 2 * kv_heads, heads + kv_heads, 0.into(), None)
+        self.core.rotate_packed(&self.project_qkv(ctx, x)?)
     }
 
     /// Self-attention: all positions, or only the last query's output

@@ -1,10 +1,10 @@
 //! [`fit_calibrated`]: a classifier whose probabilities can be believed.
 
-use ndarray::{ArrayView2, Axis};
+use ndarray::{Array1, ArrayView2, Axis};
 use specialformer_tensor::Seed;
 
 use super::folds::stratified_folds;
-use super::logistic::{Fit, LogisticRegression};
+use super::logistic::{Fit, LogisticRegression, softmax};
 use crate::error::Result;
 
 /// Bounds of ln τ, and how near it is found.
@@ -58,14 +58,13 @@ pub fn fit_calibrated(
         let rows = x.select(Axis(0), &train);
         let model = LogisticRegression::fit(rows.view(), &of(&train), classes, fit)?;
         let logits = model.logits(x.select(Axis(0), &test).view());
-        held_out.extend(logits.rows().into_iter().map(|row| row.to_vec()).zip(of(&test)));
+        held_out.extend(logits.rows().into_iter().map(|row| row.to_owned()).zip(of(&test)));
     }
     let loss = |ln_factor: f64| -> f64 {
-        let factor = ln_factor.exp();
-        let of_row = |(logits, label): &(Vec<f64>, usize)| {
-            let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = logits.iter().map(|z| (factor * (z - most)).exp()).sum();
-            sum.ln() - factor * (logits[*label] - most)
+        let of_row = |(logits, label): &(Array1<f64>, usize)| {
+            let mut row = logits * ln_factor.exp();
+            let own = row[*label];
+            softmax(&mut row.view_mut()) - own
         };
         held_out.iter().map(of_row).sum()
     };

@@ -128,7 +128,7 @@ fn split(point: &Point, classes: usize, d: usize) -> (ArrayView2<'_, f64>, Array
 
 /// Turns logits into probabilities; the logarithm of their sum of
 /// exponentials.
-fn softmax(row: &mut ndarray::ArrayViewMut1<'_, f64>) -> f64 {
+pub(super) fn softmax(row: &mut ndarray::ArrayViewMut1<'_, f64>) -> f64 {
     let most = row.fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     row.mapv_inplace(|z| (z - most).exp());
     let sum = row.sum();

@@ -113,13 +113,21 @@ fn effect(d: f64) -> String {
     format!("{:.2}", (100.0 * d).round() / 100.0 + 0.0)
 }
 
+/// The point of a record's curve that keeps this share of experts by this
+/// selection; `None` is all of them.
+fn point<'a>(record: &'a Record, selection: &str, share: Option<f64>) -> Option<&'a Value> {
+    let points = record.result["curve"]["points"].as_array()?;
+    points.iter().find(|point| point["selection"] == selection && budget(point) == share)
+}
+
+fn budget(point: &Value) -> Option<f64> {
+    point["budget"]["experts"].as_f64()
+}
+
 fn curve(out: &mut String, name: &str, records: &[&Record]) {
-    let points = |record: &Record| -> Vec<Value> {
-        record.result["curve"]["points"].as_array().cloned().unwrap_or_default()
-    };
-    let budget = |point: &Value| point["budget"]["experts"].as_f64();
     let Some(first) = records.first() else { return };
-    let mut budgets: Vec<f64> = points(first).iter().filter_map(budget).collect();
+    let points = first.result["curve"]["points"].as_array();
+    let mut budgets: Vec<f64> = points.into_iter().flatten().filter_map(budget).collect();
     budgets.sort_by(f64::total_cmp);
     budgets.dedup();
     let full = mean(&numbers(records, "/curve/points/0/perplexity"));
@@ -131,11 +139,7 @@ fn curve(out: &mut String, name: &str, records: &[&Record]) {
     for (selection, said) in SELECTIONS {
         let change = |share: f64| -> Vec<f64> {
             let of = |record: &&Record| {
-                let all = points(record);
-                let point = all.into_iter().find(|point| {
-                    point["selection"] == selection && budget(point) == Some(share)
-                })?;
-                Some(100.0 * point["relative"].as_f64()?)
+                Some(100.0 * point(record, selection, Some(share))?["relative"].as_f64()?)
             };
             records.iter().filter_map(of).collect()
         };
@@ -150,12 +154,7 @@ fn curve(out: &mut String, name: &str, records: &[&Record]) {
     }
     tuned(out, records, &budgets);
     let speed = |share: f64| {
-        let of = |record: &&Record| {
-            let all = points(record);
-            let fixed =
-                all.into_iter().find(|p| p["selection"] == "fixed" && budget(p) == Some(share))?;
-            fixed["speed"].as_f64()
-        };
+        let of = |record: &&Record| point(record, "fixed", Some(share))?["speed"].as_f64();
         mean(&records.iter().filter_map(of).collect::<Vec<_>>())
     };
     let _ = write!(out, "| speed, batch 1 |");
@@ -180,13 +179,7 @@ fn tuned(out: &mut String, records: &[&Record], budgets: &[f64]) {
         [("full", "kept experts trained on"), ("tuned-full", "· against all experts trained on")]
     {
         let change = |record: &&Record, share: f64| {
-            let points = record.result["curve"]["points"].as_array()?;
-            let loss = |selection: &str, share: Option<f64>| {
-                let of = |point: &&Value| {
-                    point["selection"] == selection && point["budget"]["experts"].as_f64() == share
-                };
-                points.iter().find(of)?["loss"].as_f64()
-            };
+            let loss = |selection, share| point(record, selection, share)?["loss"].as_f64();
             Some(100.0 * ((loss("tuned", Some(share))? - loss(against, None)?).exp() - 1.0))
         };
         let measured = |&share: &f64| records.iter().any(|record| change(record, share).is_some());
