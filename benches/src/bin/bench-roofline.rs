@@ -167,12 +167,7 @@ fn elementwise() -> Vec<Kernel> {
     let x = random(shape);
     let forward = |name: &str, bound: Bound, op: fn(&Var) -> Var| {
         let (x, pool) = (x.clone(), Pool::new());
-        let config = TapeConfig {
-            record: false,
-            parallelism: Parallelism::Rayon,
-            pool,
-            ..TapeConfig::default()
-        };
+        let config = TapeConfig { parallelism: Parallelism::Rayon, pool, ..TapeConfig::default() };
         Kernel {
             name: format!("{name} [{}, {}]", shape[0], shape[1]),
             bound,
@@ -191,6 +186,11 @@ fn elementwise() -> Vec<Kernel> {
         }),
         forward("cross entropy", Bound::Read(bytes), |x| {
             let targets = vec![7u32; x.shape()[0]];
+            x.cross_entropy(&targets, &CrossEntropy::default()).expect("the targets fit")
+        }),
+        forward("cross entropy and its gradient", Bound::Copy(2.0 * bytes), |x| {
+            let targets = vec![7u32; x.shape()[0]];
+            let x = x.tape().variable(x.value().clone());
             x.cross_entropy(&targets, &CrossEntropy::default()).expect("the targets fit")
         }),
     ]

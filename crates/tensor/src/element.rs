@@ -5,8 +5,13 @@ use std::iter::Sum;
 use std::ops::{AddAssign, DivAssign, MulAssign, Neg, SubAssign};
 
 use crate::gemm::GemmElement;
+#[cfg(feature = "linalg")]
 use crate::linalg::LinalgElement;
 use crate::simd::VectorMath;
+
+/// Without factorisations, a type needs nothing for them.
+#[cfg(not(feature = "linalg"))]
+use private::Sealed as LinalgElement;
 
 /// A tensor's element type: `f32` or `f64`. Sealed.
 ///

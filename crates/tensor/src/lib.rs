@@ -32,6 +32,7 @@ pub mod elementwise {
 }
 mod error;
 pub mod gemm;
+#[cfg(feature = "linalg")]
 pub mod linalg;
 mod ops;
 mod parallel;

@@ -42,6 +42,7 @@ pub trait Backend: Sized + Copy + Send + Sync + 'static {
 
     /// C ← α·A·B, or C + α·A·B if `accumulate`, by faer on one thread; any
     /// strides.
+    #[cfg(feature = "linalg")]
     fn faer(
         alpha: Self,
         a: ArrayView2<'_, Self>,

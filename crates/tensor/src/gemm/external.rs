@@ -3,6 +3,7 @@
 // Both take raw strided matrices.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "linalg")]
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -60,6 +61,7 @@ macro_rules! backend {
                 }
             }
 
+            #[cfg(feature = "linalg")]
             fn faer(
                 alpha: Self,
                 a: ArrayView2<'_, Self>,

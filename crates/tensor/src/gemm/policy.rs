@@ -43,7 +43,9 @@ pub enum KernelChoice {
     Dots,
     /// The `matrixmultiply` crate.
     MatrixMultiply,
-    /// faer's matrix product.
+    /// faer's matrix product, to compare with; only with the cargo feature
+    /// `linalg`.
+    #[cfg(feature = "linalg")]
     Faer,
     /// OpenBLAS; only with the cargo feature `blas`.
     #[cfg(feature = "blas")]
@@ -56,6 +58,7 @@ impl fmt::Display for KernelChoice {
             Self::Tiled => "tiled",
             Self::Dots => "dots",
             Self::MatrixMultiply => "matrixmultiply",
+            #[cfg(feature = "linalg")]
             Self::Faer => "faer",
             #[cfg(feature = "blas")]
             Self::Blas => "openblas",

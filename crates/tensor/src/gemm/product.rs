@@ -266,6 +266,7 @@ impl<E: Element> Product<E> {
                 assert!(done, "gemm: OpenBLAS was chosen for strides that it cannot take");
                 add_bias(bias, c);
             }
+            #[cfg(feature = "linalg")]
             KernelChoice::Faer => {
                 if self.beta != E::ZERO && self.beta != E::ONE {
                     c.mapv_inplace(|c| self.beta * c);

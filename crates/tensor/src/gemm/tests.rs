@@ -12,6 +12,7 @@ const KERNELS: &[KernelChoice] = &[
     KernelChoice::Tiled,
     KernelChoice::Dots,
     KernelChoice::MatrixMultiply,
+    #[cfg(feature = "linalg")]
     KernelChoice::Faer,
     #[cfg(feature = "blas")]
     KernelChoice::Blas,

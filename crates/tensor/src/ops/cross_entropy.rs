@@ -74,6 +74,8 @@ struct Loss<'a, E, I> {
     smoothing: E,
     scale: E,
     losses: &'a mut [E],
+    /// Whether the exponentials are to become the gradient.
+    gradient: bool,
 }
 
 impl<E: Element, I: TokenIndex> EachBlock<E> for Loss<'_, E, I> {
@@ -98,8 +100,10 @@ impl<E: Element, I: TokenIndex> EachBlock<E> for Loss<'_, E, I> {
                 continue;
             }
             let target = target.index();
-            rows::scale_and_shift::<L, E>(grad, *loss, -scale * on_each);
-            grad[target] -= scale * on_target;
+            if self.gradient {
+                rows::scale_and_shift::<L, E>(grad, *loss, -scale * on_each);
+                grad[target] -= scale * on_target;
+            }
             *loss = scale * on_target * (log_sum - x[target]);
             if smoothing != E::ZERO {
                 let all = E::from_usize(width) * log_sum - sum_in::<L, E>(x);
@@ -206,27 +210,32 @@ impl<E: Element> Var<E> {
         let smoothing = E::from_f64(options.label_smoothing);
         let unit = unit_of(width);
         let unit_rows = unit / width;
-        // The gradient costs a pass over values that are in cache anyway, so
-        // it is made here and not from a second round of exponentials.
-        let mut losses = Tensor::zeros_in(pool, Shape::scalar());
-        let grad = Tensor::build_in(pool, shape, |grad| {
-            losses = Tensor::build_in(pool, rows, |losses| {
-                parallelism.for_each_chunk_pair(
-                    (losses, unit_rows),
-                    (grad, unit),
-                    |i, losses, grad| {
-                        let targets = &targets[i * unit_rows..];
-                        dispatch(Forward {
-                            logits: &logits[i * unit..][..grad.len()],
-                            grad,
-                            loss: Loss { targets, width, smoothing, scale, losses },
-                        });
-                    },
-                );
-            });
+        let tracked = self.is_tracked();
+        let run = |i: usize, losses: &mut [E], grad: &mut [E]| {
+            let targets = &targets[i * unit_rows..];
+            let loss = Loss { targets, width, smoothing, scale, losses, gradient: tracked };
+            dispatch(Forward { logits: &logits[i * unit..][..grad.len()], grad, loss });
+        };
+        let mut grad = None;
+        let losses = Tensor::build_in(pool, rows, |losses| {
+            if tracked {
+                // The gradient costs a pass over values that are in cache anyway,
+                // so it is made here and not from a second round of exponentials.
+                grad = Some(Tensor::build_in(pool, shape, |grad| {
+                    parallelism.for_each_chunk_pair((losses, unit_rows), (grad, unit), run);
+                }));
+            } else {
+                // What nobody will ask for stays in cache.
+                parallelism.for_each_chunk(losses, unit_rows, |i, losses| {
+                    let mut exponentials = pool.take(losses.len() * width);
+                    run(i, losses, exponentials.as_mut_slice());
+                });
+            }
         });
         let loss = sum_to(&losses, Shape::scalar(), pool, parallelism);
-        tape.apply([self], loss, || CrossEntropyOp { grad })
+        tape.apply([self], loss, || CrossEntropyOp {
+            grad: grad.expect("it is made wherever the logits are tracked"),
+        })
     }
 }
 
@@ -289,6 +298,20 @@ mod tests {
         let (serial, parallel) = (run(Serial), run(Rayon));
         assert_eq!(serial.0, parallel.0);
         assert_eq!(serial.1.as_slice(), parallel.1.as_slice());
+    }
+
+    #[test]
+    fn no_gradient_changes_nothing() {
+        for (rows, width) in [(5000, 14), (300, 130), (7, 20_000)] {
+            let x = Tensor::from_array(random_array(1, &[rows, width], -2.0, 2.0)).cast::<f32>();
+            let mut targets = random_indices(2, rows, width);
+            targets[3] = usize::IGNORE;
+            let tape = Tape::new();
+            let options = CrossEntropy { label_smoothing: 0.1, ..Default::default() };
+            let with = tape.variable(x.clone()).cross_entropy(&targets, &options).unwrap();
+            let without = tape.constant(x).cross_entropy(&targets, &options).unwrap();
+            assert_eq!(with.value().item().unwrap(), without.value().item().unwrap());
+        }
     }
 
     #[test]

@@ -12,11 +12,22 @@ use crate::tensor::Tensor;
 /// At most this many rows go together.
 const TOGETHER: usize = 64;
 
+/// Rows of at least so many elements fill vectors by themselves.
+const LONG: usize = 128;
+
 /// What is subtracted before the exponential: the maximum, or 0 where that
 /// would make NaN of a row of −∞.
 #[inline(always)]
 fn shift_of<E: Element>(max: E) -> E {
     if max == E::NEG_INFINITY { E::ZERO } else { max }
+}
+
+/// out[i] = e^(x[i] + shift).
+#[inline(always)]
+fn shifted_exp<L: Level, E: Element>(x: &[E], shift: E, out: &mut [E]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = (x + shift).exp_in::<L>();
+    }
 }
 
 /// Several rows that go through the passes of a kernel together: e^(x − shift)
@@ -51,8 +62,8 @@ pub(crate) trait EachBlock<E: Element> {
 
 /// Calls `next` with out = e^(x − shift) for blocks of rows.
 ///
-/// Rows go through the exponential together: a row of a few elements alone
-/// would leave most of a vector empty.
+/// Short rows go through the exponential together: a row of a few elements
+/// alone would leave most of a vector empty.
 #[inline(always)]
 pub(crate) fn exponentials<L: Level, E: Element>(
     x: &[E],
@@ -68,10 +79,16 @@ pub(crate) fn exponentials<L: Level, E: Element>(
         let pairs = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
         for ((x, out), shift) in pairs.zip(&mut shifts) {
             *shift = shift_of(rows::max::<L, E>(x, below));
-            rows::shifted::<L, E>(x, -*shift, out);
+            if width < LONG {
+                rows::shifted::<L, E>(x, -*shift, out);
+            } else {
+                shifted_exp::<L, E>(x, -*shift, out);
+            }
         }
-        for out in out.iter_mut() {
-            *out = out.exp_in::<L>();
+        if width < LONG {
+            for out in out.iter_mut() {
+                *out = out.exp_in::<L>();
+            }
         }
         for (out, sum) in out.chunks_exact(width).zip(&mut sums) {
             *sum = sum_in::<L, E>(out);

@@ -4,4 +4,5 @@ mod golden;
 mod gradients;
 mod properties;
 mod segments;
+#[cfg(feature = "linalg")]
 mod svd;
