@@ -1,9 +1,9 @@
 //! Layers with parameters of their own at each position of a window: the
 //! building blocks of the cisformer.
 
-use ndarray::{ArrayView3, ArrayViewMut3, ShapeBuilder};
+use ndarray::{ArrayView2, ArrayView3, ArrayViewMut3, ShapeBuilder};
 use specialformer_nn::{Ctx, Module, NnError, ParameterVisitor, init};
-use specialformer_tensor::gemm::gemm_batched;
+use specialformer_tensor::gemm::{gemm_batched, gemm_batched_bias};
 use specialformer_tensor::{
     BackwardContext, Element, Grad, Op, Parameter, RngStream, Tensor, TensorError, Var,
 };
@@ -231,18 +231,14 @@ pub fn per_position_linear<E: Element>(
     let tape = x.tape();
     let forward = op();
     let y = Tensor::build_in(tape.pool(), [b, t, o], |out| {
-        let beta = match bias {
-            Some(bias) => {
-                let bias = &bias.value().as_slice()[first * o..(first + t) * o];
-                out.chunks_exact_mut((t * o).max(1)).for_each(|row| row.copy_from_slice(bias));
-                E::ONE
-            }
-            None => E::ZERO,
-        };
+        let bias = bias.map(|bias| {
+            let bias = &bias.value().as_slice()[first * o..(first + t) * o];
+            ArrayView2::from_shape((t, o), bias).expect("the window holds the positions")
+        });
         let rows = by_position(x.value().as_slice(), b, t, xs[2]);
         let weights = forward.weights().permuted_axes([0, 2, 1]);
         let out = by_position_mut(out, b, t, o);
-        gemm_batched(E::ONE, rows, weights, beta, out, tape.parallelism());
+        gemm_batched_bias(E::ONE, rows, weights, E::ZERO, bias, out, tape.parallelism());
     });
     match bias {
         Some(bias) => tape.apply([x, weight, bias], y, || PerPositionBias(op())),

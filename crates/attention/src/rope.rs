@@ -1,6 +1,9 @@
 //! Rotary position embeddings (Su et al. 2021).
 
-use specialformer_tensor::{BackwardContext, Element, Grad, Op, Tensor, TensorError, Var};
+use specialformer_tensor::simd::{Kernel, Level, dispatch};
+use specialformer_tensor::{
+    BackwardContext, Element, Grad, Op, Parallelism, Tensor, TensorError, Var,
+};
 
 use crate::error::{AttentionError, Result};
 use crate::kernel::QueryOffset;
@@ -195,32 +198,63 @@ impl<E: Element> Rotation<E> {
         })
     }
 
-    fn apply(&self, values: &mut [E], back: bool) {
-        let pairs = self.table.width() / 2;
-        let (cos, sin) = (self.table.cos.as_slice(), self.table.sin.as_slice());
+    /// Rotates all tokens, each after `fill` has written its part of `values`.
+    fn apply(
+        &self,
+        values: &mut [E],
+        back: bool,
+        parallelism: Parallelism,
+        fill: impl Fn(usize, &mut [E]) + Sync + Send,
+    ) {
         let token_width = self.heads * self.head_width;
-        if self.length * token_width == 0 {
-            return;
-        }
-        for (row, tokens) in
-            self.rows.iter().zip(values.chunks_exact_mut(self.length * token_width))
-        {
-            for (t, token) in tokens.chunks_exact_mut(token_width).take(row.count).enumerate() {
-                let position = row.offset + t;
-                let cos = &cos[position * pairs..(position + 1) * pairs];
-                let sin = &sin[position * pairs..(position + 1) * pairs];
-                for head in token.chunks_exact_mut(self.head_width).take(self.rotated) {
-                    let head = &mut head[..2 * pairs];
-                    match self.pairing {
-                        RopePairing::Halves => rotate_halves(head, cos, sin, back),
-                        RopePairing::Adjacent => rotate_adjacent(head, cos, sin, back),
-                    }
+        let unit = (UNIT / token_width.max(1)).max(1);
+        parallelism.for_each_chunk(values, unit * token_width, |i, tokens| {
+            fill(i * unit * token_width, tokens);
+            dispatch(Rotate { rotation: self, first: i * unit, tokens, back });
+        });
+    }
+}
+
+/// Elements of a unit of parallel work.
+const UNIT: usize = 1 << 14;
+
+/// Rotates tokens, of which the first is the `first` of all rows.
+struct Rotate<'a, E: Element> {
+    rotation: &'a Rotation<E>,
+    first: usize,
+    tokens: &'a mut [E],
+    back: bool,
+}
+
+impl<E: Element> Kernel for Rotate<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Rotation { table, heads, rotated, head_width, pairing, rows, length } = self.rotation;
+        let pairs = table.width() / 2;
+        let (cos, sin) = (table.cos.as_slice(), table.sin.as_slice());
+        let tokens = self.tokens.chunks_exact_mut(heads * head_width).enumerate();
+        for (i, token) in tokens {
+            let (row, t) = ((self.first + i) / length, (self.first + i) % length);
+            let RowTokens { offset, count } = rows[row];
+            if t >= count {
+                continue;
+            }
+            let entries = (offset + t) * pairs..(offset + t + 1) * pairs;
+            let (cos, sin) = (&cos[entries.clone()], &sin[entries]);
+            for head in token.chunks_exact_mut(*head_width).take(*rotated) {
+                let head = &mut head[..2 * pairs];
+                match pairing {
+                    RopePairing::Halves => rotate_halves(head, cos, sin, self.back),
+                    RopePairing::Adjacent => rotate_adjacent(head, cos, sin, self.back),
                 }
             }
         }
     }
 }
 
+#[inline(always)]
 fn rotate_halves<E: Element>(head: &mut [E], cos: &[E], sin: &[E], back: bool) {
     let half = cos.len();
     let (a, b) = head.split_at_mut(half);
@@ -232,6 +266,7 @@ fn rotate_halves<E: Element>(head: &mut [E], cos: &[E], sin: &[E], back: bool) {
     }
 }
 
+#[inline(always)]
 fn rotate_adjacent<E: Element>(head: &mut [E], cos: &[E], sin: &[E], back: bool) {
     for ((pair, &c), &s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
         let s = if back { -s } else { s };
@@ -249,7 +284,7 @@ impl<E: Element> Op<E, 1> for Rotation<E> {
         cx: &BackwardContext<'_, E>,
         mut grad: Tensor<E>,
     ) -> Result<[Grad<E>; 1], TensorError> {
-        self.apply(grad.make_mut_in(cx.pool()), true);
+        self.apply(grad.make_mut_in(cx.pool()), true, cx.parallelism(), |_, _| ());
         Ok([Grad::Value(grad)])
     }
 }
@@ -297,7 +332,11 @@ pub fn rope_with<E: Element>(
 ) -> Result<Var<E>> {
     let shape = x.shape();
     let rotation = Rotation::new(&shape, table, args)?;
-    let mut y = Tensor::copied_in(x.tape().pool(), shape, x.value().as_slice());
-    rotation.apply(y.make_mut(), false);
-    Ok(x.tape().apply([x], y, || rotation)?)
+    let (tape, values) = (x.tape(), x.value().as_slice());
+    let y = Tensor::build_in(tape.pool(), shape, |y| {
+        rotation.apply(y, false, tape.parallelism(), |at, y| {
+            y.copy_from_slice(&values[at..][..y.len()]);
+        });
+    });
+    Ok(tape.apply([x], y, || rotation)?)
 }

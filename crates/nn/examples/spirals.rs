@@ -85,7 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let gradients = ctx.tape().backward(&loss)?;
         let parallelism = Parallelism::Serial;
         let gradients = GradientSet::sum(&parameters, vec![gradients], parallelism)?;
-        let norm = gradients.norm();
+        let norm = gradients.norm(parallelism);
         let learning_rate = 0.01 * schedule.factor(step, STEPS);
         let gradient_scale = GradientSet::<f32>::clip_factor(norm, 1.0);
         adam.step(&gradients, &UpdateArgs { learning_rate, gradient_scale, parallelism })?;

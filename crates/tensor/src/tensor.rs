@@ -85,6 +85,18 @@ impl<E: Element> Tensor<E> {
         Self { buffer: Arc::new(buffer), offset: 0, shape }
     }
 
+    /// [`Tensor::build_in`] for two tensors of a shape that are filled together.
+    pub(crate) fn build_two_in(
+        pool: &Pool<E>,
+        shape: Shape,
+        fill: impl FnOnce(&mut [E], &mut [E]),
+    ) -> [Self; 2] {
+        let mut buffers = [(); 2].map(|()| pool.take(shape.elements()));
+        let [a, b] = &mut buffers;
+        fill(a.as_mut_slice(), b.as_mut_slice());
+        buffers.map(|buffer| Self { buffer: Arc::new(buffer), offset: 0, shape })
+    }
+
     /// Like [`Tensor::build_in`] for a `fill` that can fail.
     ///
     /// # Errors

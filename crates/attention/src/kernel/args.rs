@@ -181,6 +181,8 @@ pub(super) struct Problem<'a, E> {
     pub kind: AttentionKind,
     pub scale: E,
     pub causal: bool,
+    /// All queries stand at the offset, and not one behind the other.
+    pub at_once: bool,
     pub query_offset: QueryOffset<'a>,
     pub key_lengths: Option<&'a [usize]>,
     pub mask: Option<Source<'a, bool>>,
@@ -257,6 +259,7 @@ impl<'a, E: Element> Problem<'a, E> {
             kind: args.kind,
             scale: E::from_f64(scale),
             causal: args.causal,
+            at_once: false,
             query_offset: args.query_offset,
             key_lengths: args.key_lengths,
             mask: args.mask.as_ref().map(Source::new),
@@ -273,10 +276,36 @@ impl<'a, E: Element> Problem<'a, E> {
         self.key_lengths.map_or(self.sizes.keys, |lengths| lengths[b])
     }
 
+    /// The position of query `q` among the keys.
+    pub(super) fn position(&self, b: usize, q: usize) -> usize {
+        self.query_offset.of(b) + if self.at_once { 0 } else { q }
+    }
+
     /// Number of leading keys among which are all that query `q` may see.
     pub(super) fn visible_keys(&self, b: usize, q: usize) -> usize {
         let keys = self.row_keys(b);
-        if self.causal { keys.min(q + self.query_offset.of(b) + 1) } else { keys }
+        if self.causal { keys.min(self.position(b, q) + 1) } else { keys }
+    }
+
+    /// Where each head has one query (decoding) and shares its keys with
+    /// others: the problem in which the queries of a group of heads are those
+    /// of one head, so that they go over its keys together; and the size of a
+    /// group. `None` where what is asked for depends on the head otherwise.
+    pub(super) fn with_heads_as_rows(&self) -> Option<(Self, usize)> {
+        let (sizes, group) = (self.sizes, self.sizes.group());
+        if sizes.queries != 1 || group < 2 || self.relative.is_some() || self.dropout.is_some() {
+            return None;
+        }
+        let problem = Self {
+            sizes: Sizes { heads: sizes.kv_heads, queries: group, ..sizes },
+            at_once: true,
+            mask: self.mask.map(|mask| mask.with_heads_as_rows(group)),
+            bias: self.bias.map(|bias| bias.with_heads_as_rows(group)),
+            relative: None,
+            dropout: None,
+            ..*self
+        };
+        Some((problem, group))
     }
 }
 

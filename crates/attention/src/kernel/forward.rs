@@ -19,6 +19,18 @@ pub(super) struct ForwardArrays<'a, E> {
     pub statistics: RowTarget<'a, E>,
 }
 
+impl<E: Element> ForwardArrays<'_, E> {
+    /// The same with groups of heads as the rows of one.
+    pub(super) fn with_heads_as_rows(self, group: usize) -> Self {
+        Self {
+            q: self.q.with_heads_as_rows(group),
+            out: self.out.with_heads_as_rows(group),
+            statistics: self.statistics.with_heads_as_rows(group),
+            ..self
+        }
+    }
+}
+
 pub(super) fn forward_tiles<E: Element>(
     problem: &Problem<'_, E>,
     arrays: &ForwardArrays<'_, E>,

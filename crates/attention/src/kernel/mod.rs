@@ -90,14 +90,18 @@ pub fn forward<E: Element>(
     let sizes = Sizes::new(OP, q.shape(), k.shape(), v.shape())?;
     check_shape(OP, "out", out.shape(), &sizes.output_shape())?;
     check_shape(OP, "statistics", statistics.shape(), &sizes.output_shape()[..3])?;
-    let problem = Problem::new(OP, sizes, args)?;
-    let arrays = ForwardArrays {
+    let mut problem = Problem::new(OP, sizes, args)?;
+    let mut arrays = ForwardArrays {
         q: Source::new(&q),
         k: Source::new(&k),
         v: Source::new(&v),
         out: Target::new(&mut out),
         statistics: RowTarget::new(&mut statistics),
     };
+    if let Some((together, group)) = problem.with_heads_as_rows() {
+        arrays = arrays.with_heads_as_rows(group);
+        problem = together;
+    }
     forward_tiles(&problem, &arrays, parallelism);
     Ok(())
 }

@@ -12,6 +12,15 @@ use super::rows::{Rows, RowsMut};
 /// Number of elements that row copies move at once.
 const CHUNK: usize = 8;
 
+/// Takes [B, H, 1, …] for [B, H/G, G, …]: each group of G heads becomes the
+/// rows of one head. An axis of heads that is broadcast stays so.
+fn heads_as_rows<const N: usize>(sizes: &mut [usize; N], strides: &mut [isize; N], group: usize) {
+    assert!(sizes[2] == 1 && (sizes[1] == 1 || sizes[1].is_multiple_of(group)));
+    (sizes[2], strides[2]) = (group, strides[1]);
+    sizes[1] = sizes[1].div_ceil(group);
+    strides[1] *= group as isize;
+}
+
 /// A read-only view; an axis of size 1 stands for any index (broadcasting).
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a, T> {
@@ -36,6 +45,12 @@ impl<'a, T: Copy> Source<'a, T> {
             }
         }
         Self { start: view.as_ptr(), sizes, strides, array: PhantomData }
+    }
+
+    /// The same with groups of heads as the rows of one.
+    pub(super) fn with_heads_as_rows(mut self, group: usize) -> Self {
+        heads_as_rows(&mut self.sizes, &mut self.strides, group);
+        self
     }
 
     /// Pointer to element (b, h, row, 0).
@@ -209,6 +224,12 @@ impl<'a, E: Element> Target<'a, E> {
         }
     }
 
+    /// The same with groups of heads as the rows of one.
+    pub(super) fn with_heads_as_rows(mut self, group: usize) -> Self {
+        heads_as_rows(&mut self.sizes, &mut self.strides, group);
+        self
+    }
+
     /// Sizes of the first two axes.
     pub(super) fn leading_sizes(&self) -> [usize; 2] {
         [self.sizes[0], self.sizes[1]]
@@ -304,6 +325,12 @@ impl<'a, E: Element> RowTarget<'a, E> {
             strides: view.strides().try_into().expect("three axes"),
             array: PhantomData,
         }
+    }
+
+    /// The same with groups of heads as the rows of one.
+    pub(super) fn with_heads_as_rows(mut self, group: usize) -> Self {
+        heads_as_rows(&mut self.sizes, &mut self.strides, group);
+        self
     }
 
     /// Writes the numbers of rows `first..` of (b, h).

@@ -280,6 +280,13 @@ proptest! {
     }
 
     #[test]
+    fn single_queries_of_heads_that_share_keys_equal_the_reference(case in cases()) {
+        let case = Case { queries: 1, group: case.group + 1, ..case };
+        case.check::<f32>();
+        case.check::<f64>();
+    }
+
+    #[test]
     fn threads_change_no_bit(mut case in cases()) {
         case.queries *= 3;
         let serial = case.run::<f32>(Parallelism::Serial);

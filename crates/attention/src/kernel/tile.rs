@@ -155,7 +155,7 @@ pub(super) struct Tile {
 impl<E: Element> Problem<'_, E> {
     /// What causal masking leaves of a tile; `None` if it touches nothing.
     pub(super) fn diagonal(&self, tile: &Tile) -> Diagonal {
-        let first = tile.query + self.query_offset.of(tile.b);
+        let first = self.position(tile.b, tile.query);
         (self.causal && tile.key + tile.keys > first + 1)
             .then(|| first as isize - tile.key as isize)
     }
@@ -166,7 +166,7 @@ impl<E: Element> Problem<'_, E> {
         let (b, h) = (tile.b, tile.h);
         let softmax = matches!(self.kind, AttentionKind::Softmax);
         if softmax && let Some(relative) = &self.relative {
-            let query = tile.query + self.query_offset.of(b);
+            let query = self.position(b, tile.query);
             for (j, row) in scores.chunks_exact_mut(tile.lanes).enumerate() {
                 let terms = relative.row(h, query, tile.key + j, tile.lanes);
                 for (s, &term) in row.iter_mut().zip(terms) {
@@ -200,7 +200,7 @@ impl<E: Element> Problem<'_, E> {
             AttentionKind::Softmax => None,
             AttentionKind::Expressive { .. } => self.relative.as_ref(),
         }?;
-        let query = tile.query + self.query_offset.of(tile.b);
+        let query = self.position(tile.b, tile.query);
         for (j, row) in out[..tile.keys * tile.lanes].chunks_exact_mut(tile.lanes).enumerate() {
             row.copy_from_slice(relative.row(tile.h, query, tile.key + j, tile.lanes));
         }

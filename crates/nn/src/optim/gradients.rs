@@ -131,8 +131,9 @@ impl<E: Element> GradientSet<E> {
         Ok(())
     }
 
-    /// The global norm √Σg² over all parameters, accumulated in f64.
-    pub fn norm(&self) -> f64 {
+    /// The global norm √Σg² over all parameters, accumulated in f64 in an order
+    /// that does not depend on the number of threads.
+    pub fn norm(&self, parallelism: Parallelism) -> f64 {
         let square = |chunk: &[E]| {
             // Eight lanes: vectorisable, and the same order everywhere.
             let mut lanes = [0.0f64; 8];
@@ -145,7 +146,16 @@ impl<E: Element> GradientSet<E> {
             let tail: f64 = exact.remainder().iter().map(|v| v.to_f64() * v.to_f64()).sum();
             lanes.iter().sum::<f64>() + tail
         };
-        self.iter().map(|(_, g)| square(g.as_slice())).sum::<f64>().sqrt()
+        let of_one = |gradient: &Tensor<E>| {
+            let values = gradient.as_slice();
+            let mut parts = vec![0.0; values.len().div_ceil(CHUNK)];
+            parallelism.for_each_chunk(&mut parts, 1, |i, part| {
+                let end = values.len().min((i + 1) * CHUNK);
+                part[0] = square(&values[i * CHUNK..end]);
+            });
+            parts.iter().sum::<f64>()
+        };
+        self.iter().map(|(_, gradient)| of_one(gradient)).sum::<f64>().sqrt()
     }
 
     /// The factor that brings the global norm down to `max_norm` (1 if it is

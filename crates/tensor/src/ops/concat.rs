@@ -3,7 +3,9 @@
 use crate::autograd::{BackwardContext, Grad, Var, VariadicOp};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
+use crate::ops::CHUNK;
 use crate::ops::slice::sliced;
+use crate::parallel::Parallelism;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -48,22 +50,26 @@ impl<E: Element> VariadicOp<E> for Stack {
 
 /// Writes inputs side by side: `widths[i]` elements of input `i` in each of
 /// the output's blocks.
-fn join<E: Element>(parts: &[&Var<E>], outer: usize, out: &mut [E]) {
+fn join<E: Element>(parts: &[&Var<E>], outer: usize, out: &mut [E], parallelism: Parallelism) {
     if outer == 0 || out.is_empty() {
         return;
     }
     let block = out.len() / outer;
-    let mut start = 0;
-    for part in parts {
-        let part = part.value().as_slice();
-        let width = part.len() / outer;
-        if width > 0 {
-            for (out, part) in out.chunks_exact_mut(block).zip(part.chunks_exact(width)) {
-                out[start..start + width].copy_from_slice(part);
+    let parts: Vec<&[E]> = parts.iter().map(|part| part.value().as_slice()).collect();
+    let unit = (CHUNK / block).max(1);
+    parallelism.for_each_chunk(out, unit * block, |i, out| {
+        let mut start = 0;
+        for part in &parts {
+            let width = part.len() / outer;
+            if width > 0 {
+                let part = part[i * unit * width..].chunks_exact(width);
+                for (out, part) in out.chunks_exact_mut(block).zip(part) {
+                    out[start..start + width].copy_from_slice(part);
+                }
             }
+            start += width;
         }
-        start += width;
-    }
+    });
 }
 
 fn first<'a, E: Element>(op: &'static str, parts: &[&'a Var<E>]) -> Result<&'a Var<E>> {
@@ -115,7 +121,7 @@ impl<E: Element> Var<E> {
         let (outer, _, _) = shape.around(axis);
         let tape = lead.tape();
         let y = Tensor::build_in(tape.pool(), shape.with_size(axis, size), |out| {
-            join(parts, outer, out);
+            join(parts, outer, out, tape.parallelism());
         });
         tape.apply_variadic(parts, y, || Concat {
             axis,
@@ -158,7 +164,7 @@ impl<E: Element> Var<E> {
         let outer = Shape::new(&shape[..axis]).elements();
         let tape = lead.tape();
         let y = Tensor::build_in(tape.pool(), shape.with_axis(axis, parts.len()), |out| {
-            join(parts, outer, out);
+            join(parts, outer, out, tape.parallelism());
         });
         tape.apply_variadic(parts, y, || Stack { axis })
     }

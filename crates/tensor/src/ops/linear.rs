@@ -1,11 +1,11 @@
 //! The affine map of a linear layer, fused with its bias.
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
 
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
-use crate::gemm::gemm;
+use crate::gemm::{gemm, gemm_bias};
 use crate::ops::reduce::sum_to;
 use crate::tensor::Tensor;
 
@@ -100,17 +100,10 @@ impl<E: Element> Var<E> {
         let shape = xs.with_size(xs.rank() - 1, ws[0]);
         let y = Tensor::build_in(tape.pool(), shape, |out| {
             let rows = as_rows(self.value());
-            let beta = match bias {
-                Some(bias) => {
-                    let bias = bias.value().as_slice();
-                    out.chunks_exact_mut(ws[0].max(1)).for_each(|row| row.copy_from_slice(bias));
-                    E::ONE
-                }
-                None => E::ZERO,
-            };
+            let bias = bias.map(|bias| ArrayView1::from(bias.value().as_slice()));
             let out = ArrayViewMut2::from_shape((rows.nrows(), ws[0]), out).expect("rows·out");
             let w = as_rows(weight.value()).reversed_axes();
-            gemm(E::ONE, rows, w, beta, out, tape.parallelism());
+            gemm_bias(E::ONE, rows, w, E::ZERO, bias, out, tape.parallelism());
         });
         let op = || Linear { x: self.value().clone(), weight: weight.value().clone() };
         match bias {

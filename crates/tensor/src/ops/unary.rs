@@ -50,6 +50,27 @@ impl<E: Element, F: Function<E>> Kernel for Forward<'_, E, F> {
     }
 }
 
+/// f(x) and f′(x) of functions whose derivative is computed from x: what both
+/// need, an exponential mostly, is computed once.
+struct ForwardWithSlope<'a, E, F> {
+    function: F,
+    x: &'a [E],
+    out: &'a mut [E],
+    slope: &'a mut [E],
+}
+
+impl<E: Element, F: Function<E>> Kernel for ForwardWithSlope<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        for ((out, slope), &x) in self.out.iter_mut().zip(self.slope).zip(self.x) {
+            *out = self.function.f::<L>(x);
+            *slope = self.function.df::<L>(x);
+        }
+    }
+}
+
 struct Backward<'a, E, F> {
     function: F,
     saved: &'a [E],
@@ -61,14 +82,17 @@ impl<E: Element, F: Function<E>> Kernel for Backward<'_, E, F> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        if F::SAVES == Saves::Nothing {
-            let slope = self.function.df::<L>(E::ZERO);
-            for grad in self.grad.iter_mut() {
-                *grad *= slope;
+        let pairs = self.grad.iter_mut().zip(self.saved);
+        match F::SAVES {
+            Saves::Nothing => {
+                let slope = self.function.df::<L>(E::ZERO);
+                self.grad.iter_mut().for_each(|grad| *grad *= slope);
             }
-        } else {
-            for (grad, &saved) in self.grad.iter_mut().zip(self.saved) {
-                *grad *= self.function.df::<L>(saved);
+            Saves::Input => pairs.for_each(|(grad, &slope)| *grad *= slope),
+            Saves::Output => {
+                for (grad, &y) in pairs {
+                    *grad *= self.function.df::<L>(y);
+                }
             }
         }
     }
@@ -76,6 +100,7 @@ impl<E: Element, F: Function<E>> Kernel for Backward<'_, E, F> {
 
 struct Elementwise<E: Element, F> {
     function: F,
+    /// y or, of functions whose derivative is computed from x, the derivative.
     saved: Option<Tensor<E>>,
 }
 
@@ -106,13 +131,34 @@ fn evaluate<E: Element, F: Function<E>>(
     })
 }
 
+fn evaluate_with_slope<E: Element, F: Function<E>>(
+    function: F,
+    x: &Tensor<E>,
+    pool: &Pool<E>,
+    parallelism: Parallelism,
+) -> [Tensor<E>; 2] {
+    let input = x.as_slice();
+    Tensor::build_two_in(pool, x.shape(), |out, slope| {
+        parallelism.for_each_chunk_pair((out, CHUNK), (slope, CHUNK), |i, out, slope| {
+            let x = &input[i * CHUNK..];
+            dispatch(ForwardWithSlope { function, x, out, slope });
+        });
+    })
+}
+
 pub(crate) fn apply<E: Element, F: Function<E>>(x: &Var<E>, function: F) -> Result<Var<E>> {
     let tape = x.tape();
-    let y = evaluate(function, x.value(), tape.pool(), tape.parallelism());
-    let saved = match F::SAVES {
-        Saves::Input => Some(x.value().clone()),
-        Saves::Output => Some(y.clone()),
-        Saves::Nothing => None,
+    let (pool, parallelism) = (tape.pool(), tape.parallelism());
+    let (y, saved) = match F::SAVES {
+        Saves::Input if x.is_tracked() => {
+            let [y, slope] = evaluate_with_slope(function, x.value(), pool, parallelism);
+            (y, Some(slope))
+        }
+        saves => {
+            let y = evaluate(function, x.value(), pool, parallelism);
+            let saved = (saves == Saves::Output).then(|| y.clone());
+            (y, saved)
+        }
     };
     tape.apply([x], y, || Elementwise { function, saved })
 }

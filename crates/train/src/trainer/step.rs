@@ -40,7 +40,7 @@ where
         let more = self.state.step + 1 < self.config.steps;
         let (clip, optimizer, feed) = (self.config.clip_norm, &mut self.optimizer, &mut self.feed);
         let update = || {
-            let norm = gradients.norm();
+            let norm = gradients.norm(Parallelism::Rayon);
             if !sums.loss.is_finite() || !norm.is_finite() {
                 return Ok(norm);
             }
