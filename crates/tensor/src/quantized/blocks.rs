@@ -38,6 +38,10 @@ pub(super) trait Blocks: 'static {
     /// True if the two scales of a part may differ.
     const TWO_SCALES: bool = false;
 
+    /// True if a block is one part that begins with its scale and its minimum
+    /// in half precision.
+    const PAIRED: bool = false;
+
     /// The factors of a part.
     fn factors<W: Widen>(block: &[u8], part: usize) -> Factors;
 
@@ -149,6 +153,7 @@ impl Blocks for Q4_1 {
     const BYTES: usize = 20;
     const OFFSET: u8 = 0;
     const MINIMUM: bool = true;
+    const PAIRED: bool = true;
 
     #[inline(always)]
     fn factors<W: Widen>(block: &[u8], _: usize) -> Factors {
@@ -205,6 +210,7 @@ impl Blocks for Q5_1 {
     const BYTES: usize = 24;
     const OFFSET: u8 = 0;
     const MINIMUM: bool = true;
+    const PAIRED: bool = true;
 
     #[inline(always)]
     fn factors<W: Widen>(block: &[u8], _: usize) -> Factors {

@@ -243,6 +243,9 @@ mod x86 {
         unsafe {
             let mut sums = [_mm256_setzero_ps(); R];
             let mut minima = [0f32; R];
+            // Of paired factors: sums of scale·d, which nobody asks for, and of
+            // minimum·Σx.
+            let mut pairs = [_mm_setzero_ps(); R];
             let mut i = 0;
             let mut at = 0;
             while i < parts {
@@ -257,23 +260,33 @@ mod x86 {
                     let x_q = _mm256_loadu_si256(x.q.as_ptr().add(i).cast());
                     let start = _mm256_loadu_si256(x.start.as_ptr().add(i).cast());
                     let d = *x.d.get_unchecked(i);
+                    let sum = *x.sum.get_unchecked(i);
+                    let d_and_sum = _mm_setr_ps(d, sum, 0.0, 0.0);
                     for r in 0..R {
                         let block = weights.add(r * stride + at);
-                        let bytes = std::slice::from_raw_parts(block, B::BYTES);
-                        let factors = B::factors::<F16c>(bytes, part);
                         let dot = D::dot::<B>(B::integers_avx2(block, part), x_q, start);
-                        let factor = if B::TWO_SCALES {
-                            let (low, high) = (factors.scale[0] * d, factors.scale[1] * d);
-                            _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low))
+                        let factor = if B::PAIRED {
+                            // One conversion and one product for both.
+                            let pair = _mm_cvtsi32_si128(block.cast::<i32>().read_unaligned());
+                            let pair = _mm_mul_ps(_mm_cvtph_ps(pair), d_and_sum);
+                            pairs[r] = _mm_add_ps(pairs[r], pair);
+                            _mm256_broadcastss_ps(pair)
                         } else {
-                            _mm256_set1_ps(factors.scale[0] * d)
+                            let bytes = std::slice::from_raw_parts(block, B::BYTES);
+                            let factors = B::factors::<F16c>(bytes, part);
+                            if B::MINIMUM {
+                                minima[r] += factors.minimum * sum;
+                            }
+                            let [low, high] = factors.scale.map(|scale| scale * d);
+                            if B::TWO_SCALES {
+                                _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low))
+                            } else {
+                                _mm256_set1_ps(low)
+                            }
                         };
                         // Not fused, so that other paths can do the same.
                         let product = _mm256_mul_ps(factor, _mm256_cvtepi32_ps(dot));
                         sums[r] = _mm256_add_ps(sums[r], product);
-                        if B::MINIMUM {
-                            minima[r] += factors.minimum * *x.sum.get_unchecked(i);
-                        }
                     }
                     i += 1;
                 }
@@ -283,7 +296,9 @@ mod x86 {
             for (r, out) in out.iter_mut().enumerate() {
                 let mut lanes = [0f32; LANES];
                 _mm256_storeu_ps(lanes.as_mut_ptr(), sums[r]);
-                *out = join(lanes) + minima[r];
+                let minimum =
+                    if B::PAIRED { _mm_cvtss_f32(_mm_movehdup_ps(pairs[r])) } else { minima[r] };
+                *out = join(lanes) + minimum;
             }
             out
         }

@@ -1,9 +1,9 @@
-//! Steps of singular-value fine-tuning on request, for comparisons:
-//! `svf_steps MODEL` reads a word a line and answers each with a JSON line.
-//! `decompose` decomposes all feed-forward matrices anew, `step` makes a
-//! training step of 16 rows of 32 tokens of which the last four are scored,
-//! `switch` applies another expert, `memory` tells the peak above the loaded
-//! model.
+//! Steps of fine-tuning a pretrained model's feed-forward matrices on request,
+//! for comparisons: `tune_steps MODEL svf|lora` reads a word a line and answers
+//! each with a JSON line. `decompose` decomposes all feed-forward matrices anew
+//! (`svf`), `step` makes a training step of 16 rows of 32 tokens of which the
+//! last four are scored, `switch` applies another expert (`svf`), `memory` tells
+//! the peak above the loaded model. LoRA has rank 16.
 
 use std::error::Error;
 use std::io::{BufRead, Write};
@@ -13,7 +13,7 @@ use std::time::Instant;
 use specialformer::PeakMemory;
 use specialformer::families::PublishedModel;
 use specialformer::prelude::*;
-use specialformer::svd_finetune::Parametrisation;
+use specialformer::svd_finetune::{Parametrisation, Selection};
 use specialformer::svf::{AnswerLoss, Decomposition, Tuned, decompose};
 use specialformer::training::{Batch, BoxError, Dataset, HeldOut, Trainer};
 
@@ -41,7 +41,9 @@ impl Dataset for Fixed {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args().nth(1).ok_or("give a model")?;
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().ok_or("give a model")?;
+    let method = arguments.next().ok_or("give a method, svf or lora")?;
     let mut model = PublishedModel::<f32>::open(path)?;
     let mut rng = Seed::new(1).stream("tokens");
     let mut batch = Batch::new(ROWS, LENGTH, LENGTH)?;
@@ -52,27 +54,31 @@ fn main() -> Result<(), Box<dyn Error>> {
         let at = LENGTH - 1 - SCORED;
         targets[at..at + SCORED].copy_from_slice(&tokens[row * LENGTH + at + 1..][..SCORED]);
     }
-    let go_on = |_: specialformer::svd_finetune::Progress<'_>| ControlFlow::Continue(());
-    let settings = Decomposition::default();
     let mut lines = std::io::stdin().lock().lines();
     let say = |seconds: f64| {
         println!("{{\"seconds\": {seconds}}}");
         std::io::stdout().flush()
     };
-    let mut base = None;
     let mut next = lines.next().transpose()?;
-    while next.as_deref() == Some("decompose") {
-        let start = Instant::now();
-        base = Some(decompose(&mut model, &settings, go_on)?);
-        say(start.elapsed().as_secs_f64())?;
-        next = lines.next().transpose()?;
-    }
-    let base = match base {
-        Some(base) => base,
-        None => decompose(&mut model, &settings, go_on)?,
+    let selection = Selection::default();
+    let tuned = match method.as_str() {
+        "svf" => {
+            let settings = Decomposition { selection, ..Decomposition::default() };
+            let mut decomposed = || decompose(&mut model, &settings, |_| ControlFlow::Continue(()));
+            let mut base = None;
+            while next.as_deref() == Some("decompose") {
+                let start = Instant::now();
+                base = Some(decomposed()?);
+                say(start.elapsed().as_secs_f64())?;
+                next = lines.next().transpose()?;
+            }
+            let base = base.map_or_else(decomposed, Ok)?;
+            Tuned::svf(model, &base, Parametrisation::direct())?
+        }
+        "lora" => Tuned::lora(model, &selection, (16, 32.0), Seed::new(1))?,
+        other => return Err(format!("the method is svf or lora, not `{other}`").into()),
     };
-    let tuned = Tuned::svf(model, &base, Parametrisation::direct())?;
-    let expert = tuned.expert("switched")?;
+    let expert = (method == "svf").then(|| tuned.expert("switched")).transpose()?;
     let config = TrainConfig {
         shards: Some(1),
         clip_norm: Some(1.0),
@@ -84,7 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let start = Instant::now();
         match word.as_str() {
             "step" => drop(trainer.step()?),
-            "switch" => tuned.apply(Some(&expert))?,
+            "switch" if expert.is_some() => tuned.apply(expert.as_ref())?,
             "memory" => {
                 println!("{{\"bytes\": {}}}", memory.rise().unwrap_or(0));
                 std::io::stdout().flush()?;

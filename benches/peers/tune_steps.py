@@ -1,9 +1,9 @@
-"""Singular-value fine-tuning in PyTorch beside this project, taking turns.
+"""Singular-value fine-tuning and LoRA in PyTorch beside this project, taking turns.
 
-    python svf_steps.py STEPS_BINARY MODEL [--threads N] [--rounds N]
+    python tune_steps.py STEPS_BINARY MODEL [--method svf|lora] [--threads N] [--rounds N]
 
-STEPS_BINARY is the example `svf_steps` of the facade, built for speed:
-`cargo build --release -p specialformer --example svf_steps`. MODEL is a GGUF
+STEPS_BINARY is the example `tune_steps` of the facade, built for speed:
+`cargo build --release -p specialformer --example tune_steps`. MODEL is a GGUF
 file of a Llama of 135 million weights (`cargo xtask fetch smollm2`); PyTorch
 gets a model of the same sizes with weights at random, since times do not
 depend on them.
@@ -12,7 +12,8 @@ One step: 16 rows of 32 tokens, of which the last four are scored, forward,
 backward and Adam on the factors z of all feed-forward matrices. `recomposed`
 makes U diag(s*z) V^T in every step, as the code of the method's authors does;
 `factored` multiplies by V, s*z and U. The head is applied to the scored
-positions alone, in both.
+positions alone, in both. `--method lora` trains LoRA of rank 16 on the same
+matrices, here and by PEFT.
 """
 
 import argparse
@@ -26,9 +27,10 @@ import time
 parser = argparse.ArgumentParser()
 parser.add_argument("binary")
 parser.add_argument("model")
+parser.add_argument("--method", choices=["svf", "lora"], default="svf")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=10)
-parser.add_argument("--only", choices=["factored", "recomposed", "ours"], help="one side alone")
+parser.add_argument("--only", choices=["factored", "recomposed", "peft", "ours"], help="one side alone")
 arguments = parser.parse_args()
 
 import torch  # noqa: E402
@@ -68,7 +70,7 @@ def resident(field):
     return 1024 * int(line.split()[1])
 
 
-def build(kind, factors):
+def base_model():
     config = LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
         num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
@@ -76,6 +78,11 @@ def build(kind, factors):
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    return model
+
+
+def with_svf(kind, factors):
+    model = base_model()
     matrices = []
     for layer in model.model.layers:
         for name in ("gate_proj", "up_proj", "down_proj"):
@@ -89,6 +96,19 @@ def build(kind, factors):
         layer = kind(u, s, vt)
         trained.append(layer.z)
         setattr(mlp, name, layer)
+    return stepper(model, trained)
+
+
+def with_lora():
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets)
+    model = get_peft_model(base_model(), config).base_model.model
+    return stepper(model, [p for p in model.parameters() if p.requires_grad])
+
+
+def stepper(model, trained):
     optimizer = torch.optim.Adam(trained, lr=2e-3)
     tokens = torch.randint(0, 49152, (ROWS, LENGTH))
     first = LENGTH - 1 - SCORED
@@ -109,7 +129,7 @@ def build(kind, factors):
 def ours():
     environment = dict(os.environ, RAYON_NUM_THREADS=str(arguments.threads))
     process = subprocess.Popen(
-        [arguments.binary, arguments.model], env=environment, text=True,
+        [arguments.binary, arguments.model, arguments.method], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )
 
@@ -123,9 +143,15 @@ def ours():
 
 print(f"{arguments.threads} threads, {arguments.rounds} rounds, PyTorch {torch.__version__}")
 factors, sides, process = [], {}, None
-for name, kind in (("factored", Factored), ("recomposed", Recomposed)):
+builders = {"peft": with_lora}
+if arguments.method == "svf":
+    builders = {
+        "factored": lambda: with_svf(Factored, factors),
+        "recomposed": lambda: with_svf(Recomposed, factors),
+    }
+for name, build in builders.items():
     if arguments.only in (None, name):
-        step = build(kind, factors)
+        step = build()
 
         def timed(step=step):
             start = time.perf_counter()
@@ -135,7 +161,8 @@ for name, kind in (("factored", Factored), ("recomposed", Recomposed)):
         sides[f"PyTorch, {name}"] = timed
 if arguments.only in (None, "ours"):
     process, ask = ours()
-    print(f"decomposition here: {ask('decompose'):.2f} s")
+    if arguments.method == "svf":
+        print(f"decomposition here: {ask('decompose'):.2f} s")
     sides["specialformer"] = lambda: ask("step")
 before = resident("VmRSS:")
 if arguments.only and arguments.only != "ours":
@@ -149,7 +176,8 @@ for name, values in times.items():
     values = values[1:]
     print(f"{name:20} median {1e3 * statistics.median(values):8.0f} ms, least {1e3 * min(values):8.0f} ms a step")
 if process:
-    print(f"switching the expert: {1e3 * ask('switch'):.2f} ms")
+    if arguments.method == "svf":
+        print(f"switching the expert: {1e3 * ask('switch'):.2f} ms")
     print(f"peak above the loaded model, here: {ask('memory', 'bytes') / 1e6:.0f} MB")
     process.stdin.close()
     sys.exit(process.wait())
