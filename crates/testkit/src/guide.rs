@@ -1,5 +1,5 @@
-//! The chapters of the guide, with their code blocks, command lines and links,
-//! so that tests can check all of them.
+//! The chapters of the guide and the README, with their code blocks, command
+//! lines and links, so that tests can check all of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,13 @@ pub fn guide_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/src")
 }
 
-/// A Markdown file of the guide.
+/// A Markdown file of the guide, or beside it in the repository.
 #[derive(Debug, Clone)]
 pub struct Chapter {
-    /// Its path below [`guide_dir`], with `/` between folders.
+    /// Its path below [`guide_dir`] or the repository, with `/` between folders.
     pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
     /// What is in it.
     pub text: String,
 }
@@ -57,9 +59,30 @@ fn collect(folder: &Path, prefix: &str, found: &mut Vec<Chapter>) {
         if path.is_dir() {
             collect(&path, &format!("{name}/"), found);
         } else if path.extension().is_some_and(|extension| extension == "md") {
-            found.push(Chapter { name, text: read(&path) });
+            found.push(Chapter { name, text: read(&path), path });
         }
     }
+}
+
+/// The Markdown files of the repository's first folder, among them the README,
+/// by name.
+///
+/// # Panics
+/// If a file cannot be read.
+pub fn root_documents() -> Vec<Chapter> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let entries = fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .map(|path| Chapter {
+            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            text: read(&path),
+            path,
+        })
+        .collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
 }
 
 fn read(path: &Path) -> String {
@@ -67,11 +90,6 @@ fn read(path: &Path) -> String {
 }
 
 impl Chapter {
-    /// The file itself.
-    pub fn path(&self) -> PathBuf {
-        guide_dir().join(&self.name)
-    }
-
     /// Its blocks of code, in order.
     ///
     /// # Panics
@@ -91,7 +109,7 @@ impl Chapter {
                 (None, Some(block)) => {
                     let include = line.strip_prefix("{{#include ");
                     match include.and_then(|rest| rest.strip_suffix("}}")) {
-                        Some(file) => block.text += &read(&self.path().with_file_name(file)),
+                        Some(file) => block.text += &read(&self.path.with_file_name(file)),
                         None => block.text = format!("{}{line}\n", block.text),
                     }
                 }
@@ -138,16 +156,17 @@ fn anchor(heading: &str) -> String {
     kept.collect::<String>().to_lowercase()
 }
 
-/// All blocks of code of the guide in a language.
+/// All blocks of code of the guide and of [`root_documents`] in a language.
 ///
 /// # Panics
 /// As [`chapters`] and [`Chapter::code_blocks`].
 pub fn guide_blocks(language: &str) -> Vec<CodeBlock> {
-    let blocks = chapters().into_iter().flat_map(|chapter| chapter.code_blocks());
+    let files = root_documents().into_iter().chain(chapters());
+    let blocks = files.flat_map(|chapter| chapter.code_blocks());
     blocks.filter(|block| block.info[0] == language).collect()
 }
 
-/// All command lines of the guide's `sh` blocks, those in `$(…)` and behind
+/// All command lines of the `sh` blocks that [`guide_blocks`] finds, those in `$(…)` and behind
 /// pipes by themselves. Settings of variables before a command and redirections
 /// are left out.
 ///
@@ -238,7 +257,7 @@ mod tests {
     fn blocks_links_and_anchors_are_found() {
         let text =
             "# One: a *b*\n[x](y.md#z) and [w](v)\n```sh,more\n[no](link)\n# no heading\n```\n";
-        let chapter = Chapter { name: "c.md".into(), text: text.into() };
+        let chapter = Chapter { name: "c.md".into(), path: "c.md".into(), text: text.into() };
         assert_eq!(chapter.links(), ["y.md#z", "v"]);
         assert_eq!(chapter.anchors(), ["one-a-b"]);
         let block = CodeBlock {
@@ -254,7 +273,7 @@ mod tests {
         let chapters = chapters();
         let find = |path: &Path| {
             let path = path.canonicalize().ok()?;
-            chapters.iter().find(|chapter| chapter.path().canonicalize().is_ok_and(|p| p == path))
+            chapters.iter().find(|chapter| chapter.path.canonicalize().is_ok_and(|p| p == path))
         };
         let mut listed = vec!["SUMMARY.md".to_owned()];
         for chapter in &chapters {
@@ -266,7 +285,7 @@ mod tests {
                 let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
                 let target = match file {
                     "" => chapter,
-                    file => find(&chapter.path().with_file_name(file)).expect(&place),
+                    file => find(&chapter.path.with_file_name(file)).expect(&place),
                 };
                 assert!(
                     anchor.is_empty() || target.anchors().iter().any(|a| a == anchor),
@@ -280,5 +299,29 @@ mod tests {
         listed.sort();
         let names: Vec<_> = chapters.iter().map(|chapter| chapter.name.clone()).collect();
         assert_eq!(listed, names);
+    }
+
+    #[test]
+    fn links_of_root_documents_lead_somewhere() {
+        let documents = root_documents();
+        assert!(documents.iter().any(|document| document.name == "README.md"));
+        for document in &documents {
+            for link in document.links() {
+                if link.starts_with("https://") {
+                    continue;
+                }
+                let place = format!("{}: {link}", document.name);
+                let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+                let path = match file {
+                    "" => document.path.clone(),
+                    file => document.path.with_file_name(file),
+                };
+                assert!(path.exists(), "{place}");
+                if !anchor.is_empty() {
+                    let target = Chapter { name: link.clone(), text: read(&path), path };
+                    assert!(target.anchors().iter().any(|a| a == anchor), "{place}");
+                }
+            }
+        }
     }
 }

@@ -30,6 +30,7 @@ pub use golden::{GoldenCase, GoldenError, GoldenTensor, cases_in, golden_dir};
 pub use gradient::{GradientCheck, GradientReport, check_gradients};
 pub use guide::{
     Chapter, CodeBlock, GuideCommand, chapters, guide_blocks, guide_commands, guide_dir,
+    root_documents,
 };
 pub use ops::op_names_in;
 pub use random::{SplitMix64, random_array, random_array_f32, random_indices, random_normal};

@@ -36,6 +36,19 @@ const SAME_PARAMETERS: &[&str] = &[
     "mlp",
 ];
 
+/// Models of the short table.
+const SHORT: &[&str] = &[
+    "cisformer-softmax",
+    "cisformer-expressive",
+    "transformer-softmax",
+    "transformer-expressive",
+    "transformer-softmax-none",
+    "transformer-expressive-none",
+    "transformer-softmax-large",
+    "lstm-large",
+    "mlp",
+];
+
 const SUBTASKS: [&str; 4] = ["I", "A", "R", "C"];
 
 /// What a run is given. One that is stopped here leaves its checkpoints, and
@@ -82,13 +95,7 @@ impl Experiment for Iarc {
     }
 
     fn table(&self, records: &[Record]) -> Result<String> {
-        let results = records
-            .iter()
-            .map(|record| {
-                let parsed = serde_json::from_value(record.result.clone());
-                parsed.map_err(|e| format!("{}: {e}", record.of.run).into())
-            })
-            .collect::<Result<Vec<TrainedModel>>>()?;
+        let results = trained(records)?;
         let mut text = String::from(
             "Test accuracy in %, mean ± standard deviation over seeds.\n\n\
              | model | parameters | I | A | R | C | all | seeds | steps | seconds |\n\
@@ -105,6 +112,37 @@ impl Experiment for Iarc {
         }
         Ok(text)
     }
+
+    fn page(&self) -> &'static str {
+        "task-switching"
+    }
+
+    fn short_table(&self, records: &[Record]) -> Result<String> {
+        let results = trained(records)?;
+        let mut text = String::from("| model | parameters | test accuracy, % |\n|---|--:|--:|\n");
+        for model in SHORT {
+            let of: Vec<_> = results.iter().filter(|result| result.name == *model).collect();
+            if let Some(TrainedModel { parameters, .. }) = of.first() {
+                let row = format!("| {model} | {parameters} | {} |\n", overall(&of));
+                text.push_str(&row);
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// The results of all runs.
+fn trained(records: &[Record]) -> Result<Vec<TrainedModel>> {
+    let parse = |record: &Record| {
+        let parsed = serde_json::from_value(record.result.clone());
+        parsed.map_err(|e| format!("{}: {e}", record.of.run).into())
+    };
+    records.iter().map(parse).collect()
+}
+
+/// The accuracy over all subtasks, in percent.
+fn overall(of: &[&TrainedModel]) -> String {
+    mean_std(&of.iter().map(|result| 100.0 * result.test.accuracy).collect::<Vec<_>>())
 }
 
 /// The part of a run's `result.json` that the table shows.
@@ -131,13 +169,12 @@ fn row(model: &str, results: &[TrainedModel]) -> Option<String> {
         let scores = of.iter().filter_map(|result| result.test.labels.get(subtask));
         mean_std(&scores.map(|score| 100.0 * score.accuracy).collect::<Vec<_>>())
     });
-    let all: Vec<_> = of.iter().map(|result| 100.0 * result.test.accuracy).collect();
     let seconds = of.iter().map(|result| result.seconds).sum::<f64>() / of.len() as f64;
     Some(format!(
         "| {model} | {} | {} | {} | {} | {} | {seconds:.0} |\n",
         first.parameters,
         subtasks.join(" | "),
-        mean_std(&all),
+        overall(&of),
         of.len(),
         first.steps,
     ))
@@ -235,6 +272,9 @@ mod tests {
                 "| mlp | 7242 | 100.00 | – | 90.00 | – | 90.00 | 1 | 20000 | 12 |",
             ]
         );
+        let short = Iarc::default().short_table(&records).unwrap();
+        let rows: Vec<_> = short.lines().skip(2).collect();
+        assert_eq!(rows, ["| mlp | 7242 | 90.00 |"]);
         let broken = Record { result: json!({"name": "mlp"}), ..record("mlp", 1, 0.9) };
         let error = Iarc::default().table(&[broken]).unwrap_err().to_string();
         assert!(error.starts_with("mlp-seed1: missing field"), "{error}");

@@ -1,4 +1,5 @@
-//! `study`: named experiments whose results stand in the README.
+//! `study`: named experiments whose results stand in the guide and, in short,
+//! in the README.
 
 use clap::Args;
 
@@ -30,13 +31,13 @@ pub(crate) struct Options {
     #[arg(long)]
     small: bool,
 
-    /// Run nothing: make the table from the results there are.
+    /// Run nothing: make the tables from the results there are.
     #[arg(long)]
     table_only: bool,
 
-    /// Write the table into README.md, from the results there are.
+    /// Write the tables into docs/src/results and the short one into README.md.
     #[arg(long, conflicts_with = "small")]
-    write_readme: bool,
+    write: bool,
 }
 
 /// All experiments.
@@ -50,7 +51,7 @@ fn experiments() -> Vec<Box<dyn Experiment>> {
     ]
 }
 
-/// Runs what is left of an experiment and prints its table.
+/// Runs what is left of an experiment and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let experiments = experiments();
     if options.list {
@@ -69,9 +70,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !records.is_empty() {
         let table = experiment.table(&records)?;
         println!("\n{table}");
-        if options.write_readme {
-            let marker = format!("study-{name}");
-            markers::replace_in(&root().join("README.md"), &marker, &table, "")?;
+        if options.write {
+            let page = format!("docs/src/results/{}.md", experiment.page());
+            markers::replace_in(&root().join(page), &format!("study-{name}"), &table, "")?;
+            let (marker, short) =
+                (format!("study-{name}-short"), experiment.short_table(&records)?);
+            markers::replace_in(&root().join("README.md"), &marker, &short, "")?;
         }
     }
     outcome

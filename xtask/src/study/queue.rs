@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::shell::Result;
 
-/// A named experiment: a list of runs and a table of their results.
+/// A named experiment: a list of runs and tables of their results.
 pub(crate) trait Experiment {
     /// The name on the command line and of the file of results.
     fn name(&self) -> &'static str;
@@ -33,11 +33,20 @@ pub(crate) trait Experiment {
     /// Whatever stops the run; the queue goes on with the next.
     fn perform(&self, run: &Run) -> Result<Value>;
 
-    /// The table in Markdown, from the runs finished so far.
+    /// The tables in Markdown, from the runs finished so far.
+    ///
+    /// # Errors
+    /// If a record lacks what the tables show.
+    fn table(&self, records: &[Record]) -> Result<String>;
+
+    /// The page of the guide's results that shows the tables, without `.md`.
+    fn page(&self) -> &'static str;
+
+    /// What the README shows of them.
     ///
     /// # Errors
     /// If a record lacks what the table shows.
-    fn table(&self, records: &[Record]) -> Result<String>;
+    fn short_table(&self, records: &[Record]) -> Result<String>;
 }
 
 /// One run of an experiment: a name unique in it, and everything that
@@ -217,6 +226,14 @@ mod tests {
 
         fn table(&self, records: &[Record]) -> Result<String> {
             Ok(records.iter().map(|r| r.result["square"].to_string()).collect::<Vec<_>>().join("|"))
+        }
+
+        fn page(&self) -> &'static str {
+            "squares"
+        }
+
+        fn short_table(&self, records: &[Record]) -> Result<String> {
+            Ok(records.len().to_string())
         }
     }
 

@@ -236,6 +236,14 @@ impl Experiment for Mpt {
     fn table(&self, records: &[Record]) -> Result<String> {
         table::table(records)
     }
+
+    fn page(&self) -> &'static str {
+        "multimodal"
+    }
+
+    fn short_table(&self, records: &[Record]) -> Result<String> {
+        table::short(records)
+    }
 }
 
 impl Mpt {

@@ -10,6 +10,9 @@ use crate::shell::Result;
 use crate::study::queue::Record;
 use crate::study::statistics::mean_std;
 
+/// Tasks whose questions are about two images.
+const TWO_IMAGES: [&str; 2] = ["larger", "sum"];
+
 #[derive(Debug, Deserialize)]
 struct Score {
     accuracy: Option<f64>,
@@ -40,29 +43,66 @@ struct Adapted {
     after: Scores,
 }
 
-pub(super) fn table(records: &[Record]) -> Result<String> {
-    // By layers and steps, then by mechanism.
-    let mut all: BTreeMap<[u64; 2], BTreeMap<&str, Vec<Trained>>> = BTreeMap::new();
-    let mut single: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    let mut adapted: BTreeMap<&str, Vec<Adapted>> = BTreeMap::new();
-    for record in records {
-        let settings = &record.of.settings;
-        if let Some(name) = settings["adaptation"].as_str() {
-            adapted.entry(name).or_default().push(result(record)?);
-            continue;
-        }
-        let trained: Trained = result(record)?;
-        match settings["task"].as_str() {
-            Some(task) => {
-                single.entry(task).or_default().extend(accuracy(&trained.tasks, &[task]));
+/// The records, sorted.
+#[derive(Default)]
+struct Results<'a> {
+    /// By layers and steps, then by mechanism.
+    all: BTreeMap<[u64; 2], BTreeMap<&'a str, Vec<Trained>>>,
+    /// Accuracies of models of one task.
+    single: BTreeMap<&'a str, Vec<f64>>,
+    adapted: BTreeMap<&'a str, Vec<Adapted>>,
+}
+
+impl<'a> Results<'a> {
+    fn of(records: &'a [Record]) -> Result<Self> {
+        let mut results = Self::default();
+        for record in records {
+            let settings = &record.of.settings;
+            if let Some(name) = settings["adaptation"].as_str() {
+                results.adapted.entry(name).or_default().push(result(record)?);
+                continue;
             }
-            None => {
-                let name = settings["variant"].as_str().unwrap_or_default();
-                let budget = ["layers", "steps"].map(|key| settings[key].as_u64().unwrap_or(0));
-                all.entry(budget).or_default().entry(name).or_default().push(trained);
+            let trained: Trained = result(record)?;
+            match settings["task"].as_str() {
+                Some(task) => {
+                    let of_task = results.single.entry(task).or_default();
+                    of_task.extend(accuracy(&trained.tasks, &[task]));
+                }
+                None => {
+                    let name = settings["variant"].as_str().unwrap_or_default();
+                    let budget = ["layers", "steps"].map(|key| settings[key].as_u64().unwrap_or(0));
+                    let of_budget = results.all.entry(budget).or_default();
+                    of_budget.entry(name).or_default().push(trained);
+                }
             }
         }
+        Ok(results)
     }
+}
+
+/// What the README shows: three tables of tokens, by budget.
+pub(super) fn short(records: &[Record]) -> Result<String> {
+    let Results { all, .. } = Results::of(records)?;
+    let heads = all.keys().map(|[layers, steps]| format!("{layers} layers, {steps} steps"));
+    let heads: Vec<_> = heads.collect();
+    let mut text = format!(
+        "| two images, accuracy in % | {} |\n|---|{}\n",
+        heads.join(" | "),
+        "--:|".repeat(heads.len())
+    );
+    for name in ["plain", "conditional-image", "mixture"] {
+        let cells = all.values().map(|by_variant| {
+            let runs = by_variant.get(name).into_iter().flatten();
+            let each = runs.filter_map(|run| accuracy(&run.tasks, &TWO_IMAGES));
+            mean_std(&each.collect::<Vec<_>>())
+        });
+        let _ = writeln!(text, "| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
+    }
+    Ok(text)
+}
+
+pub(super) fn table(records: &[Record]) -> Result<String> {
+    let Results { all, single, adapted } = Results::of(records)?;
     let mut text = String::new();
     for ([layers, steps], by_variant) in &all {
         let _ = writeln!(text, "{layers} layers, {steps} steps:\n");
@@ -121,7 +161,7 @@ fn mechanisms(by_variant: &BTreeMap<&str, Vec<Trained>>) -> String {
             "| {name} | {parameters}{more} | {} | {} | {} | {} | {} | {} | {} | {seconds:.0} |",
             of(false, &["digit"]),
             of(false, &["digit", "parity", "half"]),
-            of(false, &["larger", "sum"]),
+            of(false, &TWO_IMAGES),
             of(false, &["series"]),
             of(false, &["script"]),
             of(false, &TASKS),

@@ -80,6 +80,14 @@ impl Experiment for Multitask {
     fn table(&self, records: &[Record]) -> Result<String> {
         table::table(records)
     }
+
+    fn page(&self) -> &'static str {
+        "multitask"
+    }
+
+    fn short_table(&self, records: &[Record]) -> Result<String> {
+        table::short(records)
+    }
 }
 
 fn run_name(variant: &str, share: f64, seed: u64) -> String {

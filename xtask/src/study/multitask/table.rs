@@ -81,8 +81,7 @@ fn mean(values: &[f64]) -> f64 {
 
 /// All tables.
 pub(super) fn table(records: &[Record]) -> Result<String> {
-    let entries = records.iter().map(Entry::of).collect::<Result<Vec<_>>>()?;
-    let study = Study { entries };
+    let study = Study::of_records(records)?;
     let mut text = study.main();
     text += &study.by_share();
     text += &study.routing();
@@ -90,11 +89,44 @@ pub(super) fn table(records: &[Record]) -> Result<String> {
     Ok(text)
 }
 
+/// What the README shows: the main table's four designs.
+pub(super) fn short(records: &[Record]) -> Result<String> {
+    let study = Study::of_records(records)?;
+    let mut text = String::from(
+        "| model | parameters | active | accuracy, % | worst task against its own model, points \
+         | ECE, % |\n|---|--:|--:|--:|--:|--:|\n",
+    );
+    for variant in [Variant::Dense, Variant::Moe, Variant::Adapter, Variant::Hybrid] {
+        let entries = study.of(variant, 1.0);
+        let Some(first) = entries.first() else { continue };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} |",
+            variant.name(),
+            first.trained.parameters,
+            first.trained.active_parameters,
+            summary(&entries, |e| Some(mean_accuracy(&e.trained.tasks))),
+            summary(&entries, |e| Some(study.transfer(e)?.1)),
+            summary(&entries, |e| Some(100.0 * e.trained.calibration?)),
+        );
+    }
+    Ok(text)
+}
+
+/// A figure of the runs that have it.
+fn summary(entries: &[&Entry], figure: impl Fn(&Entry) -> Option<f64>) -> String {
+    mean_std(&entries.iter().filter_map(|entry| figure(entry)).collect::<Vec<_>>())
+}
+
 struct Study {
     entries: Vec<Entry>,
 }
 
 impl Study {
+    fn of_records(records: &[Record]) -> Result<Self> {
+        Ok(Self { entries: records.iter().map(Entry::of).collect::<Result<_>>()? })
+    }
+
     fn of(&self, variant: Variant, share: f64) -> Vec<&Entry> {
         let matches = |e: &&Entry| e.variant == variant.name() && e.share == share;
         self.entries.iter().filter(matches).collect()
@@ -138,9 +170,7 @@ impl Study {
         for variant in Variant::ALL {
             let entries = self.of(variant, 1.0);
             let Some(first) = entries.first() else { continue };
-            let of = |f: &dyn Fn(&Entry) -> Option<f64>| {
-                mean_std(&entries.iter().filter_map(|e| f(e)).collect::<Vec<_>>())
-            };
+            let of = |figure: &dyn Fn(&Entry) -> Option<f64>| summary(&entries, figure);
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -290,6 +320,8 @@ mod tests {
         assert!(text.contains("| moe | 50.00 | – | 75.00 |"), "{text}");
         assert!(text.contains("| moe | 1.50 | 0.90 | 1.00 | 0.50 | 10.00 |"), "{text}");
         assert!(text.contains("| sort | 87.50 | 75.00 |"), "{text}");
+        let short = short(&records).unwrap();
+        assert!(short.ends_with("\n| moe | 10 | 8 | 75.00 | -12.50 | 2.00 |\n"), "{short}");
         let broken = Record { result: json!({}), ..record("moe-100%-seed1", json!({})) };
         let error = table(&[broken]).unwrap_err().to_string();
         assert!(error.starts_with("moe-100%-seed1: missing field"), "{error}");

@@ -79,6 +79,14 @@ impl Experiment for Signatures {
     fn table(&self, records: &[Record]) -> Result<String> {
         table::table(records)
     }
+
+    fn page(&self) -> &'static str {
+        "routing"
+    }
+
+    fn short_table(&self, records: &[Record]) -> Result<String> {
+        table::short(records)
+    }
 }
 
 /// The configuration of a run: `configs/moe-lm.toml` with the variant's router.

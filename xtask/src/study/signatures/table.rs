@@ -78,6 +78,36 @@ pub(super) fn table(records: &[Record]) -> Result<String> {
     Ok(out)
 }
 
+/// What the README shows: the classifier, and half of each layer's experts.
+pub(super) fn short(records: &[Record]) -> Result<String> {
+    let mut out = String::from(
+        "| router trained with | classifier, % | perplexity | half of the experts, task known, % \
+         | as many at random, % | kept experts tuned, % | task detected, % |\n\
+         |---|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for (variant, name) in VARIANTS {
+        let of = of_variant(records, variant);
+        let seeds = match of.len() {
+            0 => continue,
+            1 => " (one seed)",
+            _ => "",
+        };
+        let accuracy = numbers(&of, "/signatures/accuracy").into_iter().map(|a| 100.0 * a);
+        let tuned: Vec<_> = of.iter().filter_map(|of| tuned_change(of, "full", 0.5)).collect();
+        let _ = writeln!(
+            out,
+            "| {name}{seeds} | {} | {:.1} | {} | {} | {} | {:.1} |",
+            mean_std(&accuracy.collect::<Vec<_>>()),
+            full_perplexity(&of),
+            mean_std(&changes(&of, "fixed", 0.5)),
+            mean_std(&changes(&of, "random", 0.5)),
+            mean_std(&tuned),
+            100.0 * mean(&numbers(&of, "/curve/detection_accuracy")),
+        );
+    }
+    Ok(out)
+}
+
 fn of_variant<'a>(records: &'a [Record], variant: &str) -> Vec<&'a Record> {
     records.iter().filter(|record| record.of.settings["variant"] == variant).collect()
 }
@@ -124,25 +154,41 @@ fn budget(point: &Value) -> Option<f64> {
     point["budget"]["experts"].as_f64()
 }
 
+/// The perplexity with all experts.
+fn full_perplexity(records: &[&Record]) -> f64 {
+    mean(&numbers(records, "/curve/points/0/perplexity"))
+}
+
+/// By how much a selection of a share of the experts changes the perplexity, in
+/// percent.
+fn changes(records: &[&Record], selection: &str, share: f64) -> Vec<f64> {
+    let of = |record: &&Record| {
+        Some(100.0 * point(record, selection, Some(share))?["relative"].as_f64()?)
+    };
+    records.iter().filter_map(of).collect()
+}
+
+/// By how much the kept experts, trained further, change the perplexity against
+/// that of a selection of all, in percent.
+fn tuned_change(record: &Record, against: &str, share: f64) -> Option<f64> {
+    let loss = |selection, share| point(record, selection, share)?["loss"].as_f64();
+    Some(100.0 * ((loss("tuned", Some(share))? - loss(against, None)?).exp() - 1.0))
+}
+
 fn curve(out: &mut String, name: &str, records: &[&Record]) {
     let Some(first) = records.first() else { return };
     let points = first.result["curve"]["points"].as_array();
     let mut budgets: Vec<f64> = points.into_iter().flatten().filter_map(budget).collect();
     budgets.sort_by(f64::total_cmp);
     budgets.dedup();
-    let full = mean(&numbers(records, "/curve/points/0/perplexity"));
+    let full = full_perplexity(records);
     let _ = write!(out, "| {name} (perplexity with all {full:.1}) |");
     budgets.iter().for_each(|share| {
         let _ = write!(out, " {:.1} % |", 100.0 * share);
     });
     let _ = writeln!(out, "\n|---|{}", "---|".repeat(budgets.len()));
     for (selection, said) in SELECTIONS {
-        let change = |share: f64| -> Vec<f64> {
-            let of = |record: &&Record| {
-                Some(100.0 * point(record, selection, Some(share))?["relative"].as_f64()?)
-            };
-            records.iter().filter_map(of).collect()
-        };
+        let change = |share| changes(records, selection, share);
         if budgets.iter().all(|&share| change(share).is_empty()) {
             continue;
         }
@@ -178,10 +224,7 @@ fn tuned(out: &mut String, records: &[&Record], budgets: &[f64]) {
     for (against, said) in
         [("full", "kept experts trained on"), ("tuned-full", "· against all experts trained on")]
     {
-        let change = |record: &&Record, share: f64| {
-            let loss = |selection, share| point(record, selection, share)?["loss"].as_f64();
-            Some(100.0 * ((loss("tuned", Some(share))? - loss(against, None)?).exp() - 1.0))
-        };
+        let change = |record: &&Record, share| tuned_change(record, against, share);
         let measured = |&share: &f64| records.iter().any(|record| change(record, share).is_some());
         if !budgets.iter().any(measured) {
             return;

@@ -201,6 +201,14 @@ impl Experiment for Svf {
     fn table(&self, records: &[Record]) -> Result<String> {
         table::table(records)
     }
+
+    fn page(&self) -> &'static str {
+        "svf"
+    }
+
+    fn short_table(&self, records: &[Record]) -> Result<String> {
+        table::short(records)
+    }
 }
 
 /// Where results of runs of some steps are kept.

@@ -42,11 +42,60 @@ fn base(records: &[Record], task: &str) -> Option<f64> {
     percent(&record.result["rows"][0]["tasks"][task]["accuracy"])
 }
 
+/// What the README shows: accuracy and size of each method.
+pub(super) fn short(records: &[Record]) -> Result<String> {
+    let tasks = trained_tasks(records);
+    let mut text = String::new();
+    writeln!(text, "| | {} | trained parameters | kB |", tasks.join(" | "))?;
+    writeln!(text, "|---|{}--:|--:|", "--:|".repeat(tasks.len()))?;
+    writeln!(text, "| base | {} | | |", base_cells(records, &tasks))?;
+    for (method, _) in METHODS {
+        let of = of_method(records, method);
+        let Some(first) = of.first() else { continue };
+        writeln!(
+            text,
+            "| {method} | {} | {} | {} |",
+            method_cells(&of, &tasks),
+            first.result["trained_numbers"],
+            kilobytes(first),
+        )?;
+    }
+    Ok(text)
+}
+
+/// The tasks that experts were trained for.
+fn trained_tasks(records: &[Record]) -> Vec<&'static str> {
+    let trained = |task: &&str| part(records, "methods").any(|record| has(record, "task", task));
+    TASKS.into_iter().filter(trained).collect()
+}
+
+/// The base's accuracy on each task.
+fn base_cells(records: &[Record], tasks: &[&str]) -> String {
+    let cells: Vec<_> = tasks.iter().map(|task| one(base(records, task))).collect();
+    cells.join(" | ")
+}
+
+fn of_method<'a>(records: &'a [Record], method: &str) -> Vec<&'a Record> {
+    part(records, "methods").filter(|record| has(record, "method", method)).collect()
+}
+
+/// A method's accuracy on each task, over seeds.
+fn method_cells(of: &[&Record], tasks: &[&str]) -> String {
+    let cells = tasks.iter().map(|task| {
+        let all = of.iter().filter(|record| has(record, "task", task));
+        let all = all.filter_map(|record| percent(&record.result["after"]["accuracy"]));
+        mean_std(&all.collect::<Vec<_>>())
+    });
+    cells.collect::<Vec<_>>().join(" | ")
+}
+
+/// The size of what a run saved.
+fn kilobytes(record: &Record) -> String {
+    format!("{:.0}", record.result["bytes"].as_f64().unwrap_or(0.0) / 1e3)
+}
+
 fn methods(records: &[Record], text: &mut String) -> Result<()> {
-    let tasks: Vec<&str> = TASKS
-        .into_iter()
-        .filter(|task| part(records, "methods").any(|record| has(record, "task", task)))
-        .collect();
+    let tasks = trained_tasks(records);
     if tasks.is_empty() {
         return Ok(());
     }
@@ -57,18 +106,10 @@ fn methods(records: &[Record], text: &mut String) -> Result<()> {
         tasks.join(" | ")
     )?;
     writeln!(text, "|---|{}--:|--:|--:|--:|", "--:|".repeat(tasks.len()))?;
-    let cells: Vec<_> = tasks.iter().map(|task| one(base(records, task))).collect();
-    writeln!(text, "| base | {} | | | | |", cells.join(" | "))?;
+    writeln!(text, "| base | {} | | | | |", base_cells(records, &tasks))?;
     for (method, _) in METHODS {
-        let of: Vec<&Record> =
-            part(records, "methods").filter(|record| has(record, "method", method)).collect();
+        let of = of_method(records, method);
         let Some(first) = of.first() else { continue };
-        let cells = tasks.iter().map(|task| {
-            let all = of.iter().filter(|record| has(record, "task", task));
-            let all = all.filter_map(|record| percent(&record.result["after"]["accuracy"]));
-            mean_std(&all.collect::<Vec<_>>())
-        });
-        let cells: Vec<_> = cells.collect();
         let mean = |field: &str, unit: f64| {
             let values: Vec<f64> =
                 of.iter().filter_map(|record| record.result["training"][field].as_f64()).collect();
@@ -77,12 +118,12 @@ fn methods(records: &[Record], text: &mut String) -> Result<()> {
                 n => format!("{:.2}", values.iter().sum::<f64>() / n as f64 / unit),
             }
         };
-        let kilobytes = first.result["bytes"].as_f64().unwrap_or(0.0) / 1e3;
         writeln!(
             text,
-            "| {method} | {} | {} | {kilobytes:.0} | {} | {} |",
-            cells.join(" | "),
+            "| {method} | {} | {} | {} | {} | {} |",
+            method_cells(&of, &tasks),
             first.result["trained_numbers"],
+            kilobytes(first),
             mean("step_seconds", 1.0),
             mean("peak_memory", 1e6),
         )?;
@@ -230,8 +271,7 @@ fn adaptation(records: &[Record], text: &mut String) -> Result<()> {
     )?;
     writeln!(text, "| | {} | identify, s | answer, s |", heads.join(" | "))?;
     writeln!(text, "|---|{}--:|--:|", "--:|".repeat(tasks.len()))?;
-    let cells: Vec<_> = tasks.iter().map(|task| one(base(records, task))).collect();
-    writeln!(text, "| base | {} | | |", cells.join(" | "))?;
+    writeln!(text, "| base | {} | | |", base_cells(records, &tasks))?;
     for strategy in STRATEGIES {
         let mine: Vec<_> = of.iter().filter(|record| has(record, "strategy", strategy)).collect();
         if mine.is_empty() {
@@ -303,5 +343,8 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
+        let short = short(&records).unwrap();
+        let rows: Vec<_> = short.lines().skip(2).collect();
+        assert_eq!(rows, ["| base | 79.0 | | |", "| svf | 96.00 ± 1.41 | 51840 | 215 |"]);
     }
 }
