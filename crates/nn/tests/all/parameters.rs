@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use specialformer_nn::optim::{Adam, AdamConfig, GradientSet, Optimizer, UpdateArgs};
+use specialformer_nn::optim::{Adam, AdamConfig, GradientSet, Optimizer, Sgd, SgdConfig, UpdateArgs};
 use specialformer_nn::{Ctx, Linear, Module, NamedParameters, ParameterVisitor};
 use specialformer_tensor::{Parallelism, Seed, Tape, Tensor};
 
@@ -93,6 +93,80 @@ fn a_parameter_without_gradient_is_an_error_unless_frozen() {
 
 fn spare_value(parameters: &NamedParameters) -> f32 {
     parameters.get("spare.weight").unwrap().value().item().unwrap()
+}
+
+#[test]
+fn optimisers_refuse_the_gradients_of_other_parameters() {
+    let layer = |seed| Linear::<f32>::new(2, 2, true, &mut Seed::new(seed).stream("init")).unwrap();
+    let (own, other) = (layer(1), layer(2));
+    let [own, other] = [&own, &other].map(|layer| NamedParameters::of(layer));
+    let ones = || vec![Some(Tensor::ones([2, 2])), Some(Tensor::ones([2]))];
+    let foreign = GradientSet::from_tensors(&other, ones()).unwrap();
+    let args =
+        UpdateArgs { learning_rate: 0.1, gradient_scale: 1.0, parallelism: Parallelism::Serial };
+    let adam = Adam::new(AdamConfig::default(), &own).unwrap();
+    let sgd = Sgd::new(SgdConfig::default(), &own).unwrap();
+    let optimizers: [(&str, Box<dyn Optimizer>); 2] =
+        [("Adam", Box::new(adam)), ("Sgd", Box::new(sgd))];
+    for (name, mut optimizer) in optimizers {
+        let before = other.tensors();
+        let error = optimizer.step(&foreign, &args).unwrap_err().to_string();
+        assert_eq!(error, format!("{name}: gradient 0 is not of its parameter `weight`"));
+        assert_eq!(optimizer.state().steps, 0);
+        let unchanged = |(name, tensor): (&String, &Tensor)| {
+            other.get(name).unwrap().value().as_slice() == tensor.as_slice()
+        };
+        assert!(before.iter().all(unchanged));
+        optimizer.step(&GradientSet::from_tensors(&own, ones()).unwrap(), &args).unwrap();
+    }
+}
+
+#[test]
+fn gradients_from_tensors_are_counted_and_measured() {
+    let layer = Linear::<f32>::new(2, 2, true, &mut Seed::new(1).stream("init")).unwrap();
+    let parameters = NamedParameters::of(&layer);
+    let of = |tensors: Vec<Option<Tensor>>| {
+        let strict = GradientSet::from_tensors(&parameters, tensors.clone()).unwrap_err();
+        let lenient = GradientSet::from_tensors_or_zero(&parameters, tensors).unwrap_err();
+        assert_eq!(strict, lenient);
+        strict.to_string()
+    };
+    let weight = Some(Tensor::ones([2, 2]));
+    assert_eq!(of(vec![weight.clone()]), "1 gradients for 2 trainable parameters");
+    assert_eq!(
+        of(vec![weight.clone(), Some(Tensor::ones([3]))]),
+        "the gradient of `bias` [2] has shape [3]"
+    );
+    let zero = GradientSet::from_tensors_or_zero(&parameters, vec![weight, None]).unwrap();
+    assert_eq!(zero.iter().nth(1).unwrap().1.as_slice(), [0.0; 2]);
+}
+
+#[test]
+fn threads_do_not_change_an_update() {
+    let n = 3 * (1 << 14) + 5;
+    let run = |parallelism: Parallelism, sgd: bool| {
+        let layer = Linear::<f32>::new(n, 1, false, &mut Seed::new(1).stream("init")).unwrap();
+        let parameters = NamedParameters::of(&layer);
+        let mut optimizer: Box<dyn Optimizer> = if sgd {
+            let config = SgdConfig { momentum: 0.9, weight_decay: 0.1 };
+            Box::new(Sgd::new(config, &parameters).unwrap())
+        } else {
+            Box::new(Adam::new(AdamConfig::default(), &parameters).unwrap())
+        };
+        let mut rng = Seed::new(2).stream("gradients");
+        for _ in 0..2 {
+            let gradient = Tensor::from_fn([1, n], || rng.normal() as f32);
+            let set = GradientSet::from_tensors(&parameters, vec![Some(gradient)]).unwrap();
+            let args = UpdateArgs { learning_rate: 0.1, gradient_scale: 0.5, parallelism };
+            optimizer.step(&set, &args).unwrap();
+        }
+        parameters.get("weight").unwrap().value().into_vec()
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for sgd in [false, true] {
+        let serial = run(Parallelism::Serial, sgd);
+        assert_eq!(serial, pool.install(|| run(Parallelism::Rayon, sgd)));
+    }
 }
 
 #[test]
