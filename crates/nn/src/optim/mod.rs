@@ -26,7 +26,9 @@ pub struct UpdateArgs {
     pub learning_rate: f64,
     /// Every gradient is multiplied by this first (clipping).
     pub gradient_scale: f64,
-    /// How much parallelism to use.
+    /// How much parallelism to use. While an update waits for the rayon pool,
+    /// its thread may run other jobs of that pool; those must not read the
+    /// parameters (see [`Parameter::update`](specialformer_tensor::Parameter::update)).
     pub parallelism: Parallelism,
 }
 
@@ -79,14 +81,17 @@ impl Targets {
     fn check<E: Element>(&self, optimizer: &str, gradients: &GradientSet<E>) -> Result<()> {
         let (own, got) = (self.ids.len(), gradients.len());
         if own != got {
-            let what = format!("{optimizer} holds moments of {own} parameters, got {got} gradients");
+            let what =
+                format!("{optimizer} holds moments of {own} parameters, got {got} gradients");
             return Err(NnError::State { what });
         }
         let mut pairs = self.ids.iter().zip(gradients.iter());
         match pairs.position(|(&id, (parameter, _))| id != parameter.id()) {
             Some(i) => {
-                let what =
-                    format!("{optimizer}: gradient {i} is not of its parameter `{}`", self.names[i]);
+                let what = format!(
+                    "{optimizer}: gradient {i} is not of its parameter `{}`",
+                    self.names[i]
+                );
                 Err(NnError::State { what })
             }
             None => Ok(()),
