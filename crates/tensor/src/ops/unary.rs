@@ -20,6 +20,12 @@ pub trait Function<E: Element>: Copy + Send + Sync + 'static {
     fn f<L: Level>(self, x: E) -> E;
     /// f′ at the saved value: x or y, by [`Function::SAVES`].
     fn df<L: Level>(self, saved: E) -> E;
+    /// dL/dx = f′·dL/dy. A function that is constant somewhere gives 0 there
+    /// whatever dL/dy is, where 0·∞ would be NaN.
+    #[inline(always)]
+    fn pullback<L: Level>(self, saved: E, grad: E) -> E {
+        grad * self.df::<L>(saved)
+    }
 }
 
 /// What a [`Function`] keeps for its derivative.
@@ -68,7 +74,7 @@ impl<E: Element, F: Function<E>> Kernel for Backward<'_, E, F> {
             }
         } else {
             for (grad, &saved) in self.grad.iter_mut().zip(self.saved) {
-                *grad *= self.function.df::<L>(saved);
+                *grad = self.function.pullback::<L>(saved, *grad);
             }
         }
     }
@@ -124,6 +130,7 @@ macro_rules! functions {
         $method:ident: $type:ident saves $saves:ident {
             f($x:ident) = $f:expr;
             df($s:ident) = $df:expr;
+            $(pullback($p:ident, $g:ident) = $pullback:expr;)?
         }
     )*) => {
         $(
@@ -145,6 +152,13 @@ macro_rules! functions {
                     let _ = $s;
                     $df
                 }
+
+                $(
+                    #[inline(always)]
+                    fn pullback<L: Level>(self, $p: E, $g: E) -> E {
+                        $pullback
+                    }
+                )?
             }
         )*
 
@@ -198,10 +212,11 @@ functions! {
         f(x) = x.sigmoid_in::<L>();
         df(y) = y * (E::ONE - y);
     }
-    /// max(x, 0); the derivative at 0 is 0.
+    /// max(x, 0); the derivative at 0 is 0. NaN stays NaN.
     relu: Relu saves Output {
-        f(x) = if x > E::ZERO { x } else { E::ZERO };
-        df(y) = if y > E::ZERO { E::ONE } else { E::ZERO };
+        f(x) = if x <= E::ZERO { E::ZERO } else { x };
+        df(y) = if y <= E::ZERO { E::ZERO } else { E::ONE };
+        pullback(y, grad) = if y <= E::ZERO { E::ZERO } else { grad };
     }
     /// Exact GELU, x·Φ(x) with Φ the normal distribution function (Hendrycks
     /// & Gimpel 2016). PyTorch: `gelu(x)`.
@@ -313,6 +328,11 @@ impl<E: Element> Function<E> for Clamp<E> {
     fn df<L: Level>(self, x: E) -> E {
         if (x >= self.low) & (x <= self.high) { E::ONE } else { E::ZERO }
     }
+
+    #[inline(always)]
+    fn pullback<L: Level>(self, x: E, grad: E) -> E {
+        if (x >= self.low) & (x <= self.high) { grad } else { E::ZERO }
+    }
 }
 
 impl<E: Element> Var<E> {
@@ -330,5 +350,29 @@ impl<E: Element> Var<E> {
             op: "clamp",
             what: format!("the limits must be in order, got {low} and {high}"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::Tape;
+
+    #[test]
+    fn relu_and_clamp_keep_nan_and_cut_infinite_gradients() {
+        let tape = Tape::<f32>::new();
+        let values = vec![-1.0, -0.0, 2.0, f32::NAN];
+        let x = tape.variable(Tensor::from_vec(values, [4]).unwrap());
+        let (relu, clamp) = (x.relu().unwrap(), x.clamp(0.0, 1.0).unwrap());
+        assert_eq!(relu.value().as_slice()[..3], [0.0, 0.0, 2.0]);
+        assert!(relu.value().as_slice()[3].is_nan() && clamp.value().as_slice()[3].is_nan());
+        let cotangent = Tensor::full([4], f32::INFINITY);
+        let gradients = tape.backward_from(&relu, cotangent.clone()).unwrap();
+        assert_eq!(gradients.of(&x).unwrap().as_slice()[..3], [0.0, 0.0, f32::INFINITY]);
+        let tape = Tape::<f32>::new();
+        let x = tape.variable(Tensor::from_vec(vec![-1.0, 0.5, 2.0, 0.0], [4]).unwrap());
+        let gradients = tape.backward_from(&x.clamp(0.0, 1.0).unwrap(), cotangent).unwrap();
+        let inside = f32::INFINITY;
+        assert_eq!(gradients.of(&x).unwrap().as_slice(), [0.0, inside, 0.0, inside]);
     }
 }
