@@ -93,6 +93,9 @@ pub struct NamedParameters<E: Element = f32> {
 
 impl<E: Element> NamedParameters<E> {
     /// The parameters of a model.
+    ///
+    /// # Panics
+    /// If the model shows two different parameters under one name.
     pub fn of(module: &(impl Module<E> + ?Sized)) -> Self {
         let mut visitor = ParameterVisitor {
             prefix: String::new(),
@@ -101,6 +104,13 @@ impl<E: Element> NamedParameters<E> {
             aliases: Vec::new(),
         };
         module.visit(&mut visitor);
+        let firsts = visitor.entries.iter().map(|(name, _)| (name, name));
+        let aliases = visitor.aliases.iter().map(|(alias, first)| (alias, first));
+        let mut owners = HashMap::new();
+        for (name, first) in firsts.chain(aliases) {
+            let owner = owners.insert(name, first);
+            assert!(owner.is_none_or(|owner| owner == first), "two parameters are named `{name}`");
+        }
         Self { entries: visitor.entries, aliases: visitor.aliases }
     }
 
@@ -150,13 +160,25 @@ impl<E: Element> NamedParameters<E> {
         self.iter().map(|(name, parameter)| (name.to_string(), parameter.value())).collect()
     }
 
-    /// Sets all values by name. Nothing is changed unless everything fits.
+    /// Sets all values by name; a tied parameter's by any of its names, of
+    /// which several need equal values. Nothing is changed unless everything
+    /// fits.
     ///
     /// # Errors
-    /// [`NnError::Mismatch`] naming every missing, unexpected and wrongly
-    /// shaped tensor.
+    /// [`NnError::Mismatch`] naming every missing, unexpected, wrongly shaped
+    /// and contradicting tensor.
     pub fn load(&self, mut tensors: BTreeMap<String, Tensor<E>>) -> Result<()> {
         let mut problems = Vec::new();
+        for (alias, first) in &self.aliases {
+            let Some(tensor) = tensors.remove(alias) else { continue };
+            match tensors.get(first) {
+                Some(other) if same(other, &tensor) => {}
+                Some(_) => problems.push(format!("`{alias}` differs from `{first}`, its tie")),
+                None => {
+                    tensors.insert(first.clone(), tensor);
+                }
+            }
+        }
         for (name, parameter) in self.iter() {
             match tensors.get(name) {
                 None => problems.push(format!("`{name}` {} is missing", parameter.shape())),
@@ -169,8 +191,7 @@ impl<E: Element> NamedParameters<E> {
             }
         }
         for (name, tensor) in &tensors {
-            let alias = self.aliases.iter().any(|(alias, _)| alias == name);
-            if self.get(name).is_none() && !alias {
+            if self.get(name).is_none() {
                 problems.push(format!("`{name}` {} is unexpected", tensor.shape()));
             }
         }
@@ -184,4 +205,10 @@ impl<E: Element> NamedParameters<E> {
         }
         Ok(())
     }
+}
+
+/// True if shapes and values are equal; NaN equals NaN.
+fn same<E: Element>(a: &Tensor<E>, b: &Tensor<E>) -> bool {
+    let equal = |(a, b): (&E, &E)| a == b || (a.to_f64().is_nan() && b.to_f64().is_nan());
+    a.shape() == b.shape() && a.as_slice().iter().zip(b.as_slice()).all(equal)
 }

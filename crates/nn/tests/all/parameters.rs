@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use specialformer_nn::optim::{Adam, AdamConfig, GradientSet, Optimizer, Sgd, SgdConfig, UpdateArgs};
-use specialformer_nn::{Ctx, Linear, Module, NamedParameters, ParameterVisitor};
-use specialformer_tensor::{Parallelism, Seed, Tape, Tensor};
+use specialformer_nn::optim::{
+    Adam, AdamConfig, GradientSet, Optimizer, Sgd, SgdConfig, UpdateArgs,
+};
+use specialformer_nn::{Ctx, Linear, Lora, Module, NamedParameters, ParameterVisitor, Weight};
+use specialformer_tensor::{Parallelism, Parameter, Seed, Tape, Tensor};
 
 struct Tied {
     first: Linear,
@@ -54,6 +56,45 @@ fn loading_names_everything_that_does_not_fit_and_changes_nothing() {
          `bias` has shape [3], the model needs [2]; `extra` [1] is unexpected"
     );
     assert_eq!(parameters.get("bias").unwrap().value().as_slice(), before.as_slice());
+}
+
+#[test]
+fn a_tied_weight_loads_by_any_of_its_names_if_they_agree() {
+    let parameters = NamedParameters::of(&tied());
+    let load = |tensors: &[(&str, Tensor)]| {
+        let named = tensors.iter().map(|(name, tensor)| ((*name).to_string(), tensor.clone()));
+        parameters.load(named.collect()).map_err(|error| error.to_string())
+    };
+    let value = || parameters.get("first.weight").unwrap().value();
+    load(&[("second.weight", Tensor::full([3, 3], 2.0))]).unwrap();
+    assert_eq!(value().as_slice(), [2.0; 9]);
+    let (ones, nan) = (Tensor::ones([3, 3]), Tensor::full([3, 3], f32::NAN));
+    for other in [Tensor::zeros([3, 3]), Tensor::ones([9]), nan.clone()] {
+        assert_eq!(
+            load(&[("first.weight", ones.clone()), ("second.weight", other)]).unwrap_err(),
+            "1 of the tensors do not fit the model: `second.weight` differs from \
+             `first.weight`, its tie"
+        );
+    }
+    let error = load(&[("second.weight", Tensor::ones([2]))]).unwrap_err();
+    assert!(error.contains("`first.weight` has shape [2], the model needs [3, 3]"), "{error}");
+    assert_eq!(value().as_slice(), [2.0; 9]);
+    load(&[("first.weight", nan.clone()), ("second.weight", nan)]).unwrap();
+    load(&[("first.weight", ones.clone()), ("second.weight", ones)]).unwrap();
+    assert_eq!(value().as_slice(), [1.0; 9]);
+}
+
+#[test]
+#[should_panic(expected = "two parameters are named `same.weight`")]
+fn two_parameters_of_one_name_are_a_bug() {
+    struct Clash([Linear; 2]);
+    impl Module for Clash {
+        fn visit(&self, visitor: &mut ParameterVisitor) {
+            self.0.iter().for_each(|layer| visitor.module("same", layer));
+        }
+    }
+    let layer = || Linear::new(1, 1, false, &mut Seed::new(1).stream("init")).unwrap();
+    NamedParameters::of(&Clash([layer(), layer()]));
 }
 
 #[test]
@@ -175,6 +216,9 @@ fn settings_outside_their_range_are_named() {
     let config = AdamConfig { beta2: 1.0, ..AdamConfig::default() };
     let error = Adam::new(config, &parameters).unwrap_err();
     assert_eq!(error.to_string(), "Adam: beta2 = 1: must be in [0, 1)");
+    let vector = Weight::Dense(Parameter::new(Tensor::<f32>::zeros([3])));
+    let error = Lora::new(&vector, 1, 1.0, &mut Seed::new(1).stream("init")).unwrap_err();
+    assert_eq!(error.to_string(), "Lora: weight = [3]: must be [out, in]");
     let error = Linear::<f32>::new(0, 3, true, &mut Seed::new(1).stream("init")).unwrap_err();
     assert_eq!(error.to_string(), "Linear: in_features = 0: must be positive");
 }
