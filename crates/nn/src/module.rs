@@ -44,6 +44,7 @@ pub trait Module<E: Element = f32> {
 #[derive(Debug, Default)]
 pub struct ParameterVisitor<E: Element = f32> {
     prefix: String,
+    names: HashMap<String, ParameterId>,
     seen: HashMap<ParameterId, usize>,
     entries: Vec<(String, Parameter<E>)>,
     aliases: Vec<(String, String)>,
@@ -52,8 +53,16 @@ pub struct ParameterVisitor<E: Element = f32> {
 impl<E: Element> ParameterVisitor<E> {
     /// Shows one parameter. A parameter shown before (a tied weight) keeps
     /// its first name; this one becomes an alias.
+    ///
+    /// # Panics
+    /// If another parameter was shown under this name.
     pub fn parameter(&mut self, name: &str, parameter: &Parameter<E>) {
         let name = format!("{}{name}", self.prefix);
+        let other = self.names.insert(name.clone(), parameter.id());
+        assert!(
+            other.is_none_or(|other| other == parameter.id()),
+            "two parameters are named `{name}`"
+        );
         if let Some(&first) = self.seen.get(&parameter.id()) {
             self.aliases.push((name, self.entries[first].0.clone()));
         } else {
@@ -99,18 +108,12 @@ impl<E: Element> NamedParameters<E> {
     pub fn of(module: &(impl Module<E> + ?Sized)) -> Self {
         let mut visitor = ParameterVisitor {
             prefix: String::new(),
+            names: HashMap::new(),
             seen: HashMap::new(),
             entries: Vec::new(),
             aliases: Vec::new(),
         };
         module.visit(&mut visitor);
-        let firsts = visitor.entries.iter().map(|(name, _)| (name, name));
-        let aliases = visitor.aliases.iter().map(|(alias, first)| (alias, first));
-        let mut owners = HashMap::new();
-        for (name, first) in firsts.chain(aliases) {
-            let owner = owners.insert(name, first);
-            assert!(owner.is_none_or(|owner| owner == first), "two parameters are named `{name}`");
-        }
         Self { entries: visitor.entries, aliases: visitor.aliases }
     }
 

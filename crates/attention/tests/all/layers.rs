@@ -180,7 +180,7 @@ fn cross_attention_clips_like_self_attention() {
 #[test]
 fn inputs_that_are_no_sequences_are_errors() {
     let norm = Some(QueryKeyNorm::Head { eps: 1e-6 });
-    let config = AttentionConfig { query_key_norm: norm, ..base() };
+    let config = AttentionConfig { query_key_norm: norm, kv_heads: 2, ..base() };
     let causal = layer(config.clone(), false).attention;
     let full = layer(AttentionConfig { causal: false, ..config }, false).attention;
     let window = PerPositionAttention::<f64>::new(

@@ -57,7 +57,10 @@ fn the_whole_width_is_the_ordinary_block() {
     for more in KINDS {
         let model = model(&config(more));
         let ctx = Ctx::eval();
-        assert_eq!(answers(&model, &ctx), answers(&model, &ctx.with_width_multiplier(1.0).unwrap()));
+        assert_eq!(
+            answers(&model, &ctx),
+            answers(&model, &ctx.with_width_multiplier(1.0).unwrap())
+        );
     }
 }
 
