@@ -61,8 +61,8 @@ pub struct AttentionConfig {
     pub heads: usize,
     /// Key and value heads, a divisor of H (H: multi-head, 1: multi-query).
     pub kv_heads: usize,
-    /// Width D of a head.
-    pub head_width: usize,
+    /// Width D of a head; C/H, which must be whole, if `None`.
+    pub head_width: Option<usize>,
     /// Biases in the query, key and value projections.
     pub bias: bool,
     /// A bias in the output projection; as `bias` if `None`.
@@ -97,7 +97,7 @@ impl AttentionConfig {
             width,
             heads,
             kv_heads: heads,
-            head_width: width / heads.max(1),
+            head_width: None,
             bias: true,
             output_bias: None,
             scale: None,
@@ -113,6 +113,11 @@ impl AttentionConfig {
         }
     }
 
+    /// Width D of a head, given or C/H.
+    pub fn head_width(&self) -> usize {
+        self.head_width.unwrap_or(self.width / self.heads.max(1))
+    }
+
     pub(crate) fn validate(&self, layer: &'static str) -> Result<()> {
         let fail = |field, value: usize, reason: String| {
             Err(NnError::config(layer, field, value, reason).into())
@@ -123,7 +128,13 @@ impl AttentionConfig {
         if self.heads == 0 {
             return fail("heads", 0, "must be positive".into());
         }
-        if self.head_width == 0 {
+        if self.head_width.is_none() && !self.width.is_multiple_of(self.heads) {
+            let reason =
+                format!("must divide the width, {}, or come with a head_width", self.width);
+            return fail("heads", self.heads, reason);
+        }
+        let head_width = self.head_width();
+        if head_width == 0 {
             return fail("head_width", 0, "must be positive".into());
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
@@ -132,14 +143,12 @@ impl AttentionConfig {
         }
         if matches!(self.position, Position::Rope { .. }) {
             match self.rotary_width {
-                None if !self.head_width.is_multiple_of(2) => {
+                None if !head_width.is_multiple_of(2) => {
                     let what = "rotary positions need an even width";
-                    return fail("head_width", self.head_width, what.into());
+                    return fail("head_width", head_width, what.into());
                 }
-                Some(width)
-                    if width == 0 || width > self.head_width || !width.is_multiple_of(2) =>
-                {
-                    let what = format!("must be even and in 2..={}", self.head_width);
+                Some(width) if width == 0 || width > head_width || !width.is_multiple_of(2) => {
+                    let what = format!("must be even and in 2..={head_width}");
                     return fail("rotary_width", width, what);
                 }
                 _ => {}
@@ -151,6 +160,14 @@ impl AttentionConfig {
         if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
             return Err(NnError::config(layer, "scale", scale, "must be finite").into());
         }
+        if !self.query_key_scale.is_finite() {
+            let value = self.query_key_scale;
+            return Err(NnError::config(layer, "query_key_scale", value, "must be finite").into());
+        }
+        if let Some(epsilon) = self.kind.invalid_epsilon() {
+            let reason = AttentionKind::EPSILON_RANGE;
+            return Err(NnError::config(layer, "epsilon", epsilon, reason).into());
+        }
         if !(0.0..1.0).contains(&self.dropout) {
             let error = NnError::config(layer, "dropout", self.dropout, "must be in [0, 1)");
             return Err(error.into());
@@ -159,11 +176,11 @@ impl AttentionConfig {
     }
 
     pub(crate) fn query_width(&self) -> usize {
-        self.heads * self.head_width
+        self.heads * self.head_width()
     }
 
     pub(crate) fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_width
+        self.kv_heads * self.head_width()
     }
 }
 
@@ -172,6 +189,7 @@ impl AttentionConfig {
 pub enum Queries {
     /// One for each position.
     All,
-    /// Only the last position's: enough where nothing else is read.
+    /// Only the last position's, T − 1, which in a shorter row is padding:
+    /// enough where nothing else is read.
     Last,
 }

@@ -5,7 +5,7 @@ use specialformer_tensor::{Element, Parameter, Var};
 
 use crate::alibi::alibi_slopes;
 use crate::config::{AttentionConfig, Position};
-use crate::error::Result;
+use crate::error::{AttentionError, Result};
 use crate::kernel::{Dropout, QueryOffset};
 use crate::op::{AttentionArgs, attention, attention_kv, attention_qkv};
 use crate::rope::{RopeArgs, rope_with};
@@ -24,13 +24,15 @@ impl<E: Element> Core<E> {
         let slopes = (config.position == Position::Alibi).then(|| alibi_slopes(config.heads));
         let rotary = match config.position {
             Position::Rope { theta } => {
-                let width = config.rotary_width.unwrap_or(config.head_width);
+                let width = config.rotary_width.unwrap_or(config.head_width());
                 let scaling = config.rope_scaling;
                 let frequencies = scaling.frequencies(width, theta)?;
                 Some(Rotary::new(frequencies, scaling.magnitude(), max_length)?)
             }
             _ => None,
         };
+        // Some of the heads alone are as wide as they are among all.
+        let config = AttentionConfig { head_width: Some(config.head_width()), ..config };
         Ok(Self { config, slopes, rotary })
     }
 
@@ -61,7 +63,7 @@ impl<E: Element> Core<E> {
         };
         let rows = lengths.map_or(shape[0], |lengths| lengths.len().min(shape[0]));
         let table = rotary.up_to((0..rows).map(end).max().unwrap_or(0))?;
-        let head_width = Some(self.config.head_width);
+        let head_width = self.config.head_width;
         let args = RopeArgs { offset, lengths, head_width, ..RopeArgs::new(heads, rotated) };
         rope_with(x, &table, &args)
     }
@@ -149,7 +151,8 @@ impl<E: Element> Core<E> {
         key_lengths: Option<&[usize]>,
         bias: Option<&Var<E>>,
     ) -> Result<Var<E>> {
-        let AttentionConfig { heads, kv_heads, head_width, .. } = self.config;
+        let AttentionConfig { heads, kv_heads, .. } = self.config;
+        let head_width = self.config.head_width();
         let offset = k.shape()[1].saturating_sub(q.shape()[1]);
         let args = AttentionArgs { bias, ..self.args(ctx, offset, key_lengths)? };
         let q = self.rotate(q, heads, heads, offset.into(), None)?;
@@ -162,6 +165,15 @@ impl<E: Element> Core<E> {
         let (q, k, v) = (by_head(&q, heads)?, by_head(&k, kv_heads)?, by_head(v, kv_heads)?);
         Ok(attention(&q, &k, &v, &args)?.reshape(shape)?)
     }
+}
+
+/// Checks that x is [B, T, width].
+pub(crate) fn check_input<E: Element>(op: &'static str, x: &Var<E>, width: usize) -> Result<()> {
+    let shape = x.shape();
+    if shape.rank() == 3 && shape[2] == width {
+        return Ok(());
+    }
+    Err(AttentionError::shape(op, "x", &shape, format!("must be [B, T, {width}]")))
 }
 
 /// Scales the start values of query and key projections.

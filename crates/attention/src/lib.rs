@@ -46,7 +46,7 @@ pub use error::{AttentionError, Result};
 pub use kernel::{AttentionKind, Dropout, QueryOffset};
 pub use kv_cache::KvCache;
 pub use layer_cache::{CacheElement, LayerCache};
-pub use multi_head::{MultiHeadAttention, SelfAttention};
+pub use multi_head::{MultiHeadAttention, SelfAttentionArgs};
 pub use op::{AttentionArgs, attention, attention_kv, attention_qkv};
 pub use per_position::{PerPositionLinear, per_position_linear};
 pub use per_position_attention::PerPositionAttention;

@@ -10,11 +10,11 @@ use crate::config::{AttentionConfig, Position, Queries, QueryKeyNorm};
 use crate::error::{AttentionError, Result};
 use crate::kernel::{KernelArgs, QueryOffset};
 use crate::layer_cache::{CacheElement, LayerCache};
-use crate::layer_core::{Core, scale_start};
+use crate::layer_core::{Core, check_input, scale_start};
 
 /// What self-attention is told besides its input.
 #[derive(Debug, Clone, Copy)]
-pub struct SelfAttention<'a, E: Element = f32> {
+pub struct SelfAttentionArgs<'a, E: Element = f32> {
     /// Which queries are computed.
     pub queries: Queries,
     /// Row b of the batch has only its first `lengths[b]` positions \[B\]; the
@@ -24,7 +24,7 @@ pub struct SelfAttention<'a, E: Element = f32> {
     pub bias: Option<&'a Var<E>>,
 }
 
-impl<E: Element> SelfAttention<'_, E> {
+impl<E: Element> SelfAttentionArgs<'_, E> {
     /// These queries of rows without padding.
     pub const fn new(queries: Queries) -> Self {
         Self { queries, lengths: None, bias: None }
@@ -36,7 +36,8 @@ impl<E: Element> SelfAttention<'_, E> {
 ///
 /// Parameters: `q_proj`, `k_proj`, `v_proj`, `o_proj`, each with `weight`
 /// [out, in] and, if configured, `bias`; `q_norm` and `k_norm` if configured.
-/// Without those norms the three input projections run as one product.
+/// Without those norms the three input projections of long inputs run as one
+/// product.
 ///
 /// # Shapes
 /// x [B, T, C] → [B, T, C].
@@ -90,30 +91,26 @@ impl<E: Element> MultiHeadAttention<E> {
         ]
     }
 
-    /// Several projections of the same input as one product where all of
-    /// them are dense, side by side otherwise.
+    /// Several projections of the same input, side by side: one product of
+    /// their weights side by side where all of them are dense and rows are many
+    /// enough for that copy to pay, otherwise the products side by side.
     fn project(ctx: &Ctx<E>, x: &Var<E>, layers: &[&Linear<E>]) -> Result<Var<E>> {
-        let weights: Option<Vec<Var<E>>> = layers
-            .iter()
-            .map(|layer| match layer.weight() {
-                Weight::Dense(weight) => Some(ctx.parameter(weight)),
-                Weight::Operator(_) => None,
-            })
-            .collect();
-        let Some(weights) = weights else {
+        let side_by_side =
+            |parts: &[Var<E>], axis: usize| Var::concat(&parts.iter().collect::<Vec<_>>(), axis);
+        let biases: Vec<Var<E>> =
+            layers.iter().filter_map(|layer| layer.bias().map(|b| ctx.parameter(b))).collect();
+        let weights: Vec<Var<E>> =
+            layers.iter().filter_map(|l| l.weight().dense().map(|w| ctx.parameter(w))).collect();
+        let uniform =
+            weights.len() == layers.len() && (biases.is_empty() || biases.len() == layers.len());
+        let shape = x.shape();
+        if !uniform || shape.rows() < shape.last_size() {
             let parts = layers.iter().map(|layer| layer.forward(ctx, x));
             let parts = parts.collect::<Result<Vec<_>, _>>()?;
-            let axis = x.shape().rank() - 1;
-            return Ok(Var::concat(&parts.iter().collect::<Vec<_>>(), axis)?);
-        };
-        let biases: Option<Vec<Var<E>>> =
-            layers.iter().map(|layer| layer.bias().map(|bias| ctx.parameter(bias))).collect();
-        let weight = Var::concat(&weights.iter().collect::<Vec<_>>(), 0)?;
-        let bias = match &biases {
-            Some(biases) => Some(Var::concat(&biases.iter().collect::<Vec<_>>(), 0)?),
-            None => None,
-        };
-        Ok(x.linear(&weight, bias.as_ref())?)
+            return Ok(side_by_side(&parts, shape.rank() - 1)?);
+        }
+        let bias = (!biases.is_empty()).then(|| side_by_side(&biases, 0)).transpose()?;
+        Ok(x.linear(&side_by_side(&weights, 0)?, bias.as_ref())?)
     }
 
     /// Queries or keys (`which` 0 or 1) after their norm, if there is one.
@@ -121,7 +118,7 @@ impl<E: Element> MultiHeadAttention<E> {
         let Some(norms) = &self.norms else {
             return Ok(x);
         };
-        let (shape, width) = (x.shape(), self.core.config.head_width);
+        let (shape, width) = (x.shape(), self.core.config.head_width());
         if matches!(self.core.config.query_key_norm, Some(QueryKeyNorm::All { .. })) {
             return Ok(norms[which].forward(ctx, &x)?);
         }
@@ -152,6 +149,7 @@ impl<E: Element> MultiHeadAttention<E> {
     /// # Errors
     /// If the shapes do not fit.
     pub fn project_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
+        check_input("project_qkv", x, self.core.config.width)?;
         if self.norms.is_none() {
             return self.clipped(Self::project(ctx, x, &[&self.q, &self.k, &self.v])?);
         }
@@ -175,7 +173,7 @@ impl<E: Element> MultiHeadAttention<E> {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, queries: Queries) -> Result<Var<E>> {
-        self.forward_with(ctx, x, &SelfAttention::new(queries))
+        self.forward_with(ctx, x, &SelfAttentionArgs::new(queries))
     }
 
     /// [`forward`](Self::forward) of rows with padding, or with a bias.
@@ -186,8 +184,9 @@ impl<E: Element> MultiHeadAttention<E> {
         &self,
         ctx: &Ctx<E>,
         x: &Var<E>,
-        args: &SelfAttention<'_, E>,
+        args: &SelfAttentionArgs<'_, E>,
     ) -> Result<Var<E>> {
+        check_input("multi_head_attention", x, self.core.config.width)?;
         let t = x.shape()[1];
         let last = |x: &Var<E>| x.slice(1, t.saturating_sub(1)..t);
         let mixed =
@@ -226,10 +225,11 @@ impl<E: Element> MultiHeadAttention<E> {
         &self,
         ctx: &Ctx<E>,
         x: &Var<E>,
-        args: &SelfAttention<'_, E>,
+        args: &SelfAttentionArgs<'_, E>,
         heads: usize,
     ) -> Result<Var<E>> {
-        let AttentionConfig { heads: all, kv_heads, head_width, width, .. } = self.core.config;
+        let AttentionConfig { heads: all, kv_heads, width, .. } = self.core.config;
+        let head_width = self.core.config.head_width();
         if heads == all {
             return self.forward_with(ctx, x, args);
         }
@@ -241,6 +241,7 @@ impl<E: Element> MultiHeadAttention<E> {
         if matches!(self.core.config.query_key_norm, Some(QueryKeyNorm::All { .. })) {
             return refuse("a norm over all heads is of all heads");
         }
+        check_input("forward_heads", x, width)?;
         let (of_queries, of_keys) = (heads * head_width, heads / group * head_width);
         let last = x.shape()[1].saturating_sub(1);
         let q = match args.queries {
@@ -254,7 +255,7 @@ impl<E: Element> MultiHeadAttention<E> {
         let k = self.clipped(self.normed(ctx, 1, k)?)?;
         let v = self.clipped(self.v.forward_part(ctx, x, width, of_keys)?)?;
         let bias = match args.bias {
-            Some(bias) if bias.shape()[1] == all => Some(bias.slice(1, 0..heads)?),
+            Some(bias) if bias.shape().get(1) == Some(&all) => Some(bias.slice(1, 0..heads)?),
             bias => bias.cloned(),
         };
         let core = self.core.first(heads, heads / group);
@@ -277,17 +278,21 @@ impl<E: Element> MultiHeadAttention<E> {
         memory: &Var<E>,
         lengths: Option<&[usize]>,
     ) -> Result<Var<E>> {
-        let AttentionConfig { causal, position, .. } = self.core.config;
+        let AttentionConfig { causal, position, width, .. } = self.core.config;
         if causal || position != Position::None {
             let what = "cross-attention has neither positions nor a causal mask";
             return Err(NnError::config("MultiHeadAttention", "causal", causal, what).into());
         }
-        let q = self.normed(ctx, 0, self.q.forward(ctx, x)?)?;
+        for input in [x, memory] {
+            check_input("forward_cross", input, width)?;
+        }
+        let q = self.clipped(self.normed(ctx, 0, self.q.forward(ctx, x)?)?)?;
         let mixed = if self.norms.is_some() {
-            let k = self.normed(ctx, 1, self.k.forward(ctx, memory)?)?;
-            self.core.apart(ctx, [&q, &k, &self.v.forward(ctx, memory)?], lengths, None)?
+            let k = self.clipped(self.normed(ctx, 1, self.k.forward(ctx, memory)?)?)?;
+            let v = self.clipped(self.v.forward(ctx, memory)?)?;
+            self.core.apart(ctx, [&q, &k, &v], lengths, None)?
         } else {
-            let kv = Self::project(ctx, memory, &[&self.k, &self.v])?;
+            let kv = self.clipped(Self::project(ctx, memory, &[&self.k, &self.v])?)?;
             self.core.cross(ctx, &q, &kv, lengths)?
         };
         Ok(self.o.forward(ctx, &mixed)?)
@@ -346,8 +351,8 @@ impl<E: Element> MultiHeadAttention<E> {
         cache: &mut LayerCache<S>,
     ) -> Result<Var<E>> {
         const OP: &str = "forward_cached";
-        let AttentionConfig { heads, kv_heads, head_width, kind, causal, scale, .. } =
-            self.core.config;
+        let AttentionConfig { heads, kv_heads, kind, causal, scale, .. } = self.core.config;
+        let head_width = self.core.config.head_width();
         if !causal {
             let what = "earlier outputs of a layer that is not causal change with every token";
             return Err(AttentionError::argument(OP, "causal", causal, what));
@@ -409,7 +414,7 @@ fn query_key_norms<E: Element>(
     norm: QueryKeyNorm,
 ) -> Result<[Norm<E>; 2]> {
     let (widths, eps) = match norm {
-        QueryKeyNorm::Head { eps } => ([config.head_width; 2], eps),
+        QueryKeyNorm::Head { eps } => ([config.head_width(); 2], eps),
         QueryKeyNorm::All { eps } => ([config.query_width(), config.kv_width()], eps),
     };
     let [q, k] = widths.map(|width| Norm::new(NormKind::RmsNorm, width, eps));

@@ -61,6 +61,22 @@ impl<E: Element> Default for AttentionArgs<'_, E> {
     }
 }
 
+impl<E: Element> AttentionArgs<'_, E> {
+    fn kernel_args(&self) -> Result<KernelArgs<'_, E>> {
+        Ok(KernelArgs {
+            scale: self.scale,
+            causal: self.causal,
+            query_offset: self.query_offset,
+            mask: self.mask.map(|mask| mask.view()),
+            key_lengths: self.key_lengths,
+            bias: self.bias.map(|bias| bias.value().view_as()).transpose()?,
+            alibi_slopes: self.alibi_slopes,
+            dropout: self.dropout,
+            ..KernelArgs::new(self.kind)
+        })
+    }
+}
+
 /// [`QueryOffset`] as the backward pass keeps it.
 enum KeptOffset {
     Uniform(usize),
@@ -204,19 +220,19 @@ fn run<E: Element>(
     q: &Heads<E>,
     k: &Heads<E>,
     v: &Heads<E>,
-    args: &Kept<E>,
+    args: &AttentionArgs<'_, E>,
     shape: Shape,
     pool: &Pool<E>,
     parallelism: Parallelism,
 ) -> Result<(Tensor<E>, Tensor<E>)> {
     let (b, t, heads) = (shape[0], shape[1], q.count);
+    let args = args.kernel_args()?;
     let mut out = Tensor::zeros_in(pool, Shape::scalar());
     let statistics = Tensor::try_build_in(pool, [b, heads, t], |statistics| {
         out = Tensor::try_build_in(pool, shape, |out| {
             let out = by_head_mut(out, b, t, heads).permuted_axes(TO_KERNEL);
             let statistics = ndarray::ArrayViewMut3::from_shape((b, heads, t), statistics)
                 .expect("the sizes were checked");
-            let args = args.kernel_args()?;
             kernel::forward(q.view(), k.view(), v.view(), &args, out, statistics, parallelism)
         })?;
         Ok::<(), AttentionError>(())
@@ -387,12 +403,15 @@ pub fn attention<E: Element>(
         let count = x.shape()[2];
         Heads { tensor: x.value().clone(), total: count, first: 0, count }
     };
-    let (tape, kept) = (q.tape(), Kept::new(args));
+    let tape = q.tape();
     let (qs, ks, vs) = (whole(q), whole(k), whole(v));
     let shape = q.shape().with_size(3, v.shape()[3]);
-    let (out, statistics) = run(&qs, &ks, &vs, &kept, shape, tape.pool(), tape.parallelism())?;
+    let (out, statistics) = run(&qs, &ks, &vs, args, shape, tape.pool(), tape.parallelism())?;
     let saved = out.clone();
-    let op = || Separate(Saved { q: qs, k: ks, v: vs, args: kept, out: saved, statistics });
+    let op = || {
+        let args = Kept::new(args);
+        Separate(Saved { q: qs, k: ks, v: vs, args, out: saved, statistics })
+    };
     Ok(match args.bias {
         Some(bias) => tape.apply([q, k, v, bias], out, || WithBias(op()))?,
         None => tape.apply([q, k, v], out, op)?,
@@ -444,12 +463,13 @@ pub fn attention_qkv<E: Element>(
     refuse_bias(OP, args)?;
     let part = |first, count| Heads { tensor: qkv.value().clone(), total, first, count };
     let (q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
-    let (tape, kept) = (qkv.tape(), Kept::new(args));
+    let tape = qkv.tape();
     let shape = qkv.shape().with_size(2, heads * width);
-    let (out, statistics) = run(&q, &k, &v, &kept, shape, tape.pool(), tape.parallelism())?;
+    let (out, statistics) = run(&q, &k, &v, args, shape, tape.pool(), tape.parallelism())?;
     let saved = out.clone();
-    Ok(tape
-        .apply([qkv], out, || PackedQkv(Saved { q, k, v, args: kept, out: saved, statistics }))?)
+    Ok(tape.apply([qkv], out, || {
+        PackedQkv(Saved { q, k, v, args: Kept::new(args), out: saved, statistics })
+    })?)
 }
 
 /// Attention of queries over packed keys and values: the heads of k, then
@@ -475,11 +495,11 @@ pub fn attention_kv<E: Element>(
         |first| Heads { tensor: kv.value().clone(), total: 2 * kv_heads, first, count: kv_heads };
     let (k, v) = (part(0), part(kv_heads));
     let queries = Heads { tensor: q.value().clone(), total: heads, first: 0, count: heads };
-    let (tape, kept) = (q.tape(), Kept::new(args));
+    let tape = q.tape();
     let (out, statistics) =
-        run(&queries, &k, &v, &kept, q.shape(), tape.pool(), tape.parallelism())?;
+        run(&queries, &k, &v, args, q.shape(), tape.pool(), tape.parallelism())?;
     let saved = out.clone();
     Ok(tape.apply([q, kv], out, || {
-        PackedKv(Saved { q: queries, k, v, args: kept, out: saved, statistics })
+        PackedKv(Saved { q: queries, k, v, args: Kept::new(args), out: saved, statistics })
     })?)
 }

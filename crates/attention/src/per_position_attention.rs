@@ -1,11 +1,11 @@
 //! The cisformer's attention layer.
 
-use specialformer_nn::{Ctx, Module, ParameterVisitor};
+use specialformer_nn::{Ctx, Module, NnError, ParameterVisitor};
 use specialformer_tensor::{Element, RngStream, Var};
 
 use crate::config::{AttentionConfig, Queries};
 use crate::error::Result;
-use crate::layer_core::{Core, scale_start};
+use crate::layer_core::{Core, check_input, scale_start};
 use crate::per_position::PerPositionLinear;
 
 /// The attention layer of the cisformer: every position of a fixed window has
@@ -13,7 +13,7 @@ use crate::per_position::PerPositionLinear;
 /// positional embedding: the parameters are what tells positions apart.
 ///
 /// Parameters: `q_proj`, `kv_proj` (keys, then values) and `o_proj`,
-/// each with `weight` [T, out, in] and `bias` [T, out].
+/// each with `weight` [T, out, in] and, if configured, `bias` [T, out].
 ///
 /// # Shapes
 /// x [B, T, C] for the window's T → [B, T, C].
@@ -29,15 +29,24 @@ impl<E: Element> PerPositionAttention<E> {
     /// A layer for a window of `window` positions.
     ///
     /// # Errors
-    /// If a setting is outside its range.
+    /// If a setting is outside its range, or queries and keys are to be normed
+    /// or clipped, which this layer does not do.
     pub fn new(config: AttentionConfig, window: usize, rng: &mut RngStream) -> Result<Self> {
-        config.validate("PerPositionAttention")?;
+        const LAYER: &str = "PerPositionAttention";
+        config.validate(LAYER)?;
+        let unused =
+            [("query_key_norm", config.query_key_norm.is_some()), ("clip", config.clip.is_some())];
+        if let Some((field, _)) = unused.into_iter().find(|(_, given)| *given) {
+            let reason = "is not for projections of each position's own";
+            return Err(NnError::config(LAYER, field, "given", reason).into());
+        }
         let (c, bias) = (config.width, config.bias);
+        let output_bias = config.output_bias.unwrap_or(bias);
         let (q, kv) = (config.query_width(), 2 * config.kv_width());
         let layer = Self {
             q: PerPositionLinear::new(window, c, q, bias, rng)?,
             kv: PerPositionLinear::new(window, c, kv, bias, rng)?,
-            o: PerPositionLinear::new(window, q, c, bias, rng)?,
+            o: PerPositionLinear::new(window, q, c, output_bias, rng)?,
             core: Core::new(config, window)?,
         };
         scale_start(layer.q.weight(), layer.core.config.query_key_scale);
@@ -67,6 +76,7 @@ impl<E: Element> PerPositionAttention<E> {
     /// # Errors
     /// If the shapes do not fit.
     pub fn project_qkv(&self, ctx: &Ctx<E>, x: &Var<E>) -> Result<Var<E>> {
+        check_input("project_qkv", x, self.core.config.width)?;
         let q = self.q.forward(ctx, x, 0)?;
         let kv = self.kv.forward(ctx, x, 0)?;
         Ok(Var::concat(&[&q, &kv], 2)?)
@@ -78,6 +88,7 @@ impl<E: Element> PerPositionAttention<E> {
     /// # Errors
     /// If the shapes do not fit or x is longer than the window.
     pub fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, queries: Queries) -> Result<Var<E>> {
+        check_input("per_position_attention", x, self.core.config.width)?;
         let kv = self.kv.forward(ctx, x, 0)?;
         let first = match queries {
             Queries::All => 0,

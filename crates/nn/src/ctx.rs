@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::error::Result;
+use crate::error::{NnError, Result};
 use crate::tasks::TaskRows;
 use specialformer_tensor::{Element, Parameter, RngStream, ScopeGuard, Seed, Tape, Tensor, Var};
 
@@ -31,13 +31,19 @@ pub struct Ctx<E: Element = f32> {
     mode: Mode,
     rng: Rc<RefCell<RngStream>>,
     tasks: Option<Rc<TaskRows>>,
-    width: f64,
+    width_multiplier: f64,
 }
 
 impl<E: Element> Ctx<E> {
     /// A context for training: `rng` feeds dropout and other noise.
     pub fn train(tape: Tape<E>, rng: RngStream) -> Self {
-        Self { tape, mode: Mode::Train, rng: Rc::new(RefCell::new(rng)), tasks: None, width: 1.0 }
+        Self {
+            tape,
+            mode: Mode::Train,
+            rng: Rc::new(RefCell::new(rng)),
+            tasks: None,
+            width_multiplier: 1.0,
+        }
     }
 
     /// A context for inference on a tape of its own that records nothing.
@@ -48,7 +54,13 @@ impl<E: Element> Ctx<E> {
     /// A context for evaluation on a given tape.
     pub fn eval_on(tape: Tape<E>) -> Self {
         let rng = Seed::new(0).stream("evaluation");
-        Self { tape, mode: Mode::Eval, rng: Rc::new(RefCell::new(rng)), tasks: None, width: 1.0 }
+        Self {
+            tape,
+            mode: Mode::Eval,
+            rng: Rc::new(RefCell::new(rng)),
+            tasks: None,
+            width_multiplier: 1.0,
+        }
     }
 
     /// The same pass (tape, mode, random stream) for rows of these tasks.
@@ -59,9 +71,15 @@ impl<E: Element> Ctx<E> {
 
     /// The same pass in which elastic blocks use this share of their heads and
     /// hidden units, the first ones: 1 is all.
-    #[must_use]
-    pub fn with_width(&self, width: f64) -> Self {
-        Self { width, ..self.same() }
+    ///
+    /// # Errors
+    /// [`NnError::Config`] unless it is in (0, 1].
+    pub fn with_width_multiplier(&self, width_multiplier: f64) -> Result<Self> {
+        if !(width_multiplier > 0.0 && width_multiplier <= 1.0) {
+            let (field, reason) = ("width_multiplier", "must be in (0, 1]");
+            return Err(NnError::config("Ctx", field, width_multiplier, reason));
+        }
+        Ok(Self { width_multiplier, ..self.same() })
     }
 
     fn same(&self) -> Self {
@@ -70,13 +88,13 @@ impl<E: Element> Ctx<E> {
             mode: self.mode,
             rng: Rc::clone(&self.rng),
             tasks: self.tasks.clone(),
-            width: self.width,
+            width_multiplier: self.width_multiplier,
         }
     }
 
     /// The share of their heads and hidden units that elastic blocks use.
-    pub fn width(&self) -> f64 {
-        self.width
+    pub fn width_multiplier(&self) -> f64 {
+        self.width_multiplier
     }
 
     /// The tasks of the batch's rows, if they are known.

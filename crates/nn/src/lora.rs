@@ -42,7 +42,7 @@ impl<E: Element> Lora<E> {
     /// stays the same parameter.
     ///
     /// # Errors
-    /// [`NnError::Config`] if the weight is not dense, or the rank not in
+    /// [`NnError::Config`] if the weight is no dense matrix, or the rank not in
     /// 1..=min(out, in).
     pub fn new(weight: &Weight<E>, rank: usize, alpha: f64, rng: &mut RngStream) -> Result<Self> {
         let (base, out, input) = check("Lora", weight, rank, alpha)?;
@@ -84,7 +84,9 @@ fn check<E: Element>(
     let Weight::Dense(base) = weight else {
         return Err(NnError::config(layer, "weight", "an operator", "must be dense"));
     };
-    let (out, input) = (base.shape()[0], base.shape()[1]);
+    let &[out, input] = &*base.shape() else {
+        return Err(NnError::config(layer, "weight", base.shape(), "must be [out, in]"));
+    };
     if rank == 0 || rank > out.min(input) {
         let reason = format!("must be in 1..={} for a weight [{out}, {input}]", out.min(input));
         return Err(NnError::config(layer, "rank", rank, reason));

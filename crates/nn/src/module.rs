@@ -44,6 +44,7 @@ pub trait Module<E: Element = f32> {
 #[derive(Debug, Default)]
 pub struct ParameterVisitor<E: Element = f32> {
     prefix: String,
+    names: HashMap<String, ParameterId>,
     seen: HashMap<ParameterId, usize>,
     entries: Vec<(String, Parameter<E>)>,
     aliases: Vec<(String, String)>,
@@ -52,8 +53,16 @@ pub struct ParameterVisitor<E: Element = f32> {
 impl<E: Element> ParameterVisitor<E> {
     /// Shows one parameter. A parameter shown before (a tied weight) keeps
     /// its first name; this one becomes an alias.
+    ///
+    /// # Panics
+    /// If another parameter was shown under this name.
     pub fn parameter(&mut self, name: &str, parameter: &Parameter<E>) {
         let name = format!("{}{name}", self.prefix);
+        let other = self.names.insert(name.clone(), parameter.id());
+        assert!(
+            other.is_none_or(|other| other == parameter.id()),
+            "two parameters are named `{name}`"
+        );
         if let Some(&first) = self.seen.get(&parameter.id()) {
             self.aliases.push((name, self.entries[first].0.clone()));
         } else {
@@ -93,9 +102,13 @@ pub struct NamedParameters<E: Element = f32> {
 
 impl<E: Element> NamedParameters<E> {
     /// The parameters of a model.
+    ///
+    /// # Panics
+    /// If the model shows two different parameters under one name.
     pub fn of(module: &(impl Module<E> + ?Sized)) -> Self {
         let mut visitor = ParameterVisitor {
             prefix: String::new(),
+            names: HashMap::new(),
             seen: HashMap::new(),
             entries: Vec::new(),
             aliases: Vec::new(),
@@ -150,13 +163,25 @@ impl<E: Element> NamedParameters<E> {
         self.iter().map(|(name, parameter)| (name.to_string(), parameter.value())).collect()
     }
 
-    /// Sets all values by name. Nothing is changed unless everything fits.
+    /// Sets all values by name; a tied parameter's by any of its names, of
+    /// which several need equal values. Nothing is changed unless everything
+    /// fits.
     ///
     /// # Errors
-    /// [`NnError::Mismatch`] naming every missing, unexpected and wrongly
-    /// shaped tensor.
+    /// [`NnError::Mismatch`] naming every missing, unexpected, wrongly shaped
+    /// and contradicting tensor.
     pub fn load(&self, mut tensors: BTreeMap<String, Tensor<E>>) -> Result<()> {
         let mut problems = Vec::new();
+        for (alias, first) in &self.aliases {
+            let Some(tensor) = tensors.remove(alias) else { continue };
+            match tensors.get(first) {
+                Some(other) if same(other, &tensor) => {}
+                Some(_) => problems.push(format!("`{alias}` differs from `{first}`, its tie")),
+                None => {
+                    tensors.insert(first.clone(), tensor);
+                }
+            }
+        }
         for (name, parameter) in self.iter() {
             match tensors.get(name) {
                 None => problems.push(format!("`{name}` {} is missing", parameter.shape())),
@@ -169,8 +194,7 @@ impl<E: Element> NamedParameters<E> {
             }
         }
         for (name, tensor) in &tensors {
-            let alias = self.aliases.iter().any(|(alias, _)| alias == name);
-            if self.get(name).is_none() && !alias {
+            if self.get(name).is_none() {
                 problems.push(format!("`{name}` {} is unexpected", tensor.shape()));
             }
         }
@@ -184,4 +208,10 @@ impl<E: Element> NamedParameters<E> {
         }
         Ok(())
     }
+}
+
+/// True if shapes and values are equal; NaN equals NaN.
+fn same<E: Element>(a: &Tensor<E>, b: &Tensor<E>) -> bool {
+    let equal = |(a, b): (&E, &E)| a == b || (a.to_f64().is_nan() && b.to_f64().is_nan());
+    a.shape() == b.shape() && a.as_slice().iter().zip(b.as_slice()).all(equal)
 }

@@ -63,7 +63,7 @@ impl QuantizedWeight {
 
 /// A tensor as a matrix of its last axis, which has `width` elements.
 fn as_rows(x: &Tensor<f32>, width: usize) -> ArrayView2<'_, f32> {
-    let rows = x.len().checked_div(width).unwrap_or(0);
+    let rows = x.shape().rows();
     ArrayView2::from_shape((rows, width), x.as_slice()).expect("rows·width elements")
 }
 

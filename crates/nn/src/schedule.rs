@@ -16,14 +16,14 @@ pub enum Schedule {
     Cosine {
         /// Steps of linear rise from zero.
         warmup: u64,
-        /// The share of the peak rate reached at the last step.
+        /// The share of the peak rate at step `total`, one after the last.
         floor: f64,
     },
     /// Linear warm-up, then a straight line down to `floor`.
     Linear {
         /// Steps of linear rise from zero.
         warmup: u64,
-        /// The share of the peak rate reached at the last step.
+        /// The share of the peak rate at step `total`, one after the last.
         floor: f64,
     },
 }

@@ -56,7 +56,7 @@ fn head_attention<E: Element>(
 ) -> HeadAttention {
     let config = model.attention_config();
     let (b, t) = (packed.shape()[0], packed.shape()[1]);
-    let width = config.head_width;
+    let width = config.head_width();
     let kv_head = head / (config.heads / config.kv_heads);
     let q_at = head * width;
     let k_at = (config.heads + kv_head) * width;
@@ -115,7 +115,7 @@ pub fn row_attention(model: &Specialformer, ctx: &Ctx, rows: &Rows<'_>) -> Resul
     let inputs = model.block_inputs(ctx, rows)?.into_inner();
     let length = rows.length();
     let mut last = vec![0.0; length];
-    let width = config.head_width;
+    let width = config.head_width();
     let share = 1.0 / (inputs.len() * config.heads) as f64;
     for (i, x, places) in &inputs {
         let block = &stack.blocks()[*i];

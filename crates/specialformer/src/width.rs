@@ -46,7 +46,7 @@ impl ModelConfig {
 
 /// The model that uses a share of the heads and hidden units of one with
 /// elastic blocks: the first of them, copied. It answers as that does in a
-/// pass of that width ([`Ctx::with_width`](specialformer_nn::Ctx::with_width)),
+/// pass of that width ([`Ctx::with_width_multiplier`](specialformer_nn::Ctx::with_width_multiplier)),
 /// with the parameters and the time of a smaller model.
 ///
 /// # Errors

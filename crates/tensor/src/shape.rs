@@ -65,6 +65,11 @@ impl Shape {
         self.last().copied().unwrap_or(1)
     }
 
+    /// Number of rows of the last axis: the product of the other sizes.
+    pub fn rows(&self) -> usize {
+        self[..self.rank().saturating_sub(1)].iter().product()
+    }
+
     /// The shape with `axis` taken out.
     pub fn without_axis(&self, axis: usize) -> Self {
         let mut out = *self;

@@ -207,10 +207,11 @@ impl<E: Element> Tensor<E> {
     /// Rows `start..end` of the first axis, sharing memory.
     ///
     /// # Errors
-    /// [`TensorError::InvalidArgument`] if the range does not fit.
+    /// [`TensorError::InvalidArgument`] if the range does not fit or there is
+    /// no axis.
     pub fn rows(&self, start: usize, end: usize) -> Result<Self> {
-        let size = self.shape.first().copied().unwrap_or(0);
-        if start > end || end > size {
+        let fits = self.shape.first().is_some_and(|&size| start <= end && end <= size);
+        if !fits {
             return Err(TensorError::InvalidArgument {
                 op: "rows",
                 what: format!("range {start}..{end} does not fit shape {}", self.shape),
@@ -355,6 +356,10 @@ mod tests {
         assert_eq!(
             t.rows(2, 4).unwrap_err().to_string(),
             "rows: range 2..4 does not fit shape [3, 2]"
+        );
+        assert_eq!(
+            Tensor::scalar(1.0f32).rows(0, 0).unwrap_err().to_string(),
+            "rows: range 0..0 does not fit shape []"
         );
     }
 }

@@ -11,7 +11,7 @@ use crate::objective::{GradientPlan, Objective, Shard, ShardLoss};
 /// between that is drawn (the sandwich rule, Yu & Huang 2019).
 ///
 /// L = (1/n)·Σ_s L(s) with L(s) the objective in a pass of width s
-/// ([`Ctx::with_width`]). The draw is from the shard's own random stream, so
+/// ([`Ctx::with_width_multiplier`]). The draw is from the shard's own random stream, so
 /// that a resumed run draws the same. In evaluation the width is the context's.
 ///
 /// The metrics have the terms of the widest by their names and those of the
@@ -63,7 +63,7 @@ where
         let part = 1.0 / shares.len() as f64;
         let mut whole: Option<ShardLoss<E>> = None;
         for share in shares {
-            let pass = self.objective.loss(&ctx.with_width(share), model, shard)?;
+            let pass = self.objective.loss(&ctx.with_width_multiplier(share)?, model, shard)?;
             let loss = pass.loss.scale(E::from_f64(part))?;
             whole = Some(match whole {
                 None => {

@@ -33,6 +33,17 @@ impl AttentionKind {
     /// ε of expressive attention unless said otherwise.
     pub const DEFAULT_EPSILON: f64 = 1e-7;
 
+    pub(crate) const EPSILON_RANGE: &str = "must be finite and not negative";
+
+    /// ε, if it is outside its range.
+    pub(crate) fn invalid_epsilon(&self) -> Option<f64> {
+        match *self {
+            Self::Expressive { epsilon } => Some(epsilon),
+            Self::Softmax => None,
+        }
+        .filter(|epsilon| !(*epsilon >= 0.0 && epsilon.is_finite()))
+    }
+
     /// Expressive attention with ε = 1e-7.
     pub const fn expressive() -> Self {
         Self::Expressive { epsilon: Self::DEFAULT_EPSILON }
@@ -199,18 +210,16 @@ impl<'a, E: Element> Problem<'a, E> {
         if !scale.is_finite() {
             return argument("scale", scale.to_string(), "must be finite");
         }
-        if let AttentionKind::Expressive { epsilon } = args.kind {
-            if !(epsilon >= 0.0 && epsilon.is_finite()) {
-                return argument("epsilon", epsilon.to_string(), "must be finite and not negative");
-            }
-            if args.bias.is_some() {
-                return argument(
-                    "bias",
-                    "given".into(),
-                    "expressive attention takes no additive bias (−∞ would give weight 1); \
-                     use a boolean mask",
-                );
-            }
+        if let Some(epsilon) = args.kind.invalid_epsilon() {
+            return argument("epsilon", epsilon.to_string(), AttentionKind::EPSILON_RANGE);
+        }
+        if args.bias.is_some() && args.kind != AttentionKind::Softmax {
+            return argument(
+                "bias",
+                "given".into(),
+                "expressive attention takes no additive bias (−∞ would give weight 1); \
+                 use a boolean mask",
+            );
         }
         let per_row = |name, len: usize| {
             if len == sizes.batch {

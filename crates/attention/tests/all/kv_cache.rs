@@ -25,7 +25,7 @@ fn layers() -> Vec<(String, Layer)> {
                     kind,
                     position,
                     kv_heads,
-                    head_width: 4,
+                    head_width: Some(4),
                     query_key_scale: 2.0,
                     ..AttentionConfig::new(WIDTH, 4)
                 };

@@ -13,7 +13,8 @@ use crate::module::{Module, ParameterVisitor};
 /// its gate order (i, f, g, o), its two bias vectors and its parameter names.
 ///
 /// # Shapes
-/// x [B, T, in] → output [B, T, H]; states [L, B, H] for L layers.
+/// x [B, T, in] → [`LstmOutput::steps`] [T, B, H]; states [L, B, H] for L
+/// layers.
 #[derive(Debug, Clone)]
 pub struct Lstm<E: Element = f32> {
     layers: Vec<Layer<E>>,

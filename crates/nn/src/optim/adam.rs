@@ -7,7 +7,7 @@ use specialformer_tensor::{Element, Tensor};
 use crate::error::{NnError, Result};
 use crate::module::NamedParameters;
 use crate::optim::{
-    CHUNK, GradientSet, Optimizer, OptimizerState, UpdateArgs, take_moments, zero_moments,
+    CHUNK, GradientSet, Optimizer, OptimizerState, Targets, UpdateArgs, take_moments, zero_moments,
 };
 
 /// Settings of [`Adam`].
@@ -39,7 +39,7 @@ impl Default for AdamConfig {
 #[derive(Debug)]
 pub struct Adam<E: Element = f32> {
     config: AdamConfig,
-    names: Vec<String>,
+    targets: Targets,
     m: Vec<Tensor<E>>,
     v: Vec<Tensor<E>>,
     steps: u64,
@@ -65,7 +65,7 @@ impl<E: Element> Adam<E> {
         }
         Ok(Self {
             config,
-            names: parameters.trainable().map(|(name, _)| name.to_string()).collect(),
+            targets: Targets::of(parameters),
             m: zero_moments(parameters),
             v: zero_moments(parameters),
             steps: 0,
@@ -116,15 +116,7 @@ impl<E: Element> Kernel for Update<'_, E> {
 
 impl<E: Element> Optimizer<E> for Adam<E> {
     fn step(&mut self, gradients: &GradientSet<E>, args: &UpdateArgs) -> Result<()> {
-        if gradients.len() != self.m.len() {
-            return Err(NnError::State {
-                what: format!(
-                    "Adam holds moments of {} parameters, got {} gradients",
-                    self.m.len(),
-                    gradients.len()
-                ),
-            });
-        }
+        self.targets.check("Adam", gradients)?;
         self.steps += 1;
         let t = self.steps as f64;
         let config = &self.config;
@@ -163,7 +155,7 @@ impl<E: Element> Optimizer<E> for Adam<E> {
 
     fn state(&self) -> OptimizerState<E> {
         let named = |prefix: &'static str, tensors: &[Tensor<E>]| {
-            let pairs = self.names.iter().zip(tensors.to_vec());
+            let pairs = self.targets.names.iter().zip(tensors.to_vec());
             pairs.map(move |(name, t)| (format!("{prefix}.{name}"), t)).collect::<Vec<_>>()
         };
         let tensors = named("m", &self.m).into_iter().chain(named("v", &self.v)).collect();
@@ -175,8 +167,8 @@ impl<E: Element> Optimizer<E> for Adam<E> {
             let what = format!("optimiser state is of `{}`, this is `adam`", state.kind);
             return Err(NnError::State { what });
         }
-        let m = take_moments(&mut state, "m", &self.names, &self.m)?;
-        let v = take_moments(&mut state, "v", &self.names, &self.v)?;
+        let m = take_moments(&mut state, "m", &self.targets.names, &self.m)?;
+        let v = take_moments(&mut state, "v", &self.targets.names, &self.v)?;
         (self.m, self.v, self.steps) = (m, v, state.steps);
         Ok(())
     }

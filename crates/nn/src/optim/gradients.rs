@@ -6,6 +6,11 @@ use crate::error::{NnError, Result};
 use crate::module::NamedParameters;
 use crate::optim::CHUNK;
 
+/// That a parameter has no gradient is an error.
+fn missing<E: Element>(name: &str, parameter: &Parameter<E>) -> Result<Tensor<E>> {
+    Err(NnError::MissingGradient { name: name.to_string(), shape: parameter.shape() })
+}
+
 /// One gradient for each trainable parameter of a model.
 #[derive(Debug)]
 pub struct GradientSet<E: Element = f32> {
@@ -24,9 +29,7 @@ impl<E: Element> GradientSet<E> {
         shards: Vec<Gradients<E>>,
         parallelism: Parallelism,
     ) -> Result<Self> {
-        Self::sum_with(parameters, shards, parallelism, |name, parameter| {
-            Err(NnError::MissingGradient { name: name.to_string(), shape: parameter.shape() })
-        })
+        Self::sum_with(parameters, shards, parallelism, missing)
     }
 
     /// [`GradientSet::sum`], with a gradient of zero where no shard has one:
@@ -69,33 +72,49 @@ impl<E: Element> GradientSet<E> {
     /// One tensor for each trainable parameter, in their order.
     ///
     /// # Errors
-    /// [`NnError::MissingGradient`] for one that is `None`.
+    /// [`NnError::MissingGradient`] for one that is `None`; [`NnError::State`]
+    /// if there are more or fewer than parameters, or one has another shape.
     pub fn from_tensors(
         parameters: &NamedParameters<E>,
         tensors: Vec<Option<Tensor<E>>>,
     ) -> Result<Self> {
-        let pairs = parameters.trainable().zip(tensors);
-        let entries = pairs.map(|((name, parameter), tensor)| match tensor {
-            Some(tensor) => Ok((parameter.clone(), tensor)),
-            None => {
-                let shape = parameter.shape();
-                Err(NnError::MissingGradient { name: name.to_string(), shape })
-            }
-        });
-        Ok(Self { entries: entries.collect::<Result<_>>()? })
+        Self::from_tensors_with(parameters, tensors, missing)
     }
 
     /// [`GradientSet::from_tensors`], with zeros for `None`.
+    ///
+    /// # Errors
+    /// [`NnError::State`] as there.
     pub fn from_tensors_or_zero(
         parameters: &NamedParameters<E>,
         tensors: Vec<Option<Tensor<E>>>,
-    ) -> Self {
-        let pairs = parameters.trainable().zip(tensors);
-        let entries = pairs.map(|((_, parameter), tensor)| {
-            let zeros = || Tensor::zeros(parameter.shape());
-            (parameter.clone(), tensor.unwrap_or_else(zeros))
-        });
-        Self { entries: entries.collect() }
+    ) -> Result<Self> {
+        Self::from_tensors_with(parameters, tensors, |_, parameter| {
+            Ok(Tensor::zeros(parameter.shape()))
+        })
+    }
+
+    fn from_tensors_with(
+        parameters: &NamedParameters<E>,
+        tensors: Vec<Option<Tensor<E>>>,
+        missing: impl Fn(&str, &Parameter<E>) -> Result<Tensor<E>>,
+    ) -> Result<Self> {
+        let (own, got) = (parameters.trainable().count(), tensors.len());
+        if own != got {
+            let what = format!("{got} gradients for {own} trainable parameters");
+            return Err(NnError::State { what });
+        }
+        let mut entries = Vec::with_capacity(own);
+        for ((name, parameter), tensor) in parameters.trainable().zip(tensors) {
+            let tensor = tensor.map_or_else(|| missing(name, parameter), Ok)?;
+            let (own, got) = (parameter.shape(), tensor.shape());
+            if own != got {
+                let what = format!("the gradient of `{name}` {own} has shape {got}");
+                return Err(NnError::State { what });
+            }
+            entries.push((parameter.clone(), tensor));
+        }
+        Ok(Self { entries })
     }
 
     /// Parameters with their gradients.

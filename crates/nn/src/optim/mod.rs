@@ -11,9 +11,9 @@ pub use sgd::{Sgd, SgdConfig};
 
 use std::collections::BTreeMap;
 
-use specialformer_tensor::{Element, Parallelism, Tensor};
+use specialformer_tensor::{Element, Parallelism, ParameterId, Tensor};
 
-use crate::error::Result;
+use crate::error::{NnError, Result};
 use crate::module::NamedParameters;
 
 /// Number of elements of one unit of parallel work in an update.
@@ -26,7 +26,9 @@ pub struct UpdateArgs {
     pub learning_rate: f64,
     /// Every gradient is multiplied by this first (clipping).
     pub gradient_scale: f64,
-    /// How much parallelism to use.
+    /// How much parallelism to use. While an update waits for the rayon pool,
+    /// its thread may run other jobs of that pool; those must not read the
+    /// parameters (see [`Parameter::update`](specialformer_tensor::Parameter::update)).
     pub parallelism: Parallelism,
 }
 
@@ -59,6 +61,44 @@ pub struct OptimizerState<E: Element = f32> {
     pub tensors: BTreeMap<String, Tensor<E>>,
 }
 
+/// The parameters that an optimiser was made for, in their order.
+#[derive(Debug)]
+struct Targets {
+    names: Vec<String>,
+    ids: Vec<ParameterId>,
+}
+
+impl Targets {
+    /// The trainable parameters.
+    fn of<E: Element>(parameters: &NamedParameters<E>) -> Self {
+        let all = parameters.trainable();
+        let (names, ids) = all.map(|(name, p)| (name.to_string(), p.id())).unzip();
+        Self { names, ids }
+    }
+
+    /// Checks that the gradients are of these parameters, in their order: the
+    /// moments of one must not change another.
+    fn check<E: Element>(&self, optimizer: &str, gradients: &GradientSet<E>) -> Result<()> {
+        let (own, got) = (self.ids.len(), gradients.len());
+        if own != got {
+            let what =
+                format!("{optimizer} holds moments of {own} parameters, got {got} gradients");
+            return Err(NnError::State { what });
+        }
+        let mut pairs = self.ids.iter().zip(gradients.iter());
+        match pairs.position(|(&id, (parameter, _))| id != parameter.id()) {
+            Some(i) => {
+                let what = format!(
+                    "{optimizer}: gradient {i} is not of its parameter `{}`",
+                    self.names[i]
+                );
+                Err(NnError::State { what })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// Moment tensors of every trainable parameter, in their order.
 fn zero_moments<E: Element>(parameters: &NamedParameters<E>) -> Vec<Tensor<E>> {
     parameters.trainable().map(|(_, parameter)| Tensor::zeros(parameter.shape())).collect()
@@ -71,7 +111,6 @@ fn take_moments<E: Element>(
     names: &[String],
     current: &[Tensor<E>],
 ) -> Result<Vec<Tensor<E>>> {
-    use crate::error::NnError;
     let mut taken = Vec::with_capacity(names.len());
     for (name, now) in names.iter().zip(current) {
         let key = format!("{prefix}.{name}");

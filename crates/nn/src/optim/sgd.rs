@@ -6,7 +6,7 @@ use specialformer_tensor::{Element, Tensor};
 use crate::error::{NnError, Result};
 use crate::module::NamedParameters;
 use crate::optim::{
-    GradientSet, Optimizer, OptimizerState, UpdateArgs, take_moments, zero_moments,
+    CHUNK, GradientSet, Optimizer, OptimizerState, Targets, UpdateArgs, take_moments, zero_moments,
 };
 
 /// Settings of [`Sgd`].
@@ -23,7 +23,7 @@ pub struct SgdConfig {
 #[derive(Debug)]
 pub struct Sgd<E: Element = f32> {
     config: SgdConfig,
-    names: Vec<String>,
+    targets: Targets,
     velocity: Vec<Tensor<E>>,
     steps: u64,
 }
@@ -43,7 +43,7 @@ impl<E: Element> Sgd<E> {
         }
         Ok(Self {
             config,
-            names: parameters.trainable().map(|(name, _)| name.to_string()).collect(),
+            targets: Targets::of(parameters),
             velocity: zero_moments(parameters),
             steps: 0,
         })
@@ -52,33 +52,32 @@ impl<E: Element> Sgd<E> {
 
 impl<E: Element> Optimizer<E> for Sgd<E> {
     fn step(&mut self, gradients: &GradientSet<E>, args: &UpdateArgs) -> Result<()> {
-        if gradients.len() != self.velocity.len() {
-            return Err(NnError::State {
-                what: format!(
-                    "Sgd holds momenta of {} parameters, got {} gradients",
-                    self.velocity.len(),
-                    gradients.len()
-                ),
-            });
-        }
+        self.targets.check("Sgd", gradients)?;
         self.steps += 1;
         let e = E::from_f64;
         let (rate, scale) = (e(args.learning_rate), e(args.gradient_scale));
         let (momentum, decay) = (e(self.config.momentum), e(self.config.weight_decay));
         for ((parameter, gradient), velocity) in gradients.iter().zip(&mut self.velocity) {
-            let velocity = velocity.make_mut();
+            let (velocity, gradient) = (velocity.make_mut(), gradient.as_slice());
             parameter.update(|value| {
-                for ((x, &g), u) in value.iter_mut().zip(gradient.as_slice()).zip(velocity) {
-                    *u = momentum * *u + g * scale + decay * *x;
-                    *x -= rate * *u;
-                }
+                args.parallelism.for_each_chunk_pair(
+                    (value, CHUNK),
+                    (velocity, CHUNK),
+                    |i, value, velocity| {
+                        let gradient = &gradient[i * CHUNK..];
+                        for ((x, &g), u) in value.iter_mut().zip(gradient).zip(velocity) {
+                            *u = momentum * *u + g * scale + decay * *x;
+                            *x -= rate * *u;
+                        }
+                    },
+                );
             });
         }
         Ok(())
     }
 
     fn state(&self) -> OptimizerState<E> {
-        let pairs = self.names.iter().zip(&self.velocity);
+        let pairs = self.targets.names.iter().zip(&self.velocity);
         let tensors = pairs.map(|(name, t)| (format!("velocity.{name}"), t.clone())).collect();
         OptimizerState { kind: "sgd", steps: self.steps, tensors }
     }
@@ -88,7 +87,8 @@ impl<E: Element> Optimizer<E> for Sgd<E> {
             let what = format!("optimiser state is of `{}`, this is `sgd`", state.kind);
             return Err(NnError::State { what });
         }
-        self.velocity = take_moments(&mut state, "velocity", &self.names, &self.velocity)?;
+        let names = &self.targets.names;
+        self.velocity = take_moments(&mut state, "velocity", names, &self.velocity)?;
         self.steps = state.steps;
         Ok(())
     }

@@ -99,3 +99,22 @@ fn a_tied_table_has_no_parameters_and_looks_up_its_rows() {
     let error = head.forward(&ctx, &ctx.constant(random([1, 1, 33], 1))).unwrap_err();
     assert!(error.to_string().contains("lhs [1, 1, 33] (k = 33)"), "{error}");
 }
+
+#[test]
+fn a_product_over_no_columns_is_the_bias_whatever_the_pool_held() {
+    let matrix = matrix(3, 0);
+    let bias = Parameter::new(Tensor::ones([3]));
+    let layer = Linear::from_weight(weight(&matrix, Precision::Exact), Some(bias)).unwrap();
+    for bias in [true, false] {
+        let ctx = Ctx::eval();
+        drop(Tensor::build_in(ctx.tape().pool(), [2, 3], |out| out.fill(7.0)));
+        let x = ctx.constant(Tensor::zeros([2, 0]));
+        let y = if bias {
+            layer.forward(&ctx, &x).unwrap()
+        } else {
+            let weight = weight(&matrix, Precision::Exact);
+            Linear::from_weight(weight, None).unwrap().forward(&ctx, &x).unwrap()
+        };
+        assert_eq!(y.value().as_slice(), [f32::from(u8::from(bias)); 6]);
+    }
+}

@@ -436,7 +436,7 @@ impl SpecialformerConfig {
             norm_position: self.norm_position,
             attention: AttentionConfig {
                 kv_heads: self.kv_heads.unwrap_or(base.heads),
-                head_width: self.head_width.unwrap_or(base.width / base.heads),
+                head_width: self.head_width,
                 bias: self.bias,
                 position: self.positions.in_attention(self.rope_theta),
                 query_key_norm: self.query_key_norm,

@@ -145,7 +145,7 @@ fn decoder(config: &HfConfig, decoder: &DecoderConfig) -> Result<Architecture> {
     let rotated = (decoder.head_dim as f64 * decoder.rope.partial_factor) as usize;
     let attention = AttentionConfig {
         kv_heads: decoder.kv_heads,
-        head_width: decoder.head_dim,
+        head_width: Some(decoder.head_dim),
         bias: decoder.attention_bias,
         query_key_norm: match decoder.query_key_norm {
             hf::QueryKeyNorm::None => None,
@@ -274,7 +274,7 @@ fn encoder_decoder(config: &HfConfig, t5: &T5Config) -> Result<Architecture> {
         norm_eps: t5.layer_norm_eps,
         norm_position: NormPosition::Pre,
         attention: AttentionConfig {
-            head_width: t5.d_kv,
+            head_width: Some(t5.d_kv),
             bias: false,
             // T5's start values make up for it.
             scale: Some(1.0),

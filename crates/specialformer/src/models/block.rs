@@ -3,7 +3,7 @@
 
 use specialformer_attention::{
     AttentionConfig, CacheElement, LayerCache, MultiHeadAttention, PerPositionAttention,
-    PerPositionLinear, Position, Queries, SelfAttention,
+    PerPositionLinear, Position, Queries, SelfAttentionArgs,
 };
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{
@@ -351,7 +351,7 @@ impl<E: Element> Block<E> {
         let normed = self.before(&self.feed_forward_norm, ctx, &x)?;
         let change = match &self.feed_forward {
             Some(FeedForwardLayer::Shared(layer)) => {
-                let units = part(layer.up().out_features(), ctx.width());
+                let units = part(layer.up().out_features(), ctx.width_multiplier());
                 Some(layer.forward_units(ctx, &normed, units)?)
             }
             Some(FeedForwardLayer::PerPosition(layer)) => Some(layer.forward(ctx, &normed, first)?),
@@ -405,12 +405,12 @@ impl<E: Element> Block<E> {
         let x = self.before(&self.attention_norm, ctx, x)?;
         let mixed = match &self.attention {
             Attention::Shared(layer) => {
-                let args = SelfAttention {
+                let args = SelfAttentionArgs {
                     queries: input.queries,
                     lengths: input.lengths,
                     bias: input.bias,
                 };
-                let heads = part(layer.config().heads, ctx.width());
+                let heads = part(layer.config().heads, ctx.width_multiplier());
                 layer.forward_heads(ctx, &x, &args, heads)?
             }
             Attention::PerPosition(layer) => layer.forward(ctx, &x, input.queries)?,

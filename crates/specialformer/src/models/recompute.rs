@@ -34,7 +34,7 @@ pub(super) fn forward<E: Element>(
         block: block.clone(),
         mode: ctx.mode(),
         tasks: ctx.tasks().cloned(),
-        width: ctx.width(),
+        width: ctx.width_multiplier(),
         rng: start,
         x: x.value().clone(),
         lengths: lengths.map(<[usize]>::to_vec),
@@ -76,7 +76,7 @@ impl<E: Element> Replay<E> {
             Mode::Train => Ctx::train(tape, self.rng.clone()),
             Mode::Eval => Ctx::eval_on(tape),
         };
-        let ctx = ctx.with_tasks(self.tasks.clone()).with_width(self.width);
+        let ctx = ctx.with_tasks(self.tasks.clone()).with_width_multiplier(self.width)?;
         let route = RouteInput::default();
         let lengths = self.lengths.as_deref();
         let input = BlockInput { lengths, route, ..BlockInput::new(Queries::All) };
@@ -103,10 +103,11 @@ impl<E: Element> VariadicOp<E> for Replay<E> {
         let (_ctx, output, x) = run.map_err(|error| failed(error.to_string()))?;
         let mut gradients = tape.backward_from(&output, grad)?;
         let of_x = gradients.of(&x).cloned();
-        let mut all = vec![of_x.map_or(Grad::NotNeeded, Grad::Value)];
+        // What the output did not depend on has no gradient.
+        let mut all = vec![of_x.map_or(Grad::NotDifferentiable, Grad::Value)];
         for parameter in &self.parameters {
             let gradient = gradients.take_parameter(parameter);
-            all.push(gradient.map_or(Grad::NotNeeded, Grad::Value));
+            all.push(gradient.map_or(Grad::NotDifferentiable, Grad::Value));
         }
         Ok(all)
     }

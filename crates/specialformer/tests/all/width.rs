@@ -57,7 +57,10 @@ fn the_whole_width_is_the_ordinary_block() {
     for more in KINDS {
         let model = model(&config(more));
         let ctx = Ctx::eval();
-        assert_eq!(answers(&model, &ctx), answers(&model, &ctx.with_width(1.0)));
+        assert_eq!(
+            answers(&model, &ctx),
+            answers(&model, &ctx.with_width_multiplier(1.0).unwrap())
+        );
     }
 }
 
@@ -74,7 +77,7 @@ fn a_share_is_the_model_of_the_first_heads_and_units() {
             assert!(total.total < whole.total);
             assert!(total.types[0].flops < whole.types[0].flops);
             let expected = answers(&made, &Ctx::eval());
-            let got = answers(&model, &Ctx::eval().with_width(share));
+            let got = answers(&model, &Ctx::eval().with_width_multiplier(share).unwrap());
             assert_close_slices(&got, &expected, 1e-10, 0.0);
         }
     }
@@ -88,7 +91,7 @@ fn cast(config: &ModelConfig) -> Model {
 fn what_a_share_does_not_use_gets_no_gradient() {
     let model = model(&config(""));
     let tape = Tape::<f64>::new();
-    let ctx = Ctx::eval_on(tape.clone()).with_width(0.5);
+    let ctx = Ctx::eval_on(tape.clone()).with_width_multiplier(0.5).unwrap();
     let output = model.forward(&ctx, &batch().all()).unwrap();
     let y = &output.answers[0].output;
     let mut rng = Seed::new(5).stream("cotangent");

@@ -13,7 +13,8 @@ pub enum Grad<E: Element = f32> {
     Value(Tensor<E>),
     /// The output does not depend differentiably on this input.
     NotDifferentiable,
-    /// Nobody asked for this input's gradient, so it was not computed.
+    /// Nobody asked for this input's gradient, so it was not computed. An error
+    /// of the backward pass where somebody did.
     NotNeeded,
 }
 

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::thread::{self, ThreadId};
 
 use crate::element::Element;
 use crate::error::{Result, TensorError};
@@ -26,6 +27,8 @@ struct Inner<E: Element> {
     shape: Shape,
     frozen: AtomicBool,
     value: RwLock<Tensor<E>>,
+    /// The thread that is inside [`Parameter::update`].
+    changing: Mutex<Option<ThreadId>>,
 }
 
 impl<E: Element> Parameter<E> {
@@ -37,6 +40,7 @@ impl<E: Element> Parameter<E> {
             shape: value.shape(),
             frozen: AtomicBool::new(false),
             value: RwLock::new(value),
+            changing: Mutex::new(None),
         }))
     }
 
@@ -51,14 +55,20 @@ impl<E: Element> Parameter<E> {
     }
 
     /// The current value (shares memory until the next update).
+    ///
+    /// # Panics
+    /// Within an [`update`](Self::update) of this parameter on this thread.
     pub fn value(&self) -> Tensor<E> {
-        self.0.value.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.read().clone()
     }
 
     /// Replaces the value.
     ///
     /// # Errors
     /// [`TensorError::ShapeMismatch`] if the shape differs.
+    ///
+    /// # Panics
+    /// As [`value`](Self::value).
     pub fn set(&self, value: Tensor<E>) -> Result<()> {
         if value.shape() != self.shape() {
             return Err(TensorError::ShapeMismatch {
@@ -68,13 +78,54 @@ impl<E: Element> Parameter<E> {
                 rhs: value.shape(),
             });
         }
-        *self.0.value.write().unwrap_or_else(PoisonError::into_inner) = value;
+        *self.write() = value;
         Ok(())
     }
 
-    /// Changes the value in place.
+    /// Changes the value in place. Who reads the parameter meanwhile waits.
+    ///
+    /// So `change` must not read it, and neither must any job that this thread
+    /// may run while `change` waits for the rayon pool.
+    ///
+    /// # Panics
+    /// As [`value`](Self::value).
     pub fn update<R>(&self, change: impl FnOnce(&mut [E]) -> R) -> R {
-        change(self.0.value.write().unwrap_or_else(PoisonError::into_inner).make_mut())
+        let mut value = self.write();
+        self.set_changing(Some(thread::current().id()));
+        let result = change(value.make_mut());
+        self.set_changing(None);
+        result
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tensor<E>> {
+        let lock = &self.0.value;
+        self.or_wait(lock.try_read(), || lock.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tensor<E>> {
+        let lock = &self.0.value;
+        self.or_wait(lock.try_write(), || lock.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What `attempt` got; else what `wait` waits for, unless that is this
+    /// thread itself.
+    fn or_wait<G>(&self, attempt: Result<G, TryLockError<G>>, wait: impl FnOnce() -> G) -> G {
+        match attempt {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let changing = *self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+                assert!(
+                    changing != Some(thread::current().id()),
+                    "a parameter is used by the thread that is changing it"
+                );
+                wait()
+            }
+        }
+    }
+
+    fn set_changing(&self, thread: Option<ThreadId>) {
+        *self.0.changing.lock().unwrap_or_else(PoisonError::into_inner) = thread;
     }
 
     /// True if training leaves this parameter alone.

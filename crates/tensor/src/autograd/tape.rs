@@ -172,7 +172,8 @@ impl<E: Element> Tape<E> {
     /// the inputs is tracked.
     ///
     /// # Errors
-    /// [`TensorError::NonFinite`] if the tape checks for it and finds one.
+    /// [`TensorError::NonFinite`] if the tape checks for it and finds one;
+    /// [`TensorError::InvalidArgument`] if a tracked input is on another tape.
     pub fn apply<O: Op<E, N>, const N: usize>(
         &self,
         inputs: [&Var<E>; N],
@@ -185,7 +186,7 @@ impl<E: Element> Tape<E> {
     /// [`Tape::apply`] for a number of inputs known only at run time.
     ///
     /// # Errors
-    /// [`TensorError::NonFinite`] if the tape checks for it and finds one.
+    /// As [`Tape::apply`].
     pub fn apply_variadic<O: VariadicOp<E>>(
         &self,
         inputs: &[&Var<E>],
@@ -202,6 +203,10 @@ impl<E: Element> Tape<E> {
         output: Tensor<E>,
         op: impl FnOnce() -> Box<dyn ErasedOp<E>>,
     ) -> Result<Var<E>> {
+        if inputs.iter().any(|v| v.is_tracked() && !self.is(&v.tape)) {
+            let what = "the inputs are on different tapes".into();
+            return Err(TensorError::InvalidArgument { op: name, what });
+        }
         if self.0.config.check_finite {
             let count = output.count_non_finite();
             if count > 0 {
@@ -213,15 +218,16 @@ impl<E: Element> Tape<E> {
                 });
             }
         }
-        debug_assert!(
-            inputs.iter().all(|v| v.node.is_none() || Rc::ptr_eq(&v.tape.0, &self.0)),
-            "{name}: inputs are on different tapes"
-        );
         let node = inputs.iter().any(|v| v.is_tracked()).then(|| {
             let inputs = inputs.iter().map(|v| v.node).collect();
             self.push(output.shape(), Kind::Result { op: op(), inputs })
         });
         Ok(Var { value: output, node, tape: self.clone() })
+    }
+
+    /// True if both are the same tape.
+    fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
     }
 
     fn push(&self, shape: Shape, kind: Kind<E>) -> NodeId {
@@ -268,7 +274,8 @@ impl<E: Element> Tape<E> {
     ///
     /// # Errors
     /// [`TensorError::Backward`] if `loss` is not a single element, depends on
-    /// nothing tracked, or the records are gone.
+    /// nothing tracked or is on another tape, if the records are gone, or if an
+    /// operation says that a gradient is not needed that is.
     pub fn backward(&self, loss: &Var<E>) -> Result<Gradients<E>> {
         if loss.value.len() != 1 {
             return Err(TensorError::Backward {
@@ -289,7 +296,10 @@ impl<E: Element> Tape<E> {
         let Some(root) = output.node else {
             return fail("the loss depends on no trainable parameter and no variable");
         };
-        if self.0.spent.replace(true) {
+        if !self.is(&output.tape) {
+            return fail("the loss is on another tape");
+        }
+        if self.0.spent.get() {
             return fail("this tape's records are used up; make a new tape for each step");
         }
         if cotangent.shape() != output.shape() {
@@ -300,6 +310,7 @@ impl<E: Element> Tape<E> {
                 rhs: output.shape(),
             });
         }
+        self.0.spent.set(true);
         self.0.parameters.borrow_mut().clear();
         let mut nodes = self.0.nodes.take();
         nodes.truncate(root.0 + 1);
@@ -331,14 +342,17 @@ impl<E: Element> Tape<E> {
                     };
                     let contributions = op.backward(&cx, grad)?;
                     assert_eq!(contributions.len(), inputs.len(), "{}: arity", op.name());
-                    for (input, contribution) in inputs.iter().zip(contributions) {
-                        if let (Some(input), Grad::Value(value)) = (input, contribution) {
-                            self.accumulate(
-                                op.name(),
-                                &mut grads[input.0],
-                                shapes[input.0],
-                                value,
-                            )?;
+                    for (i, (input, grad)) in inputs.iter().zip(contributions).enumerate() {
+                        let Some(input) = input else { continue };
+                        let (sum, shape) = (&mut grads[input.0], shapes[input.0]);
+                        match grad {
+                            Grad::Value(value) => self.accumulate(op.name(), sum, shape, value)?,
+                            Grad::NotDifferentiable => {}
+                            Grad::NotNeeded => {
+                                let op = op.name();
+                                let what = format!("{op}: the gradient of input {i} is needed");
+                                return Err(TensorError::Backward { what });
+                            }
                         }
                     }
                 }

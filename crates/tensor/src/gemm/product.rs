@@ -25,7 +25,7 @@ use crate::simd::{LevelId, dispatch_at, selection};
 ///
 /// # Numerics
 /// An element of C is a fixed sequence of multiply-adds over k, in blocks of
-/// at most 1024 bytes of k; the sequence depends on the shape, the strides and
+/// at most 2048 bytes of k; the sequence depends on the shape, the strides and
 /// the SIMD level, not on the number of threads.
 ///
 /// # Panics
@@ -75,8 +75,8 @@ pub(super) fn gemm_cut<E: Element>(
     parallelism: Parallelism,
 ) {
     let kernel = choose(&a, &b, &c);
-    let swap = swaps(&a, &b, beta, &c);
-    let product = Product { level: selection().level, kernel, swap, alpha, beta };
+    let orientation = orientation(&a, &b, beta, &c);
+    let product = Product { level: selection().level, kernel, orientation, alpha, beta };
     product.cut(a, b, bias, c, cut, parallelism);
 }
 
@@ -106,8 +106,8 @@ pub fn gemm_with<E: Element>(
         KernelChoice::Blas if !super::blas::fits(&a, &b, &c) => choose(&a, &b, &c),
         kernel => kernel,
     };
-    let swap = swaps(&a, &b, beta, &c);
-    Product { level, kernel, swap, alpha, beta }.run(a, b, bias, c);
+    let orientation = orientation(&a, &b, beta, &c);
+    Product { level, kernel, orientation, alpha, beta }.run(a, b, bias, c);
     kernel
 }
 
@@ -147,25 +147,42 @@ fn choose<E>(
     if row == 1 || column == 1 { KernelChoice::Tiled } else { KernelChoice::MatrixMultiply }
 }
 
-/// True where the tiled kernel had better compute Cᵀ.
-fn swaps<E: Element>(
+/// How the tiled kernel computes C.
+#[derive(Clone, Copy)]
+enum Orientation {
+    /// As it is: rows of C are contiguous.
+    Rows,
+    /// As Cᵀ = Bᵀ·Aᵀ in place: columns of C are contiguous.
+    Columns,
+    /// As Cᵀ, which is then transposed: few rows of A, B stored [n, k].
+    Swapped,
+}
+
+fn orientation<E: Element>(
     a: &ArrayView2<'_, E>,
     b: &ArrayView2<'_, E>,
     beta: E,
     c: &ArrayViewMut2<'_, E>,
-) -> bool {
-    let (m, n) = c.dim();
-    beta == E::ZERO && k_is_contiguous(a, b) && policy::prefers_swap(m, a.ncols(), n)
+) -> Orientation {
+    let ((m, n), (row_stride, column_stride)) = (c.dim(), matrix::strides_of(c));
+    let swaps = beta == E::ZERO
+        && row_stride > 0
+        && k_is_contiguous(a, b)
+        && policy::prefers_swap(m, a.ncols(), n);
+    match column_stride {
+        1 if swaps => Orientation::Swapped,
+        1 => Orientation::Rows,
+        _ => Orientation::Columns,
+    }
 }
 
-/// Everything about a product but its operands. The kernel is chosen from the
-/// whole product, so its parts do not choose differently.
+/// Everything about a product but its operands. The kernel and the orientation
+/// are chosen from the whole product, so its parts do not choose differently.
 #[derive(Clone, Copy)]
 pub(super) struct Product<E> {
     level: LevelId,
     kernel: KernelChoice,
-    /// The tiled kernel computes Cᵀ and transposes it.
-    swap: bool,
+    orientation: Orientation,
     alpha: E,
     beta: E,
 }
@@ -239,18 +256,17 @@ impl<E: Element> Product<E> {
         let k = if self.alpha == E::ZERO { 0 } else { k };
         match self.kernel {
             KernelChoice::Dots => self.dots(k, &a, &b, bias.as_ref(), c),
-            KernelChoice::Tiled => {
-                let (row_stride, column_stride) = matrix::strides_of(&c);
-                if column_stride == 1 && row_stride > 0 && self.swap && k > 0 {
-                    self.swapped(k, &a, &b, bias.as_ref(), c);
-                } else if column_stride == 1 {
+            KernelChoice::Tiled => match self.orientation {
+                Orientation::Swapped if k > 0 => self.swapped(k, &a, &b, bias.as_ref(), c),
+                Orientation::Swapped | Orientation::Rows => {
                     self.tiled(k, &a, &b, bias.as_ref(), c);
-                } else {
+                }
+                Orientation::Columns => {
                     let (at, bt) = (a.reversed_axes(), b.reversed_axes());
                     self.tiled(k, &bt, &at, None, c.view_mut().reversed_axes());
                     add_bias(bias, c);
                 }
-            }
+            },
             _ if k == 0 => {
                 let beta = self.beta;
                 c.mapv_inplace(|c| if beta == E::ZERO { E::ZERO } else { beta * c });

@@ -236,14 +236,38 @@ fn threads_do_not_change_a_bit() {
             let b = Padded::<f32>::new(k, n, row_or_column(transposed & 2 != 0), 2);
             let bias = random::<f32>((1, n), 3);
             let bias = Some(bias.row(0));
-            let c = random::<f32>((m, n), 4);
-            let (mut one, mut many) = (c.clone(), c);
-            gemm_bias(0.5, a.view(), b.view(), 1.0, bias, one.view_mut(), Parallelism::Serial);
-            pool.install(|| {
-                gemm_bias(0.5, a.view(), b.view(), 1.0, bias, many.view_mut(), Parallelism::Rayon);
-            });
-            assert!(same_bits(&one, &many), "{m} x {k} x {n}, {transposed}");
+            let of = |c: ArrayViewMut2<'_, f32>, parallelism| {
+                gemm_bias(0.5, a.view(), b.view(), 1.0, bias, c, parallelism);
+            };
+            let by_row = random::<f32>((m, n), 4);
+            let by_column = random::<f32>((n, m), 4).reversed_axes();
+            for c in [by_row, by_column] {
+                let (mut one, mut many) = (c.clone(), c);
+                of(one.view_mut(), Parallelism::Serial);
+                pool.install(|| of(many.view_mut(), Parallelism::Rayon));
+                assert!(same_bits(&one, &many), "{m} x {k} x {n}, {transposed}");
+            }
         }
+    }
+}
+
+/// A part of one column is no reason to compute in another order.
+#[test]
+fn parts_do_not_choose_their_own_orientation() {
+    let (m, k, n) = (96, 40, 129);
+    let (a, b) = (random::<f32>((m, k), 1), random::<f32>((k, n), 2));
+    let bias = random::<f32>((1, n), 3);
+    let bias = Some(bias.row(0));
+    for c in [random::<f32>((m, n), 4), random::<f32>((n, m), 4).reversed_axes()] {
+        let (mut whole, mut parts) = (c.clone(), c);
+        let run = |c: ArrayViewMut2<'_, f32>, cut| {
+            let parallelism = Parallelism::Rayon;
+            product::gemm_cut(0.5, a.view(), b.view(), 1.0, bias, c, cut, parallelism);
+        };
+        run(whole.view_mut(), (m, n));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        pool.install(|| run(parts.view_mut(), (48, 64)));
+        assert!(same_bits(&whole, &parts));
     }
 }
 

@@ -14,10 +14,9 @@ struct Linear<E: Element> {
     weight: Tensor<E>,
 }
 
-/// A tensor as a matrix of its last axis.
+/// A tensor as a matrix of its last axis, which may have no elements.
 fn as_rows<E: Element>(x: &Tensor<E>) -> ArrayView2<'_, E> {
-    let columns = x.shape().last_size();
-    let rows = x.len() / columns.max(1);
+    let (rows, columns) = (x.shape().rows(), x.shape().last_size());
     ArrayView2::from_shape((rows, columns), x.as_slice()).expect("rows·columns elements")
 }
 

@@ -3,18 +3,39 @@
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
+use crate::ops::CHUNK;
 use crate::parallel::Parallelism;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
+/// Calls `f` with each run of `data` that lies against a part of `mask`, which
+/// repeats along leading axes: where it starts, the run and the part.
+fn over_mask<E: Element>(
+    data: &mut [E],
+    mask: &[bool],
+    parallelism: Parallelism,
+    f: impl Fn(usize, &mut [E], &[bool]) + Sync + Send,
+) {
+    let period = mask.len().max(1);
+    // Short masks are repeated within a unit of work, long ones are cut.
+    let unit = if period < CHUNK { CHUNK / period * period } else { CHUNK };
+    parallelism.for_each_chunk(data, unit, |i, data| {
+        let (mut at, mut rest) = (i * unit, data);
+        while !rest.is_empty() {
+            let mask = &mask[at % period..];
+            let (run, after) = rest.split_at_mut(mask.len().min(rest.len()));
+            f(at, run, mask);
+            at += run.len();
+            rest = after;
+        }
+    });
+}
+
 /// Where `mask`, repeated along leading axes, is true, `data` becomes `value`.
 fn fill<E: Element>(data: &mut [E], mask: &[bool], value: E, parallelism: Parallelism) {
-    let repeats = (crate::ops::CHUNK / mask.len().max(1)).max(1);
-    parallelism.for_each_chunk(data, repeats * mask.len(), |_, data| {
-        for data in data.chunks_mut(mask.len()) {
-            for (x, &masked) in data.iter_mut().zip(mask) {
-                *x = if masked { value } else { *x };
-            }
+    over_mask(data, mask, parallelism, |_, data, mask| {
+        for (x, &masked) in data.iter_mut().zip(mask) {
+            *x = if masked { value } else { *x };
         }
     });
 }
@@ -53,10 +74,12 @@ impl<E: Element> Op<E, 2> for Where {
         let part = |index: usize, keep: bool| {
             cx.grad_of(index, || {
                 Ok(Tensor::build_in(cx.pool(), grad.shape(), |out| {
-                    let columns = out.iter_mut().zip(grad.as_slice());
-                    for ((out, &g), &m) in columns.zip(self.mask.iter().cycle()) {
-                        *out = if m == keep { g } else { E::ZERO };
-                    }
+                    over_mask(out, &self.mask, cx.parallelism(), |at, out, mask| {
+                        for ((out, &g), &m) in out.iter_mut().zip(&grad.as_slice()[at..]).zip(mask)
+                        {
+                            *out = if m == keep { g } else { E::ZERO };
+                        }
+                    });
                 }))
             })
         };
@@ -108,10 +131,13 @@ impl<E: Element> Var<E> {
         check("where", self, mask)?;
         let tape = self.tape();
         let y = Tensor::build_in(tape.pool(), self.shape(), |out| {
-            let pairs = self.value().as_slice().iter().zip(other.value().as_slice());
-            for ((out, (&a, &b)), &m) in out.iter_mut().zip(pairs).zip(mask.iter().cycle()) {
-                *out = if m { a } else { b };
-            }
+            let (a, b) = (self.value().as_slice(), other.value().as_slice());
+            over_mask(out, mask, tape.parallelism(), |at, out, mask| {
+                let pairs = a[at..].iter().zip(&b[at..]);
+                for ((out, (&a, &b)), &m) in out.iter_mut().zip(pairs).zip(mask) {
+                    *out = if m { a } else { b };
+                }
+            });
         });
         tape.apply([self, other], y, || Where { mask: mask.to_vec() })
     }
@@ -120,7 +146,7 @@ impl<E: Element> Var<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::autograd::Tape;
+    use crate::autograd::{Tape, TapeConfig};
 
     #[test]
     fn masks_cover_trailing_axes_and_repeat() {
@@ -139,5 +165,34 @@ mod tests {
         let empty = tape.constant(Tensor::zeros([0, 2]));
         assert!(empty.masked_fill(&[true, false], 0.0).unwrap().value().is_empty());
         assert!(empty.masked_fill(&[], 0.0).unwrap().value().is_empty());
+    }
+
+    #[test]
+    fn masks_longer_and_shorter_than_a_unit_of_work_equal_the_naive_loop() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (rows, period) in [(3, CHUNK + 7), (9, CHUNK / 2 - 3), (CHUNK + 1, 3), (2, 1)] {
+            let mask: Vec<bool> = (0..period).map(|i| i * i % 3 == 1).collect();
+            let parallelism = Parallelism::Rayon;
+            let run = || {
+                let config = TapeConfig { parallelism, ..TapeConfig::<f32>::default() };
+                let tape = Tape::with_config(config);
+                let mut next = 0.0;
+                let x = Tensor::from_fn([rows, period], || {
+                    next += 1.0;
+                    next
+                });
+                let [a, b] = [x.clone(), x].map(|x| tape.variable(x));
+                let y = a.where_mask(&mask, &b.neg().unwrap()).unwrap();
+                let gradients = tape.backward_from(&y, Tensor::ones(y.shape())).unwrap();
+                let [a, b] = [&a, &b].map(|x| gradients.of(x).unwrap().clone());
+                [y.into_value(), a, b]
+            };
+            let [y, a, b] = pool.install(run);
+            for (i, &m) in (0..rows).flat_map(|_| &mask).enumerate() {
+                let x = (i + 1) as f32;
+                let want = if m { [x, 1.0, 0.0] } else { [-x, 0.0, -1.0] };
+                assert_eq!([&y, &a, &b].map(|t| t.as_slice()[i]), want);
+            }
+        }
     }
 }

@@ -199,7 +199,7 @@ impl<E: Element> Var<E> {
         let lhs_shape = self.shape();
         if lhs_shape.rank() > 2 && other.shape().rank() == 2 && !transpose.lhs {
             let k = lhs_shape.last_size();
-            let rows = self.value().len() / k.max(1);
+            let rows = lhs_shape.rows();
             let flat = self.reshape([rows, k])?.matmul_with(other, transpose)?;
             let n = flat.shape().last_size();
             return flat.reshape(lhs_shape.with_size(lhs_shape.rank() - 1, n));

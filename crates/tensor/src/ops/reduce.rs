@@ -92,13 +92,13 @@ pub(crate) fn sum_columns<E: Element>(
 }
 
 /// Row sums of a matrix of `size` columns.
-struct RowSums<'a, E> {
+struct SumsOfRows<'a, E> {
     x: &'a [E],
     size: usize,
     out: &'a mut [E],
 }
 
-impl<E: Element> Kernel for RowSums<'_, E> {
+impl<E: Element> Kernel for SumsOfRows<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -125,7 +125,7 @@ fn sum_middle<E: Element>(
         let rows = (CHUNK / size).max(1);
         parallelism.for_each_chunk(out, rows, |i, out| {
             let x = &x[i * rows * size..];
-            dispatch(RowSums { x, size, out });
+            dispatch(SumsOfRows { x, size, out });
         });
     } else {
         let blocks = (CHUNK / (size * inner)).max(1);

@@ -71,6 +71,13 @@ impl<E: Element, F: Function<E>> Kernel for ForwardWithSlope<'_, E, F> {
     }
 }
 
+/// slope·grad, and 0 where the function is constant whatever the gradient is:
+/// 0·∞ would be NaN.
+#[inline(always)]
+fn times<E: Element>(slope: E, grad: E) -> E {
+    if slope == E::ZERO { E::ZERO } else { slope * grad }
+}
+
 struct Backward<'a, E, F> {
     function: F,
     saved: &'a [E],
@@ -88,10 +95,10 @@ impl<E: Element, F: Function<E>> Kernel for Backward<'_, E, F> {
                 let slope = self.function.df::<L>(E::ZERO);
                 self.grad.iter_mut().for_each(|grad| *grad *= slope);
             }
-            Saves::Input => pairs.for_each(|(grad, &slope)| *grad *= slope),
+            Saves::Input => pairs.for_each(|(grad, &slope)| *grad = times(slope, *grad)),
             Saves::Output => {
                 for (grad, &y) in pairs {
-                    *grad *= self.function.df::<L>(y);
+                    *grad = times(self.function.df::<L>(y), *grad);
                 }
             }
         }
@@ -244,10 +251,10 @@ functions! {
         f(x) = x.sigmoid_in::<L>();
         df(y) = y * (E::ONE - y);
     }
-    /// max(x, 0); the derivative at 0 is 0.
+    /// max(x, 0); the derivative at 0 is 0. NaN stays NaN.
     relu: Relu saves Output {
-        f(x) = if x > E::ZERO { x } else { E::ZERO };
-        df(y) = if y > E::ZERO { E::ONE } else { E::ZERO };
+        f(x) = if x <= E::ZERO { E::ZERO } else { x };
+        df(y) = if y <= E::ZERO { E::ZERO } else { E::ONE };
     }
     /// Exact GELU, x·Φ(x) with Φ the normal distribution function (Hendrycks
     /// & Gimpel 2016). PyTorch: `gelu(x)`.
@@ -376,5 +383,29 @@ impl<E: Element> Var<E> {
             op: "clamp",
             what: format!("the limits must be in order, got {low} and {high}"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::Tape;
+
+    #[test]
+    fn relu_and_clamp_keep_nan_and_cut_infinite_gradients() {
+        let tape = Tape::<f32>::new();
+        let values = vec![-1.0, -0.0, 2.0, f32::NAN];
+        let x = tape.variable(Tensor::from_vec(values, [4]).unwrap());
+        let (relu, clamp) = (x.relu().unwrap(), x.clamp(0.0, 1.0).unwrap());
+        assert_eq!(relu.value().as_slice()[..3], [0.0, 0.0, 2.0]);
+        assert!(relu.value().as_slice()[3].is_nan() && clamp.value().as_slice()[3].is_nan());
+        let cotangent = Tensor::full([4], f32::INFINITY);
+        let gradients = tape.backward_from(&relu, cotangent.clone()).unwrap();
+        assert_eq!(gradients.of(&x).unwrap().as_slice()[..3], [0.0, 0.0, f32::INFINITY]);
+        let tape = Tape::<f32>::new();
+        let x = tape.variable(Tensor::from_vec(vec![-1.0, 0.5, 2.0, 0.0], [4]).unwrap());
+        let gradients = tape.backward_from(&x.clamp(0.0, 1.0).unwrap(), cotangent).unwrap();
+        let inside = f32::INFINITY;
+        assert_eq!(gradients.of(&x).unwrap().as_slice(), [0.0, inside, 0.0, inside]);
     }
 }

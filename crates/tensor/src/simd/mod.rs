@@ -38,6 +38,6 @@ pub use level::{
     Baseline, Kernel, Level, LevelId, Selection, dispatch, dispatch_at, level_name, selection,
 };
 pub use math::VectorMath;
-pub use reduce::{dot_in, max_in, sum_in};
+pub use reduce::{dot_in, sum_in};
 
 pub(crate) use lanes::Lanes;

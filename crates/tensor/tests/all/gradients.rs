@@ -144,12 +144,14 @@ fn elementwise() -> Vec<Case> {
 fn products() -> Vec<Case> {
     let mut cases = vec![
         case("linear", &[&[5, 3], &[4, 3]], |x| x[0].linear(&x[1], None)),
+        case("linear", &[&[2, 0], &[3, 0]], |x| x[0].linear(&x[1], None)),
         case("linear_bias", &[&[2, 3, 4], &[5, 4], &[5]], |x| x[0].linear(&x[1], Some(&x[2]))),
         case("linear_bias", &[&[0, 4], &[5, 4], &[5]], |x| x[0].linear(&x[1], Some(&x[2]))),
         case("matmul", &[&[2, 3, 4], &[4, 2]], |x| x[0].matmul(&x[1])),
         case("matmul", &[&[2, 1, 3, 4], &[3, 4, 2]], |x| x[0].matmul(&x[1])),
         case("matmul", &[&[0, 4], &[4, 2]], |x| x[0].matmul(&x[1])),
         case("matmul", &[&[2, 0], &[0, 3]], |x| x[0].matmul(&x[1])),
+        case("matmul", &[&[2, 3, 0], &[0, 5]], |x| x[0].matmul(&x[1])),
     ];
     // Segments without rows at the front, inside and at the end.
     for counts in [&[0, 3, 0, 4, 2, 0][..], &[9], &[0, 0, 0]] {

@@ -6,3 +6,4 @@ mod properties;
 mod segments;
 #[cfg(feature = "linalg")]
 mod svd;
+mod tape;

@@ -153,3 +153,20 @@ proptest! {
         prop_assert_eq!(run(Parallelism::Serial), run(Parallelism::Rayon));
     }
 }
+
+#[test]
+fn products_over_no_elements_are_zero_whatever_the_pool_held() {
+    let tape = Tape::<f32>::new();
+    let dirty = || drop(Tensor::build_in(tape.pool(), [2, 3, 5], |out| out.fill(7.0)));
+    let empty = |shape: &[usize]| tape.variable(Tensor::zeros(shape));
+    let bias = tape.variable(Tensor::from_vec(vec![1.0f32, 2.0, 3.0], [3]).unwrap());
+    dirty();
+    let y = empty(&[2, 5, 0]).linear(&empty(&[3, 0]), None).unwrap();
+    assert_eq!(y.value().as_slice(), [0.0; 30]);
+    dirty();
+    let y = empty(&[2, 0]).linear(&empty(&[3, 0]), Some(&bias)).unwrap();
+    assert_eq!(y.value().as_slice(), [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+    dirty();
+    let y = empty(&[2, 3, 0]).matmul(&empty(&[0, 5])).unwrap();
+    assert_eq!(y.value().as_slice(), [0.0; 30]);
+}

@@ -37,9 +37,9 @@ impl<E: Element> Shards<E> {
         };
         let mut total = match &coupled {
             // What only the coupled terms reach is not missing.
-            Some(_) => GradientSet::from_tensors_or_zero(parameters, tensors),
+            Some(_) => GradientSet::from_tensors_or_zero(parameters, tensors)?,
             None if job.misses_tasks(&step) => {
-                GradientSet::from_tensors_or_zero(parameters, tensors)
+                GradientSet::from_tensors_or_zero(parameters, tensors)?
             }
             None => GradientSet::from_tensors(parameters, tensors)?,
         };
