@@ -34,8 +34,9 @@ pub struct RawTensor {
 }
 
 impl RawTensor {
-    /// `None` unless `bytes` are exactly those of such a tensor.
-    pub(crate) fn new(kind: StorageType, shape: Shape, bytes: SharedBytes) -> Option<Self> {
+    /// A tensor of these bytes; `None` unless they are exactly those of such a
+    /// tensor.
+    pub fn new(kind: StorageType, shape: Shape, bytes: SharedBytes) -> Option<Self> {
         let fits = kind.byte_len(&shape).is_ok_and(|len| len == bytes.len());
         fits.then_some(Self { kind, shape, bytes })
     }
