@@ -1,12 +1,16 @@
 //! Writing a file so that a reader sees the old one or the new one, whole.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{CheckpointError, Result};
 
-const SUFFIX: &str = ".part";
+/// The end of the names of temporary files and folders.
+pub(crate) const SUFFIX: &str = ".part";
+
+/// The file in a temporary folder that is locked while somebody writes there.
+const LOCK_FILE: &str = ".lock";
 
 /// Writes a file through `write` so that `path` at every moment holds either
 /// what it held before or the whole new content, also after a crash or a loss
@@ -76,14 +80,26 @@ pub fn atomic_write(
     sync_folder(folder).map_err(failed("sync the folder of"))
 }
 
-/// Removes the temporary files that killed processes left in `folder`, and
-/// tells how many. Files that a running [`atomic_write`] holds stay.
+/// Removes the temporary files and folders that killed processes left in
+/// `folder`, and tells how many. What a running [`atomic_write`] or
+/// [`ModelFolderWriter`](crate::ModelFolderWriter) holds stays, and so does what
+/// another process removes at the same time, which counts for that one.
 ///
 /// # Errors
 /// [`CheckpointError::Io`] if the folder cannot be listed or a leftover cannot
 /// be removed.
 pub fn remove_leftovers(folder: impl AsRef<Path>) -> Result<usize> {
-    let folder = folder.as_ref();
+    remove_abandoned(folder.as_ref(), |name, _| name.starts_with('.'))
+}
+
+/// Removes the temporary folders that killed processes left beside a folder of
+/// this name.
+pub(crate) fn remove_folders_beside(parent: &Path, name: &str) -> Result<usize> {
+    let prefix = format!(".{name}.");
+    remove_abandoned(parent, |name, kind| name.starts_with(&prefix) && kind.is_dir())
+}
+
+fn remove_abandoned(folder: &Path, wanted: impl Fn(&str, FileType) -> bool) -> Result<usize> {
     let failed = |path: &Path, operation| {
         let path = path.to_owned();
         move |source| CheckpointError::Io { path, operation, source }
@@ -91,21 +107,48 @@ pub fn remove_leftovers(folder: impl AsRef<Path>) -> Result<usize> {
     let mut removed = 0;
     for entry in fs::read_dir(folder).map_err(failed(folder, "list"))? {
         let entry = entry.map_err(failed(folder, "list"))?;
-        let name = entry.file_name();
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let (name, path) = (entry.file_name(), entry.path());
         let name = name.to_string_lossy();
-        if !is_file || !name.starts_with('.') || !name.ends_with(SUFFIX) {
+        let Ok(kind) = entry.file_type() else { continue };
+        if !name.ends_with(SUFFIX) || !wanted(&name, kind) {
             continue;
         }
-        let path = entry.path();
-        let abandoned =
-            OpenOptions::new().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok());
-        if abandoned {
-            fs::remove_file(&path).map_err(failed(&path, "remove"))?;
-            removed += 1;
+        let (lock, remove): (_, fn(&Path) -> io::Result<()>) = match () {
+            () if kind.is_file() => (path.clone(), |path| fs::remove_file(path)),
+            () if kind.is_dir() => (path.join(LOCK_FILE), |path| fs::remove_dir_all(path)),
+            () => continue,
+        };
+        // Held until it is gone: nobody else takes it for abandoned meanwhile.
+        let Some(_held) = lock_abandoned(&lock) else { continue };
+        match remove(&path) {
+            Ok(()) => removed += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(&path, "remove")(error)),
         }
     }
     Ok(removed)
+}
+
+/// The file, locked; `None` if there is none or somebody holds it.
+fn lock_abandoned(path: &Path) -> Option<File> {
+    let file = OpenOptions::new().write(true).open(path).ok()?;
+    file.try_lock().is_ok().then_some(file)
+}
+
+/// Says that somebody is writing a temporary folder, for as long as the file is
+/// open. [`remove_lock`] ends it.
+pub(crate) fn lock_folder(folder: &Path) -> io::Result<File> {
+    // Locked before it has its name, so that it is never seen unlocked.
+    let file = tempfile::NamedTempFile::new_in(folder)?;
+    let _ = file.as_file().try_lock();
+    file.persist(folder.join(LOCK_FILE)).map_err(|error| error.error)
+}
+
+/// Takes the lock out of a folder that is complete.
+pub(crate) fn remove_lock(folder: &Path, lock: File) -> io::Result<()> {
+    fs::remove_file(folder.join(LOCK_FILE))?;
+    drop(lock);
+    Ok(())
 }
 
 /// The file behind a symbolic link, so that the link survives the rename.
@@ -214,5 +257,44 @@ mod tests {
         .unwrap();
         assert_eq!(entries(folder.path()), ["model.safetensors", "notes.part"]);
         assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn abandoned_folders_go_and_folders_being_written_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("config.json"), b"{}").unwrap();
+            path
+        };
+        // Nothing says that the first was ours.
+        make(".other.abc123.part");
+        fs::write(make(".model.abc123.part").join(LOCK_FILE), b"").unwrap();
+        fs::write(make(".adapter.abc123.part").join(LOCK_FILE), b"").unwrap();
+        let written = make(".model.def456.part");
+        let lock = lock_folder(&written).unwrap();
+        assert_eq!(remove_folders_beside(folder.path(), "model").unwrap(), 1);
+        assert_eq!(remove_leftovers(folder.path()).unwrap(), 1);
+        assert_eq!(entries(folder.path()), [".model.def456.part", ".other.abc123.part"]);
+        remove_lock(&written, lock).unwrap();
+        assert_eq!(entries(&written), ["config.json"]);
+    }
+
+    /// Whoever comes second finds a leftover gone or held, which is no error.
+    #[test]
+    fn several_may_clean_up_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            for i in 0..8 {
+                fs::write(folder.path().join(format!(".a.{round}-{i}.part")), b"half").unwrap();
+            }
+            let removed: usize = std::thread::scope(|scope| {
+                let clean = || remove_leftovers(folder.path()).unwrap();
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(clean)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!((removed, entries(folder.path()).len()), (8, 0));
+        }
     }
 }

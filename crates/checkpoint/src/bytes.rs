@@ -97,10 +97,11 @@ impl SharedBytes {
             return Ok(Self::from(Vec::new()));
         }
         // SAFETY: the mapping is private and read-only, and nothing here writes
-        // to the file. The bytes are only ever used as plain data, every bit
-        // pattern of which is valid, and whatever is parsed from them is copied
-        // or checked again at use, so that a change by another process gives
-        // wrong numbers or an error. Truncation is documented on the type.
+        // to the file. Numbers of tensors are read from it as plain data, every
+        // bit pattern of which is valid. What has a structure (headers, metadata,
+        // texts) is copied first, and the copy is checked and lent, so that a
+        // change by another process gives wrong numbers or an error. Truncation
+        // is documented on the type.
         let map = unsafe { Mmap::map(&file) }.map_err(failed("map"))?;
         let range = 0..map.len();
         let changed = metadata.modified().ok();

@@ -127,10 +127,12 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-        let mut header = Header::default();
+        let (mut header, mut metadata) = (Header::default(), None);
         while let Some(name) = map.next_key::<String>()? {
             if name == METADATA_KEY {
-                header.metadata = map.next_value()?;
+                if metadata.replace(map.next_value()?).is_some() {
+                    return Err(A::Error::custom(format_args!("`{name}` appears twice")));
+                }
                 continue;
             }
             let info: TensorInfo = map
@@ -141,6 +143,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
             }
             header.tensors.insert(name, info);
         }
+        header.metadata = metadata.unwrap_or_default();
         Ok(header)
     }
 }
@@ -217,6 +220,9 @@ mod tests {
         let entry = r#""w":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}"#;
         let message = error(&format!("{{{entry},{entry}}}"), 0);
         assert!(message.starts_with("header: tensor `w` appears twice"), "{message}");
+        let entry = r#""__metadata__":{"format":"pt"}"#;
+        let message = error(&format!("{{{entry},{entry}}}"), 0);
+        assert!(message.starts_with("header: `__metadata__` appears twice"), "{message}");
     }
 
     #[test]

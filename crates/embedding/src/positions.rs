@@ -5,6 +5,7 @@ use specialformer_nn::{Ctx, Module, ParameterVisitor, init};
 use specialformer_tensor::{Element, Parameter, RngStream, Tensor, Var};
 
 use crate::error::{EmbeddingError, Result, positive};
+use crate::rows::CHUNK;
 
 const LAYER: &str = "PositionEmbedding";
 
@@ -142,20 +143,38 @@ impl<E: Element> PositionEmbedding<E> {
                 let x = x.add(&look(0, &part(&|p| p / columns))?)?;
                 Ok(x.add(&look(1, &part(&|p| p % columns))?)?)
             }
-            PositionKind::Sinusoidal => {
-                let values = Tensor::build_in(ctx.tape().pool(), [n, width], |out| {
-                    for (out, &place) in out.chunks_exact_mut(width).zip(places) {
-                        for (i, pair) in out.chunks_exact_mut(2).enumerate() {
-                            let turn = 10_000f64.powf(-((2 * i) as f64) / width as f64);
-                            let (sin, cos) = (f64::from(place) * turn).sin_cos();
-                            pair.copy_from_slice(&[E::from_f64(sin), E::from_f64(cos)]);
-                        }
-                    }
-                });
-                Ok(x.add(&ctx.constant(values))?)
-            }
+            PositionKind::Sinusoidal => Ok(x.add(&ctx.constant(sinusoids(ctx, places, width)))?),
         }
     }
+}
+
+/// sin and cos of each place's angles [N, C]. Rows of a batch share their
+/// places, so each distinct one is computed once and then copied.
+fn sinusoids<E: Element>(ctx: &Ctx<E>, places: &[u32], width: usize) -> Tensor<E> {
+    let (pool, parallelism) = (ctx.tape().pool(), ctx.tape().parallelism());
+    let turns: Vec<f64> =
+        (0..width / 2).map(|i| 10_000f64.powf(-((2 * i) as f64) / width as f64)).collect();
+    let mut distinct = places.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let rows = (CHUNK / width).max(1);
+    let mut table = vec![E::ZERO; distinct.len() * width];
+    parallelism.for_each_chunk(&mut table, rows * width, |i, table| {
+        for (row, &place) in table.chunks_exact_mut(width).zip(&distinct[i * rows..]) {
+            for (pair, turn) in row.chunks_exact_mut(2).zip(&turns) {
+                let (sin, cos) = (f64::from(place) * turn).sin_cos();
+                pair.copy_from_slice(&[E::from_f64(sin), E::from_f64(cos)]);
+            }
+        }
+    });
+    Tensor::build_in(pool, [places.len(), width], |out| {
+        parallelism.for_each_chunk(out, rows * width, |i, out| {
+            for (out, place) in out.chunks_exact_mut(width).zip(&places[i * rows..]) {
+                let row = distinct.partition_point(|other| other < place);
+                out.copy_from_slice(&table[row * width..][..width]);
+            }
+        });
+    })
 }
 
 impl<E: Element> Module<E> for PositionEmbedding<E> {

@@ -94,7 +94,8 @@ impl<E: Element> PrefixTokens<E> {
     }
 
     /// Rows with the learned tokens before their segments. A segment begins
-    /// where the type changes or the place is 0.
+    /// where the type changes or the place is 0, or with the learned tokens
+    /// that another layer put before it.
     ///
     /// # Shapes
     /// x [B, T, C] → [B, T', C].
@@ -112,13 +113,16 @@ impl<E: Element> PrefixTokens<E> {
         let (old, types) = (rows * length, self.table.shape()[0] / self.tokens);
         // Rows of x, then the learned tokens, then the row of padding.
         let padding = old + types * self.tokens;
+        let learned = |at: usize| streams.places[at] == PREFIX_PLACE;
         let mut built: Vec<Vec<(usize, u32, u32)>> = Vec::with_capacity(rows);
         for row in 0..rows {
             let mut out = Vec::new();
             for t in 0..streams.lengths[row] {
                 let at = row * length + t;
                 let (of, place) = (streams.types[at], streams.places[at]);
-                let begins = t == 0 || place == 0 || of != streams.types[at - 1];
+                let begins = t == 0
+                    || of != streams.types[at - 1]
+                    || ((place == 0 || learned(at)) && !learned(at - 1));
                 if begins && of != NO_TYPE {
                     if of as usize >= types {
                         let what = format!("row {row}, position {t}: type {of} of {types}");

@@ -80,10 +80,7 @@ fn train(experts: usize) -> Result<(f32, LayerStatistics), Box<dyn Error>> {
         let ctx = Ctx::train(Tape::new(), seed.stream_at("noise", step));
         let (y, moe) = network.forward(&ctx, &column(&|x| x)?)?;
         let error = y.sub(&ctx.constant(column(&|x| piece(x).1)?))?;
-        let mut loss = error.mul(&error)?.mean_all()?;
-        for term in &moe.routing.losses {
-            loss = loss.add(&term.value.scale(term.weight as f32)?)?;
-        }
+        let loss = moe.add_aux_loss(&error.mul(&error)?.mean_all()?)?;
         let gradients = vec![ctx.tape().backward(&loss)?];
         let gradients = GradientSet::sum(&parameters, gradients, parallelism)?;
         let learning_rate = 0.01 * schedule.factor(step, STEPS);

@@ -4,6 +4,7 @@ use specialformer_nn::{Ctx, FeedForward, Module, ParameterVisitor};
 use specialformer_routing::{DispatchPlan, Routing};
 use specialformer_tensor::{Element, Tensor, Var};
 
+use crate::combine::combine_slots;
 use crate::error::{MoeError, Result};
 
 /// Experts as feed-forward layers, each with weights of any kind: quantised as
@@ -57,16 +58,12 @@ impl<E: Element> ApartExperts<E> {
         self.experts[0].up().out_features()
     }
 
-    /// out\[t\] = Σ w·expert(x\[t\]) over the choices of token t, in the order
-    /// of the experts.
+    /// out\[t\] = Σ w·expert(x\[t\]) over the choices of token t, in their order.
     ///
     /// # Shapes
     /// `x` [T, C] → [T, C].
     pub(crate) fn forward(&self, ctx: &Ctx<E>, x: &Var<E>, routing: &Routing<E>) -> Result<Var<E>> {
         let plan: &DispatchPlan = &routing.plan;
-        let width = self.width();
-        let choices = routing.weights.shape().elements();
-        let weights = routing.weights.reshape([choices, 1])?;
         let mut outputs = Vec::new();
         for (number, expert) in self.experts.iter().enumerate() {
             let slots = plan.slots_of(number);
@@ -74,19 +71,15 @@ impl<E: Element> ApartExperts<E> {
             if count == 0 {
                 continue;
             }
-            let rows = x.embedding(&plan.token_of()[slots.clone()], [count])?;
-            let chosen = weights.embedding(&plan.choice_of()[slots], [count])?;
-            outputs.push(expert.forward(ctx, &rows)?.mul(&chosen)?);
+            let rows = x.embedding(&plan.token_of()[slots], [count])?;
+            outputs.push(expert.forward(ctx, &rows)?);
         }
-        let none = ctx.constant(Tensor::zeros([plan.tokens(), width]));
         if outputs.is_empty() {
-            return Ok(none);
+            return Ok(ctx.constant(Tensor::zeros([plan.tokens(), self.width()])));
         }
-        let all = Var::concat(&outputs.iter().collect::<Vec<_>>(), 0)?;
-        let places = plan.token_of().iter();
-        let places: Vec<usize> =
-            places.flat_map(|&token| std::iter::repeat_n(token as usize, width)).collect();
-        Ok(none.scatter_add(0, &places, &all)?)
+        // Expert after expert: the order of the slots.
+        let rows = Var::concat(&outputs.iter().collect::<Vec<_>>(), 0)?;
+        Ok(combine_slots(&rows, &routing.weights, plan)?)
     }
 }
 

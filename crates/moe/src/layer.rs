@@ -1,7 +1,7 @@
 //! [`MoeFeedForward`]: router, experts and shared expert.
 
 use specialformer_nn::{Ctx, FeedForward, FeedForwardKind, Linear, Module, ParameterVisitor};
-use specialformer_routing::{ExpertSet, RouteInput, Router, Routing};
+use specialformer_routing::{Balance, ExpertSet, RouteInput, Router, Routing, balance};
 use specialformer_tensor::{Element, RngStream, Var};
 
 use crate::apart::ApartExperts;
@@ -41,6 +41,24 @@ pub struct MoeOutput<E: Element = f32> {
     /// What the router decided, with its balance losses. Tokens are the
     /// positions in row-major order.
     pub routing: Routing<E>,
+    /// How the configuration balances the experts.
+    pub balance: Balance,
+}
+
+impl<E: Element> MoeOutput<E> {
+    /// The loss with the layer's balance terms, each times its weight. Where
+    /// several layers are balanced together
+    /// ([`LoadBalance::Transformers`](specialformer_routing::LoadBalance)),
+    /// [`balance::add_aux_loss`] takes the routings of them all instead.
+    ///
+    /// # Shapes
+    /// loss scalar → scalar.
+    ///
+    /// # Errors
+    /// If the loss is no scalar.
+    pub fn add_aux_loss(&self, loss: &Var<E>) -> Result<Var<E>> {
+        Ok(balance::add_aux_loss(loss, &self.balance, [&self.routing])?)
+    }
 }
 
 impl<E: Element> MoeFeedForward<E> {
@@ -224,7 +242,8 @@ impl<E: Element> MoeFeedForward<E> {
             }
             output = output.add(&y)?;
         }
-        Ok(MoeOutput { output: output.reshape(shape)?, routing })
+        let balance = self.config.router.balance;
+        Ok(MoeOutput { output: output.reshape(shape)?, routing, balance })
     }
 }
 

@@ -31,6 +31,7 @@
 
 mod apart;
 mod bank;
+mod combine;
 mod config;
 mod error;
 mod kernel;

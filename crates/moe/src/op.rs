@@ -115,22 +115,24 @@ pub fn moe_experts<E: Element>(
     bank.check(plan.segments().len(), xs[1])?;
     let tape = x.tape();
     let values = bank.values();
+    let optional = [&bank.gate, &bank.gate_bias, &bank.up_bias, &bank.down_bias];
+    let mut inputs = vec![x, combine, &bank.up, &bank.down];
+    inputs.extend(optional.iter().filter_map(|var| var.as_ref()));
+    let keep = inputs.iter().any(|var| var.is_tracked());
     let (y, hidden) = kernel::forward(
         x.value(),
         combine.value().as_slice(),
         &values,
         plan,
+        keep,
         tape.pool(),
         tape.parallelism(),
     );
-    let optional = [&bank.gate, &bank.gate_bias, &bank.up_bias, &bank.down_bias];
-    let mut inputs = vec![x, combine, &bank.up, &bank.down];
-    inputs.extend(optional.iter().filter_map(|var| var.as_ref()));
     tape.apply_variadic(&inputs, y, || Experts {
         x: x.value().clone(),
         combine: combine.value().clone(),
         bank: values,
-        hidden: Cell::new(Some(hidden)),
+        hidden: Cell::new(hidden),
         plan: plan.clone(),
     })
 }

@@ -1,10 +1,9 @@
 //! Fewer experts, given what a trace says about them: pruning and merging.
 
 use specialformer_nn::NamedParameters;
-use specialformer_routing::LayerStatistics;
+use specialformer_routing::{ExpertSet, Groups, LayerStatistics};
 use specialformer_tensor::{Element, Seed};
 
-use crate::config::MoeConfig;
 use crate::error::{MoeError, Result};
 use crate::layer::MoeFeedForward;
 
@@ -62,11 +61,16 @@ impl<E: Element> MoeFeedForward<E> {
     /// left, if that is less.
     ///
     /// With every expert kept, in another order, the layer computes the same.
+    /// What is frozen stays so, and of a
+    /// [restricted](MoeFeedForward::restricted) layer the experts kept stay
+    /// allowed or not.
     ///
     /// # Errors
-    /// [`MoeError::Argument`] if an expert does not exist or is named twice;
-    /// the router's error if its configuration no longer fits (one expert left
-    /// under weights that sum to 1, groups).
+    /// [`MoeError::Argument`] if an expert does not exist or is named twice,
+    /// or a group of experts that the router chooses among is kept in part or
+    /// not in one piece; the router's error if its configuration no longer
+    /// fits (one expert left under weights that sum to 1) or too few of the
+    /// experts left are allowed.
     pub fn prune(&self, keep: &[usize]) -> Result<Self> {
         const OP: &str = "prune experts";
         let experts = self.bank(OP)?.experts();
@@ -80,10 +84,19 @@ impl<E: Element> MoeFeedForward<E> {
                 return Err(MoeError::argument(OP, format!("expert {expert} is named twice")));
             }
         }
-        self.remade(keep.len(), |new, old, out| {
+        let groups = self.config.router.groups;
+        let groups = groups.map(|groups| groups_kept(OP, groups, experts, keep)).transpose()?;
+        let mut layer = self.remade(keep.len(), groups, |new, old, out| {
             let start = keep[new] * out.len();
             out.copy_from_slice(&old[start..start + out.len()]);
-        })
+        })?;
+        if let Some(allowed) = self.router.allowed() {
+            let mask: Vec<bool> = keep.iter().map(|&expert| allowed.contains(expert)).collect();
+            if mask.contains(&false) {
+                layer.router = layer.router.restricted(ExpertSet::from_mask(mask)?)?;
+            }
+        }
+        Ok(layer)
     }
 
     /// The layer with each group of experts merged into one: weights, biases
@@ -96,8 +109,10 @@ impl<E: Element> MoeFeedForward<E> {
     /// gives that expert.
     ///
     /// # Errors
-    /// [`MoeError::Argument`] if the lengths differ, a group has no expert, or
-    /// an importance is negative or not finite; the router's error as in
+    /// [`MoeError::Argument`] if the lengths differ, a group has no expert, an
+    /// importance is negative or not finite, the layer is
+    /// [restricted](MoeFeedForward::restricted), or experts of different
+    /// groups of the router would be merged; the router's error as in
     /// [`MoeFeedForward::prune`].
     pub fn merge(&self, group_of: &[usize], importance: &[f64]) -> Result<Self> {
         const OP: &str = "merge experts";
@@ -108,6 +123,10 @@ impl<E: Element> MoeFeedForward<E> {
                 group_of.len(),
                 importance.len()
             );
+            return Err(MoeError::argument(OP, what));
+        }
+        if self.router.allowed().is_some() {
+            let what = "the layer is restricted to some experts; prune it to them first";
             return Err(MoeError::argument(OP, what));
         }
         if let Some(bad) = importance.iter().find(|&&i| !(i.is_finite() && i >= 0.0)) {
@@ -128,7 +147,11 @@ impl<E: Element> MoeFeedForward<E> {
                 *share = if total > 0.0 { *share / total } else { even };
             }
         }
-        self.remade(groups, |new, old, out| {
+        let of_router = self.config.router.groups;
+        if let Some(of_router) = of_router {
+            check_merged_groups(OP, of_router, group_of, groups)?;
+        }
+        self.remade(groups, of_router, |new, old, out| {
             let size = out.len();
             for (i, out) in out.iter_mut().enumerate() {
                 let of = |&(e, share): &(usize, f64)| share * old[e * size + i].to_f64();
@@ -137,11 +160,17 @@ impl<E: Element> MoeFeedForward<E> {
         })
     }
 
-    /// The layer with `experts` experts, each made by `make` from all old
-    /// ones: of every stacked tensor and of the router's rows.
-    fn remade(&self, experts: usize, mut make: impl FnMut(usize, &[E], &mut [E])) -> Result<Self> {
-        let mut config = MoeConfig { router: self.config.router.clone(), ..self.config.clone() };
+    /// The layer with `experts` experts in `groups`, each made by `make` from
+    /// all old ones: of every stacked tensor and of the router's rows.
+    fn remade(
+        &self,
+        experts: usize,
+        groups: Option<Groups>,
+        mut make: impl FnMut(usize, &[E], &mut [E]),
+    ) -> Result<Self> {
+        let mut config = self.config.clone();
         config.router.experts = experts;
+        config.router.groups = groups;
         config.router.top_k = config.router.top_k.min(experts);
         config.validate()?;
         let bank = self.bank("remake experts")?.remake(experts, &mut make)?;
@@ -159,6 +188,51 @@ impl<E: Element> MoeFeedForward<E> {
                 }
             });
         }
+        let old = NamedParameters::of(self);
+        for (name, parameter) in NamedParameters::of(&layer).iter() {
+            let old = old.get(name).expect("the layer is of the same kind");
+            parameter.set_frozen(old.is_frozen());
+        }
         Ok(layer)
     }
+}
+
+/// The router's groups of the experts kept: whole ones, each in one piece.
+fn groups_kept(op: &'static str, groups: Groups, experts: usize, keep: &[usize]) -> Result<Groups> {
+    let size = experts / groups.count;
+    let mut pieces = keep.chunks(size);
+    let whole = |piece: &[usize]| {
+        piece.len() == size && piece.iter().all(|expert| expert / size == piece[0] / size)
+    };
+    if !pieces.all(whole) {
+        let what = format!(
+            "the router chooses among {} groups of {size} experts; keep whole groups, each in one \
+             piece",
+            groups.count
+        );
+        return Err(MoeError::argument(op, what));
+    }
+    let count = keep.len() / size;
+    Ok(Groups { count, keep: groups.keep.min(count) })
+}
+
+/// Checks that merging leaves every expert in its group of the router.
+fn check_merged_groups(
+    op: &'static str,
+    groups: Groups,
+    merged_into: &[usize],
+    experts: usize,
+) -> Result<()> {
+    let old_size = merged_into.len() / groups.count;
+    let size = experts / groups.count;
+    let stays = |(old, &new): (usize, &usize)| old / old_size == new / size;
+    if size * groups.count == experts && merged_into.iter().enumerate().all(stays) {
+        return Ok(());
+    }
+    let what = format!(
+        "the router chooses among {} groups of {old_size} experts; merge within them, into \
+         equally many experts of each",
+        groups.count
+    );
+    Err(MoeError::argument(op, what))
 }

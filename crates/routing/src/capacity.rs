@@ -10,7 +10,7 @@ use crate::error::{Result, RoutingError};
 
 impl Capacity {
     /// Tokens that each expert takes at most: ⌈factor·T·K/E⌉, where
-    /// `assignments` = T·K.
+    /// `assignments` = T·K, and `experts` are those that may be chosen.
     ///
     /// ```
     /// use specialformer_routing::{Capacity, Keep};

@@ -103,8 +103,9 @@ pub enum GateKind {
     /// the K largest are chosen and weigh by a softmax over them. Without
     /// noise in evaluation. K = 1 is refused.
     NoisyTopK,
-    /// Expert choice (Zhou et al. 2022): each expert picks its ⌈T·K/E⌉ tokens
-    /// of largest p = softmax(logits) (over experts), and weighs them by p.
+    /// Expert choice (Zhou et al. 2022): each of the E experts that may be
+    /// chosen picks its ⌈T·K/E⌉ tokens of largest p = softmax(logits) (over
+    /// experts), and weighs them by p.
     /// Which tokens an expert picks depends on all tokens, later ones
     /// included, so a causal model must not use it:
     /// [`RouterConfig::validate_causal`] refuses it, and so does a router
@@ -176,7 +177,7 @@ impl GateKind {
 }
 
 /// A limit on the tokens that one expert takes in training:
-/// ⌈factor·T·K/E⌉ of T live tokens. Tokens over it are dropped: they skip the
+/// ⌈factor·T·K/E⌉ of T live tokens, E the experts that may be chosen. Tokens over it are dropped: they skip the
 /// expert, and the other weights stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -252,7 +253,8 @@ pub enum LoadBalance {
     /// As `transformers` computes it: the tokens of all layers pooled, f_e the
     /// assignments per token, which sum to K. K if even. A router by itself
     /// adds no term; the model does, by
-    /// [`balance::pooled`](crate::balance::pooled).
+    /// [`balance::add_aux_loss`](crate::balance::add_aux_loss) or
+    /// [`balance::terms`](crate::balance::terms).
     Transformers,
 }
 

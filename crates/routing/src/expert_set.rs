@@ -24,6 +24,10 @@ pub struct ExpertSet {
     count: usize,
 }
 
+/// The most experts that a set in a file may be of: what a number in a file
+/// makes the reader allocate is bounded.
+const MOST_STORED: usize = 1 << 16;
+
 /// An [`ExpertSet`] as it is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,6 +40,10 @@ impl TryFrom<Stored> for ExpertSet {
     type Error = RoutingError;
 
     fn try_from(stored: Stored) -> Result<Self> {
+        if stored.experts > MOST_STORED {
+            let what = format!("a file may name at most {MOST_STORED}");
+            return Err(RoutingError::argument("expert set", "experts", stored.experts, what));
+        }
         Self::new(stored.experts, stored.allowed)
     }
 }
@@ -167,6 +175,20 @@ impl<'a> Allowed<'a> {
         }
     }
 
+    /// How many experts at least one token may go to.
+    pub(crate) fn used(&self) -> usize {
+        match self {
+            Self::Same(set) => set.count(),
+            Self::PerToken { sets, set_of } => {
+                let mut named = vec![false; sets.len()];
+                set_of.iter().for_each(|&set| named[set as usize] = true);
+                let named = || sets.iter().zip(&named).filter(|(_, named)| **named);
+                let experts = sets.first().map_or(0, ExpertSet::experts);
+                (0..experts).filter(|&expert| named().any(|(set, _)| set.contains(expert))).count()
+            }
+        }
+    }
+
     /// The set of one token.
     pub(crate) fn of(&self, token: usize) -> &'a ExpertSet {
         match self {
@@ -200,11 +222,22 @@ mod tests {
     }
 
     #[test]
+    fn experts_that_no_token_may_use_are_not_counted() {
+        let set = |experts: &[usize]| ExpertSet::new(6, experts.iter().copied()).unwrap();
+        let sets = [set(&[0, 1]), set(&[1, 2]), set(&[3, 4, 5])];
+        let per_token = Allowed::PerToken { sets: &sets, set_of: &[1, 0, 1] };
+        assert_eq!((per_token.used(), Allowed::from(&sets[2]).used()), (3, 3));
+    }
+
+    #[test]
     fn sets_are_written_by_their_members() {
         let set = ExpertSet::new(5, [4, 1]).unwrap();
         let text = serde_json::to_string(&set).unwrap();
         assert_eq!(text, r#"{"experts":5,"allowed":[1,4]}"#);
         assert_eq!(serde_json::from_str::<ExpertSet>(&text).unwrap(), set);
         assert!(serde_json::from_str::<ExpertSet>(r#"{"experts":5,"allowed":[5]}"#).is_err());
+        let hostile = format!(r#"{{"experts":{},"allowed":[1]}}"#, u64::MAX);
+        let error = serde_json::from_str::<ExpertSet>(&hostile).unwrap_err().to_string();
+        assert!(error.contains("a file may name at most 65536"), "{error}");
     }
 }

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, RoutingError};
+use crate::statistics::shares_of;
 use crate::trace::RoutingTrace;
 
 const OP: &str = "routing signature";
@@ -202,9 +203,9 @@ impl SignatureSum {
     pub fn layer(&self, kind: SignatureKind, layer: usize) -> Vec<f64> {
         let sum = &self.layers[layer];
         match kind {
-            SignatureKind::Count => shares(sum.counts.iter().map(|&n| u128::from(n))),
-            SignatureKind::Rank => shares(sum.ranks.iter().map(|&n| u128::from(n))),
-            SignatureKind::Weight => shares(sum.weights.iter().copied()),
+            SignatureKind::Count => shares_of(sum.counts.iter().map(|&n| u128::from(n))),
+            SignatureKind::Rank => shares_of(sum.ranks.iter().map(|&n| u128::from(n))),
+            SignatureKind::Weight => shares_of(sum.weights.iter().copied()),
         }
     }
 
@@ -233,9 +234,4 @@ impl LayerSum {
             self.weights[expert] += (f64::from(weight) * UNIT) as u128;
         }
     }
-}
-
-fn shares(sums: impl Iterator<Item = u128> + Clone) -> Vec<f64> {
-    let total = sums.clone().sum::<u128>().max(1) as f64;
-    sums.map(|sum| sum as f64 / total).collect()
 }

@@ -9,8 +9,13 @@ use crate::trace::{LayerTrace, NO_TASK};
 
 /// Counts as shares of their sum; zeros if that is zero.
 pub fn shares(counts: &[u64]) -> Vec<f64> {
-    let total = counts.iter().sum::<u64>().max(1) as f64;
-    counts.iter().map(|&count| count as f64 / total).collect()
+    shares_of(counts.iter().map(|&count| count.into()))
+}
+
+/// [`shares`] of sums of any kind.
+pub(crate) fn shares_of(sums: impl Iterator<Item = u128> + Clone) -> Vec<f64> {
+    let total = sums.clone().sum::<u128>().max(1) as f64;
+    sums.map(|sum| sum as f64 / total).collect()
 }
 
 /// −Σ p·ln p in nats, with 0·ln 0 = 0.

@@ -27,7 +27,6 @@
 use serde::{Deserialize, Serialize};
 use specialformer_tensor::Element;
 
-use crate::balance::mean_entropy;
 use crate::choices::Choices;
 use crate::error::{Result, RoutingError};
 use crate::router::Routing;
@@ -92,6 +91,11 @@ impl TryFrom<Stored> for LayerTrace {
     fn try_from(stored: Stored) -> Result<Self> {
         let Stored { layer, experts, tasks, offsets, chosen, weights, load, entropy, dropped } =
             stored;
+        // First of all, so that no table is made for experts that a file claims.
+        if load.len() != experts {
+            let what = format!("must have one entry for each of {experts} experts");
+            return Err(RoutingError::shape("routing trace", "load", &[load.len()], what));
+        }
         // Checks offsets and experts.
         let choices = Choices::new(experts, offsets.clone(), chosen.clone())?;
         let bad = |name, value: usize, want: usize| {
@@ -220,7 +224,7 @@ impl<E: Element> Routing<E> {
             chosen: choices.expert_of().to_vec(),
             weights: self.weights.value().as_slice().iter().map(|w| w.to_f64() as f32).collect(),
             load: self.load.clone(),
-            entropy: mean_entropy(self.probabilities.value(), self.live.as_deref()),
+            entropy: self.entropy(),
             dropped: self.dropped,
         })
     }

@@ -17,6 +17,9 @@ pub const NO_EXPERT: u32 = u32::MAX;
 /// bits do not depend on the number of threads.
 const ROWS: usize = 64;
 
+/// Columns whose sums are one unit of parallel work.
+const COLUMNS: usize = 256;
+
 fn rows_of<E: Element>(x: &Tensor<E>) -> ArrayView2<'_, E> {
     let columns = x.shape().last_size();
     let rows = x.len() / columns.max(1);
@@ -42,6 +45,17 @@ impl<E: Element> Scales<E> {
         match owner {
             NO_EXPERT => self.factors.singular_values().as_slice(),
             owner => &self.values.as_slice()[owner as usize * rank..][..rank],
+        }
+    }
+
+    /// Writes `rows`, scaled; the first is row `first` of the batch.
+    fn scale_into(&self, first: usize, rows: &[E], out: &mut [E]) {
+        let rank = self.factors.rank();
+        let rows = rows.chunks_exact(rank).zip(out.chunks_exact_mut(rank));
+        for (i, (row, out)) in rows.enumerate() {
+            for ((out, &h), &c) in out.iter_mut().zip(row).zip(self.of(self.owner(first + i))) {
+                *out = h * c;
+            }
         }
     }
 
@@ -168,10 +182,13 @@ impl<E: Element> Op<E, 3> for SvfLinearBias<E> {
         let width = self.0.scales.factors.out_features();
         let bias = cx.grad_of(2, || {
             Ok(Tensor::build_in(cx.pool(), [width], |out| {
-                out.fill(E::ZERO);
-                for row in grad.as_slice().chunks_exact(width.max(1)) {
-                    out.iter_mut().zip(row).for_each(|(sum, &g)| *sum += g);
-                }
+                // Cut into columns: every sum keeps the order of the rows.
+                cx.parallelism().for_each_chunk(out, COLUMNS, |i, out| {
+                    out.fill(E::ZERO);
+                    for row in grad.as_slice().chunks_exact(width) {
+                        out.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(sum, &g)| *sum += g);
+                    }
+                });
             }))
         })?;
         Ok([x, c, bias])
@@ -210,17 +227,26 @@ pub fn svf_linear<E: Element>(
     let xs = x.shape();
     let rows = x.value().len() / factors.in_features().max(1);
     let (pool, parallelism) = (tape.pool(), tape.parallelism());
-    let mut hidden = Tensor::build_in(pool, [rows, rank], |out| {
+    let mut projected = Tensor::build_in(pool, [rows, rank], |out| {
         let out = ArrayViewMut2::from_shape((rows, rank), out).expect("rows·r numbers");
         gemm(E::ONE, rows_of(x.value()), rows_of(factors.v()), E::ZERO, out, parallelism);
     });
-    let projected = scale.is_tracked().then(|| hidden.clone());
-    // Writes to a copy if x·V is kept, else in place.
-    if rank > 0 {
-        parallelism.for_each_chunk(hidden.make_mut_in(pool), ROWS * rank, |i, chunk| {
-            scales.scale(i * ROWS, chunk);
+    let chunk = (ROWS * rank).max(1);
+    // In place unless x·V is kept.
+    let (projected, hidden) = if scale.is_tracked() {
+        let hidden = Tensor::build_in(pool, [rows, rank], |out| {
+            let projected = projected.as_slice();
+            parallelism.for_each_chunk(out, chunk, |i, out| {
+                scales.scale_into(i * ROWS, &projected[i * chunk..][..out.len()], out);
+            });
         });
-    }
+        (Some(projected), hidden)
+    } else {
+        parallelism.for_each_chunk(projected.make_mut_in(pool), chunk, |i, rows| {
+            scales.scale(i * ROWS, rows);
+        });
+        (None, projected)
+    };
     let y = Tensor::build_in(pool, xs.with_size(xs.rank() - 1, width), |out| {
         let out = ArrayViewMut2::from_shape((rows, width), out).expect("rows·out numbers");
         let u = rows_of(factors.u()).reversed_axes();

@@ -3,21 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::file::GgufFile;
+use super::names::{Architecture, ROTARY_FACTORS};
 use crate::error::{CheckpointError, Result};
 use crate::hf::HfConfig;
 
-/// GGUF architecture, model type, class.
-const MODELS: [(&str, bool, &str, &str); 5] = [
-    ("llama", false, "llama", "LlamaForCausalLM"),
-    ("llama", true, "mixtral", "MixtralForCausalLM"),
-    ("qwen3", false, "qwen3", "Qwen3ForCausalLM"),
-    ("olmoe", true, "olmoe", "OlmoeForCausalLM"),
-    ("qwen3moe", true, "qwen3_moe", "Qwen3MoeForCausalLM"),
-];
-
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
-const ROTARY_FACTORS: &str = "rope_freqs.weight";
 
 impl GgufFile {
     /// The model's configuration as a `config.json` would say it, from the
@@ -39,13 +30,13 @@ impl GgufFile {
         let optional = |name: &str| self.unsigned(&entry(name));
         let size = |name: &str| self.required(&entry(name), optional(name)?);
         let experts = optional("expert_count")?.unwrap_or(0);
-        let model =
-            MODELS.iter().find(|(a, sparse, ..)| *a == architecture && *sparse == (experts > 0));
-        let Some((_, _, model_type, class)) = model else {
+        let Some(Architecture { model_type, class, .. }) =
+            Architecture::find(architecture, experts > 0)
+        else {
             return Err(CheckpointError::UnsupportedModel {
                 path: self.path().to_owned(),
                 found: format!("the GGUF architecture `{architecture}` with {experts} experts"),
-                supported: "llama with or without experts, qwen3, olmoe, qwen3moe".into(),
+                supported: Architecture::supported(),
             });
         };
         let embedding = self.shape(EMBEDDING).ok_or_else(|| CheckpointError::MissingTensor {

@@ -59,13 +59,14 @@ impl Cursor {
         }
     }
 
-    fn text(&mut self) -> Parsed<&str> {
+    fn text(&mut self) -> Parsed<&[u8]> {
         let len = self.count(1, "bytes of text")?;
-        std::str::from_utf8(self.take(len)?).map_err(|e| format!("text: {e}"))
+        self.take(len)
     }
 
+    /// A text, checked after it was copied: the file may be written to.
     pub(super) fn string(&mut self) -> Parsed<String> {
-        self.text().map(str::to_owned)
+        String::from_utf8(self.text()?.to_vec()).map_err(|e| format!("text: {}", e.utf8_error()))
     }
 
     pub(super) fn kind(&mut self) -> Parsed<ValueKind> {
@@ -92,26 +93,53 @@ impl Cursor {
                 other => return Err(format!("{other} is no truth value")),
             },
             ValueKind::Array => {
-                let kind = self.kind()?;
-                let len = self.count(kind.least_bytes(), "elements")?;
+                let (kind, len) = self.array_head(depth + 1)?;
                 let start = self.at;
                 self.skip(kind, len, depth + 1)?;
-                let bytes = self.bytes.slice(start..self.at).expect("these were just read");
+                // A copy, and checked as such: the file may be written to.
+                let bytes = SharedBytes::from(self.bytes[start..self.at].to_vec());
+                let mut copy = Self::new(bytes.clone());
+                copy.check(kind, len, depth + 1)?;
+                if copy.at != bytes.len() {
+                    return Err("the file was written to while it was read".into());
+                }
                 GgufValue::Array(GgufArray { kind, len, bytes })
             }
         })
     }
 
-    /// Goes past the elements of an array and checks them on the way.
-    fn skip(&mut self, kind: ValueKind, len: usize, depth: usize) -> Parsed<()> {
+    /// The type and the number of an array's elements.
+    fn array_head(&mut self, depth: usize) -> Parsed<(ValueKind, usize)> {
         if depth > MAX_DEPTH {
             return Err(format!("arrays are nested deeper than {MAX_DEPTH}"));
         }
+        let kind = self.kind()?;
+        Ok((kind, self.count(kind.least_bytes(), "elements")?))
+    }
+
+    /// Checks the elements of an array on the way past them.
+    fn check(&mut self, kind: ValueKind, len: usize, depth: usize) -> Parsed<()> {
+        match kind {
+            ValueKind::String => (0..len).try_for_each(|_| {
+                std::str::from_utf8(self.text()?).map(|_| ()).map_err(|e| format!("text: {e}"))
+            }),
+            ValueKind::Bool => (0..len).try_for_each(|_| self.value(kind, depth).map(|_| ())),
+            ValueKind::Array => (0..len).try_for_each(|_| {
+                let (kind, len) = self.array_head(depth + 1)?;
+                self.check(kind, len, depth + 1)
+            }),
+            _ => self.skip(kind, len, depth),
+        }
+    }
+
+    /// Goes past the elements of an array.
+    fn skip(&mut self, kind: ValueKind, len: usize, depth: usize) -> Parsed<()> {
         match kind {
             ValueKind::String => (0..len).try_for_each(|_| self.text().map(|_| ())),
-            ValueKind::Bool | ValueKind::Array => {
-                (0..len).try_for_each(|_| self.value(kind, depth).map(|_| ()))
-            }
+            ValueKind::Array => (0..len).try_for_each(|_| {
+                let (kind, len) = self.array_head(depth + 1)?;
+                self.skip(kind, len, depth + 1)
+            }),
             // The product fits: `count` compared it with the bytes left.
             _ => self.take(len * kind.least_bytes()).map(|_| ()),
         }

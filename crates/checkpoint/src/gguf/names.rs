@@ -34,6 +34,58 @@ pub struct GgufNames {
     pairs: bool,
 }
 
+/// A supported architecture.
+pub(super) struct Architecture {
+    /// `general.architecture`.
+    pub(super) gguf: &'static str,
+    pub(super) with_experts: bool,
+    /// `model_type` of a folder's configuration.
+    pub(super) model_type: &'static str,
+    /// The class of `transformers`.
+    pub(super) class: &'static str,
+    names: GgufNames,
+}
+
+const fn architecture(
+    gguf: &'static str,
+    with_experts: bool,
+    [model_type, class]: [&'static str; 2],
+    names: GgufNames,
+) -> Architecture {
+    Architecture { gguf, with_experts, model_type, class, names }
+}
+
+const MLP: GgufNames = GgufNames { experts: "mlp", pairs: false };
+
+const ARCHITECTURES: [Architecture; 5] = [
+    architecture("llama", false, ["llama", "LlamaForCausalLM"], GgufNames { pairs: true, ..MLP }),
+    architecture(
+        "llama",
+        true,
+        ["mixtral", "MixtralForCausalLM"],
+        GgufNames { experts: "block_sparse_moe", pairs: true },
+    ),
+    architecture("qwen3", false, ["qwen3", "Qwen3ForCausalLM"], MLP),
+    architecture("olmoe", true, ["olmoe", "OlmoeForCausalLM"], MLP),
+    architecture("qwen3moe", true, ["qwen3_moe", "Qwen3MoeForCausalLM"], MLP),
+];
+
+impl Architecture {
+    /// The one of this name in GGUF files.
+    pub(super) fn find(gguf: &str, with_experts: bool) -> Option<&'static Self> {
+        ARCHITECTURES.iter().find(|a| a.gguf == gguf && a.with_experts == with_experts)
+    }
+
+    /// The names of all, as an error lists them.
+    pub(super) fn supported() -> String {
+        let name = |a: &Self| match (a.gguf, a.with_experts) {
+            ("llama", true) => "llama with experts".to_owned(),
+            (gguf, _) => gguf.to_owned(),
+        };
+        ARCHITECTURES.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Outside of layers: GGUF, folder.
 const TOP: [(&str, &str); 3] = [
     ("token_embd.weight", "model.embed_tokens.weight"),
@@ -66,19 +118,13 @@ const EXPERTS: [(&str, &str); 4] = [
 
 /// The tensor with factors that divide rotary frequencies, which folders have
 /// in their configuration instead.
-const ROTARY_FACTORS: &str = "rope_freqs.weight";
+pub(super) const ROTARY_FACTORS: &str = "rope_freqs.weight";
 
 impl GgufNames {
     /// The names of an architecture (`general.architecture`), `None` if it is
     /// not supported. `with_experts` tells Mixtral from Llama.
     pub fn of_architecture(architecture: &str, with_experts: bool) -> Option<Self> {
-        let (experts, pairs) = match architecture {
-            "llama" if with_experts => ("block_sparse_moe", true),
-            "llama" => ("mlp", true),
-            "qwen3" | "olmoe" | "qwen3moe" => ("mlp", false),
-            _ => return None,
-        };
-        Some(Self { experts, pairs })
+        Architecture::find(architecture, with_experts).map(|architecture| architecture.names)
     }
 
     /// The name that folders have for a tensor of a GGUF file, `None` if they
@@ -150,8 +196,8 @@ impl GgufFile {
         GgufNames::of_architecture(architecture, experts > 0).ok_or_else(|| {
             CheckpointError::UnsupportedModel {
                 path: self.path().to_owned(),
-                found: format!("the GGUF architecture `{architecture}`"),
-                supported: "llama, qwen3, olmoe, qwen3moe".into(),
+                found: format!("the GGUF architecture `{architecture}` with {experts} experts"),
+                supported: Architecture::supported(),
             }
         })
     }

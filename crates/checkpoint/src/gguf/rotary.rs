@@ -8,6 +8,7 @@
 use specialformer_tensor::{Element, Tensor};
 
 use crate::error::{CheckpointError, Result};
+use crate::storage::in_order;
 
 /// For each row in halves order, which row it is in adjacent-pairs order:
 /// what to take from a llama GGUF file. `head_dim` is even.
@@ -46,18 +47,11 @@ pub fn reorder_rows<E: Element>(
     order: &[usize],
 ) -> Result<Tensor<E>> {
     let rows = tensor.shape().first().copied().unwrap_or(0);
-    let mut seen = vec![false; rows];
-    let once = |&row: &usize| row < rows && !std::mem::replace(&mut seen[row], true);
-    if order.len() != rows || !order.iter().all(once) {
+    let values = in_order(tensor.as_slice(), rows, order).ok_or_else(|| {
         let what =
             format!("shape {} has not the {} rows of the heads", tensor.shape(), order.len());
-        return Err(CheckpointError::Layout { tensor: name.to_owned(), what });
-    }
-    let width = tensor.len().checked_div(rows).unwrap_or(0);
-    let mut values = Vec::with_capacity(tensor.len());
-    for &row in order {
-        values.extend_from_slice(&tensor.as_slice()[row * width..][..width]);
-    }
+        CheckpointError::Layout { tensor: name.to_owned(), what }
+    })?;
     Ok(Tensor::from_vec(values, tensor.shape()).expect("a permutation keeps the shape"))
 }
 

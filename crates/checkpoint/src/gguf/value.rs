@@ -186,13 +186,13 @@ macro_rules! from {
 from!(u8 => U8, u32 => U32, i32 => I32, u64 => U64, i64 => I64, f32 => F32, f64 => F64);
 from!(bool => Bool, &str => String, String => String, GgufArray => Array);
 
-/// An array of metadata values of one type, kept as the bytes of the file and
-/// decoded when asked for: a vocabulary costs no memory of its own.
+/// An array of metadata values of one type, kept as a copy of the file's bytes
+/// and decoded when asked for: a vocabulary takes as much memory as in the file.
 #[derive(Clone)]
 pub struct GgufArray {
     pub(super) kind: ValueKind,
     pub(super) len: usize,
-    /// The elements as in the file, checked when the array was made.
+    /// The elements as in the file, which they are a checked copy of.
     pub(super) bytes: SharedBytes,
 }
 

@@ -1,12 +1,15 @@
 //! LoRA adapters in the folders that PEFT reads and writes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
 use specialformer_tensor::Tensor;
 
-use super::fields::{Fields, MAX_WIDTH, read_object};
+use super::fields::{Fields, MAX_WIDTH, parse_object, read_bytes};
 use super::writer::write_json;
 use crate::error::{CheckpointError, Result};
 use crate::reader::TensorFile;
@@ -48,11 +51,12 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// The last parts of the names of the adapted modules (`q_proj`).
     pub target_modules: Vec<String>,
-    /// Ranks of single modules that differ, by the end of the module's name.
-    pub rank_pattern: BTreeMap<String, usize>,
+    /// Ranks of single modules that differ, by the end of the module's name. Of
+    /// several that fit the first counts, as in PEFT.
+    pub rank_pattern: Vec<(String, usize)>,
     /// Numerators of single modules that differ, by the end of the module's
-    /// name.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// name. Of several that fit the first counts.
+    pub alpha_pattern: Vec<(String, f64)>,
     /// What the model is for (`CAUSAL_LM`).
     pub task_type: Option<String>,
     /// Where the adapted model came from.
@@ -68,8 +72,8 @@ impl LoraConfig {
             use_rslora: false,
             dropout: 0.0,
             target_modules: target_modules.iter().map(|name| (*name).to_owned()).collect(),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
             task_type: Some("CAUSAL_LM".into()),
             base_model: None,
         }
@@ -87,8 +91,10 @@ impl LoraConfig {
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    fn read(path: &Path, entries: &Map<String, Value>) -> Result<Self> {
-        let fields = Fields::new(path, entries);
+    fn read(path: &Path) -> Result<Self> {
+        let json = read_bytes(path)?;
+        let entries = parse_object(path, &json)?;
+        let fields = Fields::new(path, &entries);
         let kind = fields.string("peft_type")?.unwrap_or("LORA");
         if kind != "LORA" {
             return Err(fields.error("peft_type", format!("is \"{kind}\"; supported is LORA")));
@@ -105,8 +111,12 @@ impl LoraConfig {
                 return Err(fields.error(key, "is set, which is not supported"));
             }
         }
-        let ranks = patterns(&fields, "rank_pattern", |f, key| f.size(key, MAX_WIDTH))?;
-        let alphas = patterns(&fields, "alpha_pattern", |f, key| {
+        let (ranks, alphas) = (fields.object("rank_pattern")?, fields.object("alpha_pattern")?);
+        let keys: PatternKeys = serde_json::from_slice(&json).map_err(|error| {
+            CheckpointError::Json { path: path.to_owned(), what: error.to_string() }
+        })?;
+        let ranks = patterns(ranks, keys.rank_pattern, |f, key| f.size(key, MAX_WIDTH))?;
+        let alphas = patterns(alphas, keys.alpha_pattern, |f, key| {
             f.positive(key)?.ok_or_else(|| f.error(key, "is null"))
         })?;
         let text = |key| Ok::<_, CheckpointError>(fields.string(key)?.map(str::to_owned));
@@ -131,8 +141,11 @@ impl LoraConfig {
         })
     }
 
-    fn to_json(&self) -> Value {
-        json!({
+    fn to_file(&self) -> File {
+        let alphas = self.alpha_pattern.iter();
+        let alphas = alphas.map(|(key, alpha)| (key.clone(), whole_if_possible(*alpha)));
+        let ranks = self.rank_pattern.iter().map(|(key, rank)| (key.clone(), json!(rank)));
+        let rest = json!({
             "peft_type": "LORA",
             "task_type": self.task_type,
             "base_model_name_or_path": self.base_model,
@@ -141,17 +154,78 @@ impl LoraConfig {
             "lora_dropout": self.dropout,
             "use_rslora": self.use_rslora,
             "target_modules": self.target_modules,
-            "rank_pattern": self.rank_pattern,
-            "alpha_pattern": self.alpha_pattern.iter()
-                .map(|(key, alpha)| (key.clone(), whole_if_possible(*alpha)))
-                .collect::<Map<_, _>>(),
             "bias": "none",
             "fan_in_fan_out": false,
             "inference_mode": true,
             "init_lora_weights": true,
             "modules_to_save": null,
             "use_dora": false,
-        })
+        });
+        File {
+            rank_pattern: Ordered(ranks.collect()),
+            alpha_pattern: Ordered(alphas.collect()),
+            rest,
+        }
+    }
+}
+
+/// What is written of a configuration.
+#[derive(Serialize)]
+struct File {
+    rank_pattern: Ordered,
+    alpha_pattern: Ordered,
+    #[serde(flatten)]
+    rest: Value,
+}
+
+/// An object whose entries keep their order, which a map of JSON does not.
+struct Ordered(Vec<(String, Value)>);
+
+impl Serialize for Ordered {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+/// The keys of a configuration's patterns as the file orders them.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PatternKeys {
+    rank_pattern: Keys,
+    alpha_pattern: Keys,
+}
+
+/// The keys of an object, none of null.
+#[derive(Default)]
+struct Keys(Vec<String>);
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(KeysVisitor)
+    }
+}
+
+struct KeysVisitor;
+
+impl<'de> Visitor<'de> for KeysVisitor {
+    type Value = Keys;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
+        let mut keys = Vec::new();
+        while let Some((key, _)) = map.next_entry::<String, IgnoredAny>()? {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        Ok(Keys(keys))
     }
 }
 
@@ -161,7 +235,7 @@ fn whole_if_possible(value: f64) -> Value {
     if whole { json!(value as i64) } else { json!(value) }
 }
 
-fn by_pattern<'a, T>(patterns: &'a BTreeMap<String, T>, module: &str) -> Option<&'a T> {
+fn by_pattern<'a, T>(patterns: &'a [(String, T)], module: &str) -> Option<&'a T> {
     patterns.iter().find(|(pattern, _)| ends_with_parts(module, pattern)).map(|(_, value)| value)
 }
 
@@ -170,20 +244,22 @@ fn ends_with_parts(module: &str, end: &str) -> bool {
     module.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+/// The entries of an object in the order of its keys.
 fn patterns<T>(
-    fields: &Fields<'_>,
-    key: &str,
+    object: Option<Fields<'_>>,
+    Keys(names): Keys,
     read: impl Fn(&Fields<'_>, &str) -> Result<T>,
-) -> Result<BTreeMap<String, T>> {
-    let Some(object) = fields.object(key)? else { return Ok(BTreeMap::new()) };
-    let mut out = BTreeMap::new();
-    for name in object.keys() {
+) -> Result<Vec<(String, T)>> {
+    let Some(object) = object else { return Ok(Vec::new()) };
+    let mut out = Vec::with_capacity(names.len());
+    for name in names {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if !name.chars().all(plain) {
             let what = "is a regular expression; supported are ends of module names";
-            return Err(object.error(name, what));
+            return Err(object.error(&name, what));
         }
-        out.insert(name.to_owned(), read(&object, name)?);
+        let value = read(&object, &name)?;
+        out.push((name, value));
     }
     Ok(out)
 }
@@ -221,7 +297,7 @@ impl LoraFolder {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let path = folder.join(CONFIG_FILE);
-        let config = LoraConfig::read(&path, &read_object(&path)?)?;
+        let config = LoraConfig::read(&path)?;
         let file = TensorFile::open(folder.join(TENSORS_FILE))?;
         let pairs = read_pairs(&file, &config)?;
         Ok(Self { config, pairs })
@@ -248,7 +324,7 @@ impl LoraFolder {
             source,
         })?;
         writer.save(folder.join(TENSORS_FILE))?;
-        write_json(&folder.join(CONFIG_FILE), &self.config.to_json())
+        write_json(&folder.join(CONFIG_FILE), &self.config.to_file())
     }
 }
 

@@ -85,8 +85,8 @@ impl ExpertTensor for RawTensor {
         if let Some(other) = matrices.iter().find(|matrix| matrix.kind() != kind) {
             return Err(format!("experts are stored as {kind} and as {}", other.kind()));
         }
-        let bytes: Vec<u8> =
-            matrices.iter().flat_map(|matrix| matrix.bytes().iter().copied()).collect();
+        let mut bytes = Vec::with_capacity(matrices.iter().map(|m| m.bytes().len()).sum());
+        matrices.iter().for_each(|matrix| bytes.extend_from_slice(matrix.bytes()));
         let shape = Shape::new(&[matrices.len(), shape[0], shape[1]]);
         Ok(Self::new(kind, shape, bytes.into()).expect("equal shapes"))
     }
@@ -105,7 +105,10 @@ impl ExpertTensor for RawTensor {
 
 /// Every other run of `half` values, from the first or the second on.
 fn side_of<T: Copy>(values: &[T], half: usize, side: usize) -> Vec<T> {
-    values.chunks_exact(half.max(1)).skip(side).step_by(2).flatten().copied().collect()
+    let mut out = Vec::with_capacity(values.len() / 2);
+    let runs = values.chunks_exact(half.max(1)).skip(side).step_by(2);
+    runs.for_each(|run| out.extend_from_slice(run));
+    out
 }
 
 /// Stacks the experts of every layer: `P.experts.gate` and `.up` `[E, F, C]`,

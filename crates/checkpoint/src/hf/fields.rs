@@ -89,11 +89,6 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The keys of the object, sorted.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> {
-        self.object.keys().map(String::as_str)
-    }
-
     pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let object = value.as_object().ok_or_else(|| self.expected(key, value, "an object"))?;
@@ -231,10 +226,13 @@ pub(super) fn parse_object(path: &Path, json: &[u8]) -> Result<Map<String, Value
 
 /// Reads a file that has to be one JSON object.
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let json = std::fs::read(path).map_err(|source| CheckpointError::Io {
+    parse_object(path, &read_bytes(path)?)
+}
+
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| CheckpointError::Io {
         path: path.to_owned(),
         operation: "read",
         source,
-    })?;
-    parse_object(path, &json)
+    })
 }

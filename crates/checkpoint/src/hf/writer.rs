@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use specialformer_tensor::{Element, Tensor};
 
-use crate::atomic::atomic_write;
+use crate::atomic::{SUFFIX, atomic_write, lock_folder, remove_folders_beside, remove_lock};
 use crate::error::{CheckpointError, Result};
 use crate::storage::{RawTensor, StorageType};
 use crate::tensor_set::{INDEX_FILE, WEIGHTS_FILE};
@@ -26,7 +27,9 @@ const REPLACEABLE: [&str; 4] = [".json", ".safetensors", ".jinja", ".md"];
 /// The folder is written under a hidden name beside the target and renamed
 /// when it is complete and synced, so that a crash leaves the old folder or the
 /// new one. Where a folder is replaced, there is an instant between two
-/// renames; killed in it, the old folder is still there as `.NAME.old`.
+/// renames; killed in it, the old folder is still there as `.NAME.old`. What a
+/// killed process left beside the target is removed when the target is written
+/// again.
 #[derive(Debug)]
 pub struct ModelFolderWriter {
     shard_bytes: usize,
@@ -163,16 +166,19 @@ impl ModelFolderWriter {
         };
         let failed = |operation| io_error(folder, operation);
         fs::create_dir_all(parent).map_err(failed("make the folder above"))?;
+        remove_folders_beside(parent, &name)?;
         let mut builder = tempfile::Builder::new();
         let prefix = format!(".{name}.");
-        builder.prefix(&prefix).suffix(".part");
+        builder.prefix(&prefix).suffix(SUFFIX);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o777));
         }
         let temporary = builder.tempdir_in(parent).map_err(failed("make a folder beside"))?;
+        let lock = lock_folder(temporary.path()).map_err(failed("lock a folder beside"))?;
         self.write_into(temporary.path())?;
+        remove_lock(temporary.path(), lock).map_err(failed("unlock a folder beside"))?;
         replace(temporary, folder, &parent.join(format!(".{name}.old")))
     }
 
@@ -281,14 +287,14 @@ fn sync_parent(_folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn pretty(value: &Value) -> Vec<u8> {
+fn pretty(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("JSON values serialise");
     bytes.push(b'\n');
     bytes
 }
 
 /// Writes JSON, indented, in one atomic step.
-pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let bytes = pretty(value);
     atomic_write(path, |file| file.write_all(&bytes))
 }

@@ -9,4 +9,6 @@ mod storage_type;
 pub use dequantize::dequantize;
 pub(crate) use encode::encode_f32;
 pub use raw::RawTensor;
+#[cfg(feature = "gguf")]
+pub(crate) use raw::in_order;
 pub use storage_type::StorageType;

@@ -34,8 +34,9 @@ pub struct RawTensor {
 }
 
 impl RawTensor {
-    /// `None` unless `bytes` are exactly those of such a tensor.
-    pub(crate) fn new(kind: StorageType, shape: Shape, bytes: SharedBytes) -> Option<Self> {
+    /// A tensor of these bytes; `None` unless they are exactly those of such a
+    /// tensor.
+    pub fn new(kind: StorageType, shape: Shape, bytes: SharedBytes) -> Option<Self> {
         let fits = kind.byte_len(&shape).is_ok_and(|len| len == bytes.len());
         fits.then_some(Self { kind, shape, bytes })
     }
@@ -159,18 +160,26 @@ impl RawTensor {
     /// [`CheckpointError::Encode`] unless `order` holds each row once.
     pub fn reorder_rows(&self, order: &[usize]) -> Result<Self> {
         let rows = self.rows();
-        let mut seen = vec![false; rows];
-        let once = |&row: &usize| row < rows && !std::mem::replace(&mut seen[row], true);
-        if order.len() != rows || !order.iter().all(once) {
+        let bytes = in_order(&self.bytes, rows, order).ok_or_else(|| {
             let what = format!("an order of {} rows is no permutation of {rows}", order.len());
-            return Err(CheckpointError::Encode { kind: self.kind, what });
-        }
-        let mut bytes = Vec::with_capacity(self.bytes.len());
-        for &row in order {
-            bytes.extend_from_slice(self.row_bytes(row));
-        }
+            CheckpointError::Encode { kind: self.kind, what }
+        })?;
         Ok(Self { kind: self.kind, shape: self.shape, bytes: bytes.into() })
     }
+}
+
+/// Rows of equal size, row i being row `order[i]` of `data`; `None` unless
+/// `order` holds each of them once.
+pub(crate) fn in_order<T: Copy>(data: &[T], rows: usize, order: &[usize]) -> Option<Vec<T>> {
+    let mut seen = vec![false; rows];
+    let once = |&row: &usize| row < rows && !std::mem::replace(&mut seen[row], true);
+    if order.len() != rows || !order.iter().all(once) {
+        return None;
+    }
+    let width = data.len().checked_div(rows).unwrap_or(0);
+    let mut out = Vec::with_capacity(data.len());
+    order.iter().for_each(|&row| out.extend_from_slice(&data[row * width..][..width]));
+    Some(out)
 }
 
 #[cfg(test)]

@@ -51,13 +51,33 @@ fn adapters_of_peft_load_and_come_back() {
 #[test]
 fn scales_and_ranks_may_differ_by_module() {
     let mut config = LoraConfig::new(4, 8.0, &["q_proj"]);
-    config.rank_pattern.insert("layers.1.self_attn.q_proj".into(), 16);
-    config.alpha_pattern.insert("q_proj".into(), 32.0);
+    config.rank_pattern.push(("layers.1.self_attn.q_proj".into(), 16));
+    config.alpha_pattern.push(("q_proj".into(), 32.0));
     assert_eq!(config.scale("model.layers.0.self_attn.q_proj"), 8.0);
     assert_eq!(config.scale("model.layers.1.self_attn.q_proj"), 2.0);
     assert_eq!(config.scale("model.layers.1.self_attn.seq_proj"), 2.0);
     config.use_rslora = true;
     assert_eq!(config.scale("model.layers.1.self_attn.q_proj"), 8.0);
+}
+
+/// Of several patterns that fit, PEFT takes the first of the file.
+#[test]
+fn the_first_pattern_that_fits_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = LoraConfig::new(4, 8.0, &["q_proj"]);
+    config.alpha_pattern.push(("self_attn.q_proj".into(), 32.0));
+    config.alpha_pattern.push(("q_proj".into(), 16.0));
+    let adapter = LoraFolder { config, pairs: [].into() };
+    adapter.save(folder.path()).unwrap();
+    let read = || LoraFolder::open(folder.path()).unwrap().config;
+    assert_eq!((read(), read().scale("m.self_attn.q_proj")), (adapter.config, 8.0));
+    // The other way round, as only the order of the file tells.
+    let path = folder.path().join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let text = text.replace("\"self_attn.q_proj\": 32", "\"z.q_proj\": 32");
+    let text = text.replace("\"q_proj\": 16", "\"q_proj\": 16, \"attn.q_proj\": 64");
+    fs::write(&path, text).unwrap();
+    assert_eq!(read().scale("m.attn.q_proj"), 4.0);
 }
 
 #[test]

@@ -390,6 +390,24 @@ fn folders_come_back_whole_or_in_shards() {
     }
 }
 
+/// What a killed process left beside a folder goes when it is written again.
+#[test]
+fn leftovers_of_a_killed_save_go() {
+    let parent = tempfile::tempdir().unwrap();
+    for leftover in [".model.abc123.part", ".other.abc123.part"] {
+        let leftover = parent.path().join(leftover);
+        fs::create_dir(&leftover).unwrap();
+        fs::write(leftover.join("model.safetensors"), "half").unwrap();
+        fs::write(leftover.join(".lock"), "").unwrap();
+    }
+    // The name of another file of the user's.
+    fs::write(parent.path().join(".model.video.part"), "half").unwrap();
+    let path = parent.path().join("model");
+    model(1 << 20).save(&path).unwrap();
+    assert_eq!(files(parent.path()), [".model.video.part", ".other.abc123.part", "model"]);
+    assert!(!files(&path).contains(&".lock".to_owned()), "{:?}", files(&path));
+}
+
 #[test]
 fn folders_of_other_things_are_left_alone() {
     let parent = tempfile::tempdir().unwrap();

@@ -34,6 +34,29 @@ fn blocks_are_those_of_the_reference() {
     assert_eq!(**encoded.bytes(), file.integers::<u8>("encode.Q8_0").unwrap());
 }
 
+/// Metadata is a checked copy: what another process does to a mapped file later
+/// shows in tensors at most.
+#[test]
+fn metadata_outlives_changes_of_the_mapped_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let mut writer = GgufWriter::new("llama");
+    let texts = ["first", "second", "third"];
+    writer.metadata("a.texts", GgufArray::of_strings(texts)).unwrap();
+    let nested = GgufArray::new(&[GgufArray::of_strings(texts).into()]).unwrap();
+    writer.metadata("a.nested", nested.clone()).unwrap();
+    writer.save(&path).unwrap();
+    let file = GgufFile::map(&path).unwrap();
+    // Lengths and texts that cannot be, in place.
+    let len = std::fs::metadata(&path).unwrap().len() as usize;
+    let mut open = std::fs::File::options().write(true).open(&path).unwrap();
+    std::io::Write::write_all(&mut open, &vec![0xff; len]).unwrap();
+    let array = file.array("a.texts").unwrap().unwrap();
+    assert_eq!(array.strings().unwrap().collect::<Vec<_>>(), texts);
+    assert_eq!(array.values().len(), 3);
+    assert_eq!(file.value("a.nested"), Some(&GgufValue::Array(nested)));
+}
+
 /// `tiny.gguf` was written by the Python package `gguf`.
 #[test]
 fn the_references_file_is_read() {

@@ -134,6 +134,8 @@ proptest! {
             let (first, end) = (row * inserted.streams.length * 3, n * 3);
             let (a, b) = (values(&once), values(&inserted.output));
             prop_assert_eq!(&a[first..first + end], &b[first..first + end]);
+            let segments = (n - lengths[row]) / 2;
+            prop_assert_eq!(twice.streams.lengths[row], lengths[row] + 2 * 2 * segments);
         }
     }
 

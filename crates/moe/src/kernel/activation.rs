@@ -87,6 +87,43 @@ impl<E: Element, F: Function<E>> Kernel for Forward<'_, E, F> {
     }
 }
 
+/// [`activate`] with a where u was.
+///
+/// # Shapes
+/// All [n, f] with contiguous rows.
+pub(super) fn activate_in_place<E: Element>(
+    kind: FeedForwardKind,
+    gate: Option<ArrayView2<'_, E>>,
+    up: ArrayViewMut2<'_, E>,
+) {
+    with_function!(kind, |function| dispatch(InPlace { function, gate, up }));
+}
+
+struct InPlace<'a, E, F> {
+    function: F,
+    gate: Option<ArrayView2<'a, E>>,
+    up: ArrayViewMut2<'a, E>,
+}
+
+impl<E: Element, F: Function<E>> Kernel for InPlace<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(mut self) {
+        for (i, mut up) in self.up.outer_iter_mut().enumerate() {
+            let up = up.as_slice_mut().expect("rows are contiguous");
+            match &self.gate {
+                Some(gate) => {
+                    for (up, &gate) in up.iter_mut().zip(row(gate, i)) {
+                        *up = self.function.f::<L>(gate) * *up;
+                    }
+                }
+                None => up.iter_mut().for_each(|up| *up = self.function.f::<L>(*up)),
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn row<'a, E>(x: &'a ArrayView2<'_, E>, i: usize) -> &'a [E] {
     x.row(i).to_slice().expect("rows are contiguous")

@@ -14,7 +14,8 @@
 //! dg = w·da ⊙ u ⊙ f′(g), du = w·da ⊙ f(g), dW_gate = dgᵀ·x, dW_up = duᵀ·x,
 //! dx = dg·W_gate + du·W_up, added up over the slots of a token.
 //!
-//! Kept between the two passes are g and u only. The gathered rows cost less
+//! Kept between the two passes are g and u only, and nothing where there is no
+//! pass back. The gathered rows cost less
 //! to gather again than to keep, a falls out of the pass over g and u, and y is
 //! not needed: its product with dy is that of a with da.
 
@@ -26,6 +27,7 @@ mod units;
 
 pub(crate) use backward::{Gradients, Wanted, backward};
 pub(crate) use forward::{Hidden, forward};
+pub(crate) use rows::{combine as combine_rows, spread as spread_rows};
 
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
 use specialformer_nn::FeedForwardKind;

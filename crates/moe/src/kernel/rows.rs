@@ -27,12 +27,36 @@ pub(super) fn gather<E: Element>(
     });
 }
 
+/// out\[slot\] = weight(choice of the slot)·x\[token of the slot\].
+///
+/// # Shapes
+/// `x` [T, C], `weights` [A], `out` [S, C].
+pub(crate) fn spread<E: Element>(
+    x: &[E],
+    width: usize,
+    weights: &[E],
+    plan: &DispatchPlan,
+    out: &mut [E],
+    parallelism: Parallelism,
+) {
+    let rows = (CHUNK / width.max(1)).max(1);
+    parallelism.for_each_chunk(out, rows * width, |i, out| {
+        let slots = plan.token_of().iter().zip(plan.choice_of()).skip(i * rows);
+        for (out, (&token, &choice)) in out.chunks_exact_mut(width).zip(slots) {
+            let weight = weights[choice as usize];
+            for (out, &x) in out.iter_mut().zip(&x[token as usize * width..][..width]) {
+                *out = weight * x;
+            }
+        }
+    });
+}
+
 /// out\[t\] = Σ weight(choice)·rows\[slot of the choice\] over the choices of
 /// token t that have a slot, in order; a weight of 1 where there are none.
 ///
 /// # Shapes
 /// `rows` [S, C], `weights` [A], `out` [T, C].
-pub(super) fn combine<E: Element>(
+pub(crate) fn combine<E: Element>(
     rows: &[E],
     width: usize,
     weights: Option<&[E]>,

@@ -3,8 +3,10 @@
 use specialformer_moe::{
     MoeConfig, MoeError, MoeFeedForward, groups_by_co_activation, most_important,
 };
-use specialformer_nn::{Activation, Ctx, FeedForward, FeedForwardKind};
-use specialformer_routing::{GateKind, LayerStatistics, RouteInput, RouterConfig};
+use specialformer_nn::{Activation, Ctx, FeedForward, FeedForwardKind, NamedParameters};
+use specialformer_routing::{
+    ExpertSet, GateKind, Groups, LayerStatistics, RouteInput, RouterConfig,
+};
 use specialformer_tensor::{Seed, Tensor};
 
 const SWIGLU: FeedForwardKind = FeedForwardKind::Gated(Activation::Silu);
@@ -106,6 +108,52 @@ fn pruning_what_was_never_chosen_changes_nothing() {
     let pruned = layer.prune(&keep).unwrap();
     assert_eq!(pruned.experts().unwrap().experts(), 4);
     assert!(largest_difference(&output(&layer, &x), &output(&pruned, &x)) < 1e-6);
+}
+
+#[test]
+fn what_is_left_out_and_what_is_frozen_stay_so() {
+    let layer = layer(6);
+    let restricted = layer.restricted(ExpertSet::new(6, [0, 2, 3, 5]).unwrap()).unwrap();
+    NamedParameters::of(&restricted).freeze(|name| name.starts_with("experts.up"));
+    let x = random(3, &[40, 8]);
+    // Expert 4 is kept and stays left out.
+    let pruned = restricted.prune(&[5, 4, 3, 2, 0]).unwrap();
+    assert_eq!(pruned.router().allowed().unwrap().mask(), [true, false, true, true, true]);
+    assert!(largest_difference(&output(&restricted, &x), &output(&pruned, &x)) < 1e-6);
+    for (name, parameter) in NamedParameters::of(&pruned).iter() {
+        assert_eq!(parameter.is_frozen(), name.starts_with("experts.up"), "{name}");
+    }
+    // Nothing is left out any more.
+    let pruned = restricted.prune(&[0, 2, 3, 5]).unwrap();
+    assert!(pruned.router().allowed().is_none());
+    assert!(largest_difference(&output(&restricted, &x), &output(&pruned, &x)) < 1e-6);
+    let error = restricted.prune(&[0, 1, 4]).unwrap_err().to_string();
+    assert_eq!(error, "router: allowed experts = 1: 2 experts are to be chosen");
+    let error = restricted.merge(&[0, 0, 1, 1, 2, 2], &[1.0; 6]).unwrap_err().to_string();
+    assert!(error.starts_with("merge experts: the layer is restricted"), "{error}");
+}
+
+#[test]
+fn groups_of_the_router_are_kept_whole() {
+    let groups = Some(Groups { count: 3, keep: 2 });
+    let router = RouterConfig { groups, ..normalized(6, 2) };
+    let mut rng = Seed::new(4).stream("init");
+    let layer = MoeFeedForward::<f32>::new(MoeConfig::new(router, 12), 8, &mut rng).unwrap();
+    let x = random(3, &[40, 8]);
+    let moved = layer.prune(&[4, 5, 1, 0, 2, 3]).unwrap();
+    assert!(largest_difference(&output(&layer, &x), &output(&moved, &x)) < 1e-6);
+    let pruned = layer.prune(&[4, 5]).unwrap();
+    assert_eq!(pruned.config().router.groups, Some(Groups { count: 1, keep: 1 }));
+    for keep in [&[0, 1, 2][..], &[0, 2, 1, 3]] {
+        let error = layer.prune(keep).unwrap_err().to_string();
+        assert!(error.contains("keep whole groups"), "{error}");
+    }
+    let merged = layer.merge(&[0, 0, 1, 1, 2, 2], &[1.0; 6]).unwrap();
+    assert_eq!(merged.config().router.groups, groups);
+    for into in [[0, 1, 0, 1, 2, 2], [0, 1, 2, 2, 3, 3]] {
+        let error = layer.merge(&into, &[1.0; 6]).unwrap_err().to_string();
+        assert!(error.contains("merge within them"), "{error}");
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use ndarray::ArrayD;
-use specialformer_moe::{ExpertVars, MoeConfig, MoeFeedForward, moe_experts};
-use specialformer_nn::{Activation, Ctx, FeedForwardKind, NamedParameters};
-use specialformer_routing::{Choices, DispatchPlan, GateKind, RouteInput, RouterConfig};
+use specialformer_moe::{ApartExperts, ExpertVars, MoeConfig, MoeFeedForward, moe_experts};
+use specialformer_nn::{Activation, Ctx, FeedForward, FeedForwardKind, NamedParameters};
+use specialformer_routing::{
+    Capacity, Choices, DispatchPlan, GateKind, Keep, RouteInput, RouterConfig,
+};
 use specialformer_tensor::{Seed, Tape, Tensor, Var};
 use specialformer_testkit::{GradientCheck, op_names_in, random_array};
 
@@ -22,7 +24,7 @@ const KINDS: [FeedForwardKind; 7] = [
 #[test]
 fn every_operation_of_this_crate_is_checked_here() {
     let declared = op_names_in(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
-    assert_eq!(declared, BTreeSet::from(["moe_experts".to_string()]));
+    assert_eq!(declared, BTreeSet::from(["combine_slots", "moe_experts"].map(String::from)));
 }
 
 /// Five tokens, four experts of which one has no token; token 2 goes nowhere,
@@ -104,37 +106,54 @@ fn gradients_of_the_layer_equal_central_differences() {
             MoeConfig { shared: 3, shared_gate: true, bias: true, ..MoeConfig::new(router, 4) };
         let layer =
             MoeFeedForward::<f64>::new(config, 4, &mut Seed::new(3).stream("init")).unwrap();
-        let parameters = NamedParameters::of(&layer);
-        let names: Vec<String> = parameters.iter().map(|(name, _)| name.to_string()).collect();
-        let mut inputs = vec![random_array(9, &[2, 3, 4], -1.0, 1.0)];
-        inputs.extend(parameters.iter().map(|(_, p)| p.value().view().to_owned()));
-        let report = GradientCheck::new(format!("layer, {gate:?}")).max_elements(150).try_run(
-            &inputs,
-            |inputs| {
-                for (name, value) in names.iter().zip(&inputs[1..]) {
-                    let value = Tensor::from_array(value.clone());
-                    parameters.get(name).unwrap().set(value).unwrap();
-                }
-                let ctx = Ctx::eval_on(Tape::new());
-                let x = ctx.tape().variable(Tensor::from_array(inputs[0].clone()));
-                let y = layer.forward(&ctx, &x, &RouteInput::default()).unwrap().output;
-                let value = y.value().view().to_owned();
-                let (names, parameters) = (&names, &parameters);
-                let pullback = move |cotangent: ArrayD<f64>| {
-                    let cotangent = Tensor::from_array(cotangent);
-                    let gradients = ctx.tape().backward_from(&y, cotangent).unwrap();
-                    let mut found = vec![gradients.of(&x).map(|g| g.view().to_owned())];
-                    found.extend(names.iter().map(|name| {
-                        let parameter = parameters.get(name).unwrap();
-                        gradients.of_parameter(parameter).map(|g| g.view().to_owned())
-                    }));
-                    found
-                };
-                (value, pullback)
-            },
-        );
-        if let Err(message) = report {
-            panic!("{message}");
+        check_layer(&format!("layer, {gate:?}"), &layer);
+    }
+}
+
+/// The same with experts that are layers of their own, some of whose choices
+/// are dropped.
+#[test]
+fn gradients_of_experts_apart_equal_central_differences() {
+    let capacity = Some(Capacity { factor: 0.7, keep: Keep::FirstCome });
+    let gate = GateKind::Sigmoid { normalize: true };
+    let router = RouterConfig { gate, capacity, ..RouterConfig::new(3, 2) };
+    let config = MoeConfig { bias: true, ..MoeConfig::new(router, 4) };
+    let (kind, mut rng) = (config.kind, Seed::new(3).stream("init"));
+    let mut layer = MoeFeedForward::<f64>::new(config, 4, &mut rng).unwrap();
+    let experts = (0..3).map(|_| FeedForward::new(kind, 4, 4, true, &mut rng).unwrap());
+    layer.set_apart(ApartExperts::new(experts.collect()).unwrap()).unwrap();
+    check_layer("experts apart", &layer);
+}
+
+/// To x and every parameter of a layer.
+fn check_layer(name: &str, layer: &MoeFeedForward<f64>) {
+    let parameters = NamedParameters::of(layer);
+    let names: Vec<String> = parameters.iter().map(|(name, _)| name.to_string()).collect();
+    let mut inputs = vec![random_array(9, &[2, 3, 4], -1.0, 1.0)];
+    inputs.extend(parameters.iter().map(|(_, p)| p.value().view().to_owned()));
+    let report = GradientCheck::new(name).max_elements(150).try_run(&inputs, |inputs| {
+        for (name, value) in names.iter().zip(&inputs[1..]) {
+            let value = Tensor::from_array(value.clone());
+            parameters.get(name).unwrap().set(value).unwrap();
         }
+        let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
+        let x = ctx.tape().variable(Tensor::from_array(inputs[0].clone()));
+        let y = layer.forward(&ctx, &x, &RouteInput::default()).unwrap().output;
+        let value = y.value().view().to_owned();
+        let (names, parameters) = (&names, &parameters);
+        let pullback = move |cotangent: ArrayD<f64>| {
+            let cotangent = Tensor::from_array(cotangent);
+            let gradients = ctx.tape().backward_from(&y, cotangent).unwrap();
+            let mut found = vec![gradients.of(&x).map(|g| g.view().to_owned())];
+            found.extend(names.iter().map(|name| {
+                let parameter = parameters.get(name).unwrap();
+                gradients.of_parameter(parameter).map(|g| g.view().to_owned())
+            }));
+            found
+        };
+        (value, pullback)
+    });
+    if let Err(message) = report {
+        panic!("{message}");
     }
 }

@@ -1,7 +1,7 @@
 //! Properties of the layer.
 
 use proptest::prelude::*;
-use specialformer_moe::{ExpertBank, MoeConfig, MoeError, MoeFeedForward, reference};
+use specialformer_moe::{ApartExperts, ExpertBank, MoeConfig, MoeError, MoeFeedForward, reference};
 use specialformer_nn::{
     Activation, Ctx, FeedForward, FeedForwardKind, Module, NamedParameters, ParameterVisitor,
 };
@@ -207,6 +207,51 @@ fn one_expert_is_the_dense_layer() {
             let expected = of_dense.of_parameter(dense_up).unwrap();
             assert_close(up.as_slice(), expected.as_slice(), 1e-5);
         }
+    }
+}
+
+/// Also where capacity drops choices, and bit for bit with any number of threads.
+#[test]
+fn experts_apart_are_the_bank() {
+    let capacity = Some(Capacity { factor: 0.8, keep: Keep::FirstCome });
+    let router = RouterConfig { capacity, ..RouterConfig::new(5, 3) };
+    let config = MoeConfig { bias: true, ..MoeConfig::new(router, 24) };
+    let mut rng = Seed::new(2).stream("init");
+    let bank = MoeFeedForward::<f32>::new(config, 16, &mut rng).unwrap();
+    let mut apart = bank.clone();
+    let experts = (0..5).map(|expert| dense_like(&bank, expert)).collect();
+    apart.set_apart(ApartExperts::new(experts).unwrap()).unwrap();
+    let x = random(3, &[300, 16]);
+    let run = |layer: &MoeFeedForward, parallelism| {
+        let ctx = train_ctx(parallelism);
+        let input = ctx.tape().variable(x.clone());
+        let moe = layer.forward(&ctx, &input, &RouteInput::default()).unwrap();
+        assert!(moe.routing.dropped > 0);
+        let gradients = ctx.tape().backward_from(&moe.output, random(4, &[300, 16])).unwrap();
+        let router = gradients.of_parameter(layer.router().weight().unwrap()).unwrap();
+        let of_x = gradients.of(&input).unwrap();
+        [moe.output.value(), of_x, router].map(|t| t.clone().into_vec())
+    };
+    let serial = run(&apart, Parallelism::Serial);
+    for (a, b) in serial.iter().zip(&run(&bank, Parallelism::Serial)) {
+        assert_close(a, b, 1e-4);
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    assert!(serial == pool.install(|| run(&apart, Parallelism::Rayon)));
+}
+
+/// Without a tape a takes the place of u.
+#[test]
+fn inference_computes_the_same_bits() {
+    for kind in KINDS {
+        let config = MoeConfig { kind, bias: true, ..MoeConfig::new(RouterConfig::new(5, 2), 24) };
+        let mut rng = Seed::new(2).stream("init");
+        let layer = MoeFeedForward::<f32>::new(config, 16, &mut rng).unwrap();
+        let run = |ctx: &Ctx| {
+            let x = ctx.constant(random(3, &[50, 16]));
+            layer.forward(ctx, &x, &RouteInput::default()).unwrap().output.into_value().into_vec()
+        };
+        assert!(run(&Ctx::eval()) == run(&train_ctx(Parallelism::Serial)));
     }
 }
 

@@ -75,7 +75,7 @@ pub fn length_matched(data: &PromptSignatures, seed: Seed) -> PromptSignatures {
         let least = data.prompts.iter().map(total).min().unwrap_or(0);
         let mut rng = seed.stream_at("length-matched", layer as u64);
         let sample = |prompt: &PromptRecord| {
-            let mut own: Vec<u16> = assignments(prompt.sum.counts(layer)).collect();
+            let mut own: Vec<u32> = assignments(prompt.sum.counts(layer)).collect();
             for i in 0..least {
                 let j = i + rng.below(own.len() - i);
                 own.swap(i, j);
@@ -88,14 +88,14 @@ pub fn length_matched(data: &PromptSignatures, seed: Seed) -> PromptSignatures {
 }
 
 /// One entry for each assignment, the expert.
-fn assignments(counts: &[u64]) -> impl Iterator<Item = u16> {
+fn assignments(counts: &[u64]) -> impl Iterator<Item = u32> {
     let all = counts.iter().enumerate();
-    all.flat_map(|(expert, &count)| std::iter::repeat_n(expert as u16, count as usize))
+    all.flat_map(|(expert, &count)| std::iter::repeat_n(expert as u32, count as usize))
 }
 
-fn counts(assignments: &[u16], experts: usize) -> Vec<u64> {
+fn counts(assignments: &[u32], experts: usize) -> Vec<u64> {
     let mut counts = vec![0; experts];
-    assignments.iter().for_each(|&expert| counts[usize::from(expert)] += 1);
+    assignments.iter().for_each(|&expert| counts[expert as usize] += 1);
     counts
 }
 

@@ -55,6 +55,7 @@ pub fn importance<E: Element>(weights: &Var<E>, choices: &Arc<Choices>) -> Resul
 
 struct CvSquared<E: Element> {
     x: Tensor<E>,
+    used: usize,
 }
 
 impl<E: Element> Op<E, 1> for CvSquared<E> {
@@ -65,7 +66,8 @@ impl<E: Element> Op<E, 1> for CvSquared<E> {
         cx: &BackwardContext<'_, E>,
         grad: Tensor<E>,
     ) -> specialformer_tensor::Result<[Grad<E>; 1]> {
-        let (n, sum, squares) = moments(self.x.as_slice());
+        let (sum, squares) = moments(self.x.as_slice());
+        let n = self.used as f64;
         let g = grad.item()?.to_f64();
         Ok([Grad::Value(Tensor::build_in(cx.pool(), self.x.shape(), |d| {
             for (d, &x) in d.iter_mut().zip(self.x.as_slice()) {
@@ -81,11 +83,10 @@ impl<E: Element> Op<E, 1> for CvSquared<E> {
     }
 }
 
-/// n, Σx and Σx².
-fn moments<E: Element>(x: &[E]) -> (f64, f64, f64) {
+/// Σx and Σx².
+fn moments<E: Element>(x: &[E]) -> (f64, f64) {
     let values = x.iter().map(|x| x.to_f64());
-    let (sum, squares) = values.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
-    (x.len() as f64, sum, squares)
+    values.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x))
 }
 
 /// The squared coefficient of variation, variance/mean² with the population
@@ -101,8 +102,14 @@ fn moments<E: Element>(x: &[E]) -> (f64, f64, f64) {
 /// # Gradient
 /// 2n/(Σx)²·(x − Σx²/Σx).
 pub fn cv_squared<E: Element>(x: &Var<E>) -> Result<Var<E>> {
-    let (n, sum, squares) = moments(x.value().as_slice());
-    let value = if sum == 0.0 { 0.0 } else { n * squares / (sum * sum) - 1.0 };
+    cv_squared_among(x, x.value().as_slice().len())
+}
+
+/// [`cv_squared`] where only `used` of the E experts may be chosen, and the
+/// others are 0.
+pub(crate) fn cv_squared_among<E: Element>(x: &Var<E>, used: usize) -> Result<Var<E>> {
+    let (sum, squares) = moments(x.value().as_slice());
+    let value = if sum == 0.0 { 0.0 } else { used as f64 * squares / (sum * sum) - 1.0 };
     let value = Tensor::scalar(E::from_f64(value));
-    Ok(x.tape().apply([x], value, || CvSquared { x: x.value().clone() })?)
+    Ok(x.tape().apply([x], value, || CvSquared { x: x.value().clone(), used })?)
 }

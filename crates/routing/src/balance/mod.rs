@@ -18,6 +18,9 @@
 //! assert_eq!(gradients.of(&p).unwrap().as_slice(), [1.0, 0.0, 1.0, 0.0]);
 //! # Ok::<(), specialformer_routing::RoutingError>(())
 //! ```
+//!
+//! A training step adds what the configuration asks for by [`add_aux_loss`],
+//! or reports it term by term with [`terms`].
 
 mod entropy;
 mod importance;
@@ -31,6 +34,7 @@ use crate::router::Routing;
 
 pub use entropy::entropy;
 pub(crate) use entropy::mean_entropy;
+pub(crate) use importance::cv_squared_among;
 pub use importance::{cv_squared, importance};
 pub use z_loss::z_loss;
 
@@ -44,6 +48,16 @@ pub struct BalanceTerm<E: Element = f32> {
     pub weight: f64,
     /// The value, a scalar.
     pub value: Var<E>,
+}
+
+impl<E: Element> BalanceTerm<E> {
+    /// weight·value, what the loss gets.
+    ///
+    /// # Errors
+    /// Only in checked mode.
+    pub fn weighted(&self) -> Result<Var<E>> {
+        Ok(self.value.scale(E::from_f64(self.weight))?)
+    }
 }
 
 /// Rows whose sums are added up first, so that long sums keep their digits.
@@ -277,6 +291,71 @@ pub fn pooled<'a, E: Element>(
     }
     let value = pooled_load_balance(&layers)?;
     Ok(Some(BalanceTerm { name: "load_balance", weight: balance.load_balance, value }))
+}
+
+/// All terms of a model's routers: each router's own, and the one of
+/// [`LoadBalance::Transformers`] over all of them. Terms of one name and
+/// weight are added up.
+///
+/// # Errors
+/// As [`pooled_load_balance`].
+pub fn terms<'a, E: Element>(
+    balance: &Balance,
+    routings: impl IntoIterator<Item = &'a Routing<E>>,
+) -> Result<Vec<BalanceTerm<E>>> {
+    let routings: Vec<_> = routings.into_iter().collect();
+    let pooled = pooled(balance, routings.iter().copied())?;
+    let own = routings.iter().flat_map(|routing| &routing.losses).cloned();
+    let mut sums: Vec<BalanceTerm<E>> = Vec::new();
+    for term in own.chain(pooled) {
+        let same = |sum: &&mut BalanceTerm<E>| sum.name == term.name && sum.weight == term.weight;
+        match sums.iter_mut().find(same) {
+            Some(sum) => sum.value = sum.value.add(&term.value)?,
+            None => sums.push(term),
+        }
+    }
+    Ok(sums)
+}
+
+/// The loss with all [`terms`] of a model's routers, each times its weight.
+///
+/// ```
+/// use specialformer_nn::Ctx;
+/// use specialformer_routing::{Balance, RouteInput, Router, RouterConfig, balance};
+/// use specialformer_tensor::{Seed, Tape, Tensor};
+///
+/// let mut rng = Seed::new(1).stream("init");
+/// let balance = Balance { load_balance: 0.5, ..Balance::default() };
+/// let config = RouterConfig { balance, ..RouterConfig::new(4, 2) };
+/// let router = Router::<f32>::new(config, 3, &mut rng)?;
+/// let ctx = Ctx::train(Tape::new(), rng);
+/// // All logits are level, so the term is 1.
+/// let routing = router.forward(&ctx, &ctx.constant(Tensor::zeros([6, 3])), &RouteInput::default())?;
+/// let task = ctx.constant(Tensor::scalar(2.0));
+/// let loss = balance::add_aux_loss(&task, &balance, [&routing])?;
+/// assert!((loss.value().item()? - 2.5).abs() < 1e-6);
+/// # Ok::<(), specialformer_routing::RoutingError>(())
+/// ```
+///
+/// # Shapes
+/// loss scalar → scalar.
+///
+/// # Errors
+/// As [`terms`], or if the loss is no scalar.
+pub fn add_aux_loss<'a, E: Element>(
+    loss: &Var<E>,
+    balance: &Balance,
+    routings: impl IntoIterator<Item = &'a Routing<E>>,
+) -> Result<Var<E>> {
+    let shape = loss.shape();
+    if shape.rank() != 0 {
+        return Err(RoutingError::shape("add_aux_loss", "loss", &shape, "must be a scalar"));
+    }
+    let mut loss = loss.clone();
+    for term in terms(balance, routings)? {
+        loss = loss.add(&term.weighted()?)?;
+    }
+    Ok(loss)
 }
 
 fn exp<E: Element>(x: E) -> E {

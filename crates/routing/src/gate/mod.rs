@@ -25,14 +25,14 @@ mod weights;
 use std::borrow::Cow;
 
 use ndarray::ArrayView2;
-use specialformer_tensor::{Element, Parallelism, Tape, Tensor};
+use specialformer_tensor::{Element, Parallelism, Tape, Tensor, Var};
 
 pub(crate) use expert_choice::select_tokens;
 pub use expert_choice::tokens_per_expert;
 pub(crate) use fixed::{hashed, random_choices};
 pub use select::SelectArgs;
 pub(crate) use select::largest;
-pub(crate) use select::{check_finite, select};
+pub(crate) use select::{check_finite, select, select_scored};
 pub(crate) use top_p::keep_mass;
 pub(crate) use weights::{WeightRule, choice_weights, weights_of};
 
@@ -96,33 +96,61 @@ fn masked<'a, E: Element>(
 fn through<E: Element>(
     rows: &[E],
     experts: usize,
-    f: impl FnOnce(
-        &specialformer_tensor::Var<E>,
-    ) -> specialformer_tensor::Result<specialformer_tensor::Var<E>>,
+    f: impl FnOnce(&Var<E>) -> specialformer_tensor::Result<Var<E>>,
 ) -> Result<Vec<E>> {
     let tokens = rows.len() / experts;
     let x = Tape::no_grad().constant(Tensor::from_vec(rows.to_vec(), [tokens, experts])?);
     Ok(f(&x)?.into_value().into_vec())
 }
 
-/// Logits → scores by `score`, top-k of them, weights by `rule`.
+/// Logits as a gate takes them: checked with the arguments, contiguous and
+/// masked.
+fn prepared<'a, E: Element>(
+    op: &'static str,
+    logits: &'a ArrayView2<'_, E>,
+    k: usize,
+    args: &SelectArgs<'_, E>,
+) -> Result<(Cow<'a, [E]>, usize)> {
+    let (logits, experts) = rows(op, logits)?;
+    args.check(op, logits.len() / experts, experts, k)?;
+    Ok((masked(logits, experts, args.allowed), experts))
+}
+
+/// Refuses a bias and groups.
+fn refuse_changes<E: Element>(
+    op: &'static str,
+    args: &SelectArgs<'_, E>,
+    why: &'static str,
+) -> Result<()> {
+    if args.changes_scores() {
+        return Err(RoutingError::argument(op, "bias or groups", "given", why));
+    }
+    Ok(())
+}
+
+/// Refuses groups, for gates that choose by logits.
+fn refuse_groups<E: Element>(op: &'static str, args: &SelectArgs<'_, E>) -> Result<()> {
+    if args.groups.is_some() {
+        let why = "do not act on a gate that chooses by logits";
+        return Err(RoutingError::argument(op, "groups", "given", why));
+    }
+    Ok(())
+}
+
+/// Logits → scores, top-k of them, weights by their sum with `normalize`.
 fn scored<E: Element>(
     op: &'static str,
     logits: ArrayView2<'_, E>,
     k: usize,
+    normalize: bool,
     args: &SelectArgs<'_, E>,
-    sigmoid: bool,
-    rule: WeightRule,
+    score: impl FnOnce(&Var<E>) -> specialformer_tensor::Result<Var<E>>,
 ) -> Result<Gated<E>> {
-    let (logits, experts) = rows(op, &logits)?;
-    args.check(op, logits.len() / experts, experts, k)?;
-    let logits = masked(logits, experts, args.allowed);
-    let scores = through(&logits, experts, |x| if sigmoid { x.sigmoid() } else { x.softmax(1) })?;
-    // Scores that rounding made equal are told apart by their logits.
-    let by = if args.changes_scores() { &scores[..] } else { &logits[..] };
-    let choices = select(by, experts, k, args, Parallelism::Serial);
-    let from = if rule == WeightRule::Softmax { &logits[..] } else { &scores[..] };
-    let weights = weights_of(rule, from, &choices);
+    let (logits, experts) = prepared(op, &logits, k, args)?;
+    let scores = through(&logits, experts, score)?;
+    let choices = select_scored(&scores, &logits, experts, k, args, Parallelism::Serial);
+    let rule = if normalize { WeightRule::Normalized } else { WeightRule::Scores };
+    let weights = weights_of(rule, &scores, &choices);
     Ok(Gated { choices, weights })
 }
 
@@ -142,23 +170,56 @@ pub fn softmax_top_k<E: Element>(
     normalize: bool,
     args: &SelectArgs<'_, E>,
 ) -> Result<Gated<E>> {
-    let rule = if normalize { WeightRule::Normalized } else { WeightRule::Scores };
-    scored("softmax_top_k", logits, k, args, false, rule)
+    scored("softmax_top_k", logits, k, normalize, args, |x| x.softmax(1))
 }
 
-/// The K largest logits of each row, weighing by a softmax over them alone.
+/// The K largest logits of each row, weighing by a softmax over them alone. A
+/// bias is one on the logits.
 ///
 /// # Shapes
 /// logits [T, E] → up to T·K choices.
 ///
 /// # Errors
-/// As [`softmax_top_k`].
+/// As [`softmax_top_k`]; groups are refused.
 pub fn top_k_softmax<E: Element>(
     logits: ArrayView2<'_, E>,
     k: usize,
     args: &SelectArgs<'_, E>,
 ) -> Result<Gated<E>> {
-    scored("top_k_softmax", logits, k, args, false, WeightRule::Softmax)
+    const OP: &str = "top_k_softmax";
+    refuse_groups(OP, args)?;
+    let (logits, experts) = prepared(OP, &logits, k, args)?;
+    let choices = select(&logits, experts, k, args, Parallelism::Serial);
+    let weights = weights_of(WeightRule::Softmax, &logits, &choices);
+    Ok(Gated { choices, weights })
+}
+
+/// As many experts as a token needs (Huang et al. 2024): of the K largest
+/// logits the fewest whose p = softmax(logits) sum to `mass`, at least one,
+/// weighing p. A bias is one on the logits, in the selection of the K alone.
+///
+/// # Shapes
+/// logits [T, E] → up to T·K choices.
+///
+/// # Errors
+/// As [`softmax_top_k`]; [`RoutingError::Argument`] unless `mass` is in
+/// (0, 1]; groups are refused.
+pub fn top_p<E: Element>(
+    logits: ArrayView2<'_, E>,
+    k: usize,
+    mass: f64,
+    args: &SelectArgs<'_, E>,
+) -> Result<Gated<E>> {
+    const OP: &str = "top_p";
+    if !(mass > 0.0 && mass <= 1.0) {
+        return Err(RoutingError::argument(OP, "mass", mass, "must be in (0, 1]"));
+    }
+    refuse_groups(OP, args)?;
+    let (logits, experts) = prepared(OP, &logits, k, args)?;
+    let p = through(&logits, experts, |x| x.softmax(1))?;
+    let choices = keep_mass(&select(&logits, experts, k, args, Parallelism::Serial), &p, mass);
+    let weights = weights_of(WeightRule::Scores, &p, &choices);
+    Ok(Gated { choices, weights })
 }
 
 /// s = sigmoid(logits), the K largest of each row, weighing s, or s over the
@@ -175,8 +236,7 @@ pub fn sigmoid_top_k<E: Element>(
     normalize: bool,
     args: &SelectArgs<'_, E>,
 ) -> Result<Gated<E>> {
-    let rule = if normalize { WeightRule::Normalized } else { WeightRule::Scores };
-    scored("sigmoid_top_k", logits, k, args, true, rule)
+    scored("sigmoid_top_k", logits, k, normalize, args, |x| x.sigmoid())
 }
 
 /// Noisy top-k (Shazeer et al. 2017, section 2.1): [`top_k_softmax`] of
@@ -228,14 +288,9 @@ pub fn expert_choice<E: Element>(
     args: &SelectArgs<'_, E>,
 ) -> Result<Gated<E>> {
     const OP: &str = "expert_choice";
-    if args.changes_scores() {
-        let what = "do not act on experts that choose";
-        return Err(RoutingError::argument(OP, "bias or groups", "given", what));
-    }
-    let (logits, experts) = rows(OP, &logits)?;
-    args.check(OP, logits.len() / experts, experts, 1)?;
+    refuse_changes(OP, args, "do not act on experts that choose")?;
+    let (logits, experts) = prepared(OP, &logits, 1, args)?;
     check_k(OP, mean_experts, experts)?;
-    let logits = masked(logits, experts, args.allowed);
     let p = through(&logits, experts, |x| x.softmax(1))?;
     let choices =
         select_tokens(&p, experts, mean_experts, args.live, args.allowed, Parallelism::Serial);
@@ -252,14 +307,9 @@ pub fn expert_choice<E: Element>(
 /// As [`softmax_top_k`]; bias and groups are refused.
 pub fn soft<E: Element>(logits: ArrayView2<'_, E>, args: &SelectArgs<'_, E>) -> Result<Gated<E>> {
     const OP: &str = "soft";
-    if args.changes_scores() {
-        let what = "do not act where all experts are chosen";
-        return Err(RoutingError::argument(OP, "bias or groups", "given", what));
-    }
-    let (logits, experts) = rows(OP, &logits)?;
+    refuse_changes(OP, args, "do not act where all experts are chosen")?;
+    let (logits, experts) = prepared(OP, &logits, 1, args)?;
     let tokens = logits.len() / experts;
-    args.check(OP, tokens, experts, 1)?;
-    let logits = masked(logits, experts, args.allowed);
     let p = through(&logits, experts, |x| x.softmax(1))?;
     let choices = all_choices(tokens, experts, args.live, args.allowed);
     let weights = weights_of(WeightRule::Scores, &p, &choices);
@@ -280,10 +330,7 @@ pub fn hash<E: Element>(
     args: &SelectArgs<'_, E>,
 ) -> Result<Gated<E>> {
     const OP: &str = "hash";
-    if args.changes_scores() {
-        let what = "there are no scores that they could act on";
-        return Err(RoutingError::argument(OP, "bias or groups", "given", what));
-    }
+    refuse_changes(OP, args, "there are no scores that they could act on")?;
     args.check(OP, tokens.len(), experts, k)?;
     let choices = hashed(tokens, experts, k, seed, args.live, args.allowed);
     let weights = vec![E::ONE / E::from_usize(k); choices.len()];
@@ -303,10 +350,7 @@ pub fn random<E: Element>(
     args: &SelectArgs<'_, E>,
 ) -> Result<Gated<E>> {
     const OP: &str = "random";
-    if args.changes_scores() {
-        let what = "there are no scores that they could act on";
-        return Err(RoutingError::argument(OP, "bias or groups", "given", what));
-    }
+    refuse_changes(OP, args, "there are no scores that they could act on")?;
     args.check(OP, tokens, experts, k)?;
     let choices = random_choices(tokens, experts, k, key, args.live, args.allowed);
     let weights = vec![E::ONE / E::from_usize(k); choices.len()];

@@ -24,7 +24,8 @@ pub struct SelectArgs<'a, E> {
     pub live: Option<&'a [bool]>,
     /// Which experts may be chosen.
     pub allowed: Option<Allowed<'a>>,
-    /// Added to the scores in the selection alone \[E\].
+    /// Added to the scores in the selection alone \[E\]; to the logits, where a
+    /// gate chooses by them.
     pub bias: Option<&'a [E]>,
     /// Choose groups of experts first.
     pub groups: Option<Groups>,
@@ -204,6 +205,21 @@ pub(crate) fn select<E: Element>(
         }
     });
     Choices::uniform(experts, k, chosen, args.live)
+}
+
+/// [`select`] for gates whose scores are a monotone function of the logits: by
+/// the scores if bias or groups change them, else by the logits, fewer of which
+/// rounding makes equal.
+pub(crate) fn select_scored<E: Element>(
+    scores: &[E],
+    logits: &[E],
+    experts: usize,
+    k: usize,
+    args: &SelectArgs<'_, E>,
+    parallelism: Parallelism,
+) -> Choices {
+    let by = if args.changes_scores() { scores } else { logits };
+    select(by, experts, k, args, parallelism)
 }
 
 /// A row as the selection sees it: with bias, −∞ where nothing may be chosen.

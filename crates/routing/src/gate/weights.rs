@@ -11,15 +11,16 @@ use crate::choices::Choices;
 pub(crate) enum WeightRule {
     /// w = s.
     Scores,
-    /// w = s / Σ s over the token's choices; 0 if the sum is.
+    /// w = s / Σ s over the token's choices; 0 if 1/Σ s is not finite.
     Normalized,
     /// w = softmax of s over the token's choices.
     Softmax,
 }
 
-/// 1/x, and 0 for 0.
+/// 1/x, and 0 where that is not finite: at 0 and at most subnormal numbers.
 fn inverse<E: Element>(x: E) -> E {
-    if x == E::ZERO { E::ZERO } else { E::ONE / x }
+    let y = E::ONE / x;
+    if y.is_finite() { y } else { E::ZERO }
 }
 
 /// The weights of all choices, given the scores [T, E].

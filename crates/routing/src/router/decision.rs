@@ -120,12 +120,11 @@ impl<E: Element> Router<E> {
                 let bias = self.balance_bias.as_ref().map(Parameter::value);
                 let mut args = self.select_args(input);
                 args.bias = bias.as_ref().map(|bias| bias.as_slice());
-                let by_scores = args.changes_scores()
-                    && matches!(gate, GateKind::SoftmaxTopK { .. } | GateKind::Sigmoid { .. });
-                // The order of logits is that of scores, but rounding makes
-                // fewer of them equal.
-                let by = if by_scores { scores } else { logits };
-                gate::select(by, experts, top_k, &args, parallelism)
+                if matches!(gate, GateKind::SoftmaxTopK { .. } | GateKind::Sigmoid { .. }) {
+                    gate::select_scored(scores, logits, experts, top_k, &args, parallelism)
+                } else {
+                    gate::select(logits, experts, top_k, &args, parallelism)
+                }
             }
         }
     }

@@ -56,7 +56,8 @@ pub struct Routing<E: Element = f32> {
     /// The choices and their order through the experts.
     pub plan: DispatchPlan,
     /// Terms for the loss, each a mean over live tokens. Empty in evaluation
-    /// on a tape that does not record.
+    /// on a tape that does not record. [`balance::add_aux_loss`] adds them, and
+    /// what a model's routers have together.
     pub losses: Vec<BalanceTerm<E>>,
     /// Assignments that each expert was asked for, before drops \[E\].
     pub load: Vec<u64>,
@@ -70,6 +71,11 @@ impl<E: Element> Routing<E> {
     /// Dropped share of all assignments.
     pub fn drop_share(&self) -> f64 {
         self.dropped as f64 / (self.plan.choices().len().max(1)) as f64
+    }
+
+    /// Mean entropy of a live token's probabilities, in nats.
+    pub fn entropy(&self) -> f64 {
+        balance::mean_entropy(self.probabilities.value(), self.live.as_deref())
     }
 
     /// What [`balance::pooled_load_balance`] takes.
@@ -179,6 +185,12 @@ impl<E: Element> Router<E> {
         Ok(Self { allowed: Some(allowed), ..self.clone() })
     }
 
+    /// The only experts that are scored where the input names none, if the
+    /// router is [restricted](Self::restricted).
+    pub fn allowed(&self) -> Option<&ExpertSet> {
+        self.allowed.as_ref()
+    }
+
     /// The router with a bias of its own on the logits, which starts at 0 (or
     /// as a copy of the one it has). All other parameters are shared.
     ///
@@ -245,8 +257,10 @@ impl<E: Element> Router<E> {
             None => self.decide_blindly(ctx, shape[0], &input)?,
         };
         let load = decision.choices.load();
-        let losses = self.losses(ctx, &decision, &load, &input)?;
-        let kept = self.within_capacity(ctx, &decision)?;
+        // Experts that are left out count nowhere.
+        let used = allowed.map_or(config.experts, |allowed| allowed.used());
+        let losses = self.losses(ctx, &decision, &load, live, used)?;
+        let kept = self.within_capacity(ctx, &decision, used)?;
         let plan = DispatchPlan::new(decision.choices, kept.as_deref())?;
         Ok(Routing {
             logits: decision.logits,
@@ -280,32 +294,35 @@ impl<E: Element> Router<E> {
     }
 
     /// Which choices capacity keeps; `None` for all.
-    fn within_capacity(&self, ctx: &Ctx<E>, decision: &Decision<E>) -> Result<Option<Vec<bool>>> {
+    fn within_capacity(
+        &self,
+        ctx: &Ctx<E>,
+        decision: &Decision<E>,
+        used: usize,
+    ) -> Result<Option<Vec<bool>>> {
         let Some(capacity) = self.config.capacity.filter(|_| ctx.mode() == Mode::Train) else {
             return Ok(None);
         };
         let choices = &decision.choices;
-        let limit = capacity.tokens_per_expert(choices.len(), choices.experts());
+        let limit = capacity.tokens_per_expert(choices.len(), used);
         let weights = decision.weights.value().as_slice();
         keep_within(choices, weights, limit, capacity.keep).map(Some)
     }
 
+    /// The terms for the loss, of `used` experts.
     fn losses(
         &self,
         ctx: &Ctx<E>,
         decision: &Decision<E>,
         load: &[u64],
-        input: &RouteInput<'_>,
+        live: Option<&[bool]>,
+        used: usize,
     ) -> Result<Vec<BalanceTerm<E>>> {
         let mut losses = Vec::new();
         if ctx.mode() == Mode::Eval && !ctx.tape().config().record {
             return Ok(losses);
         }
-        let (balance, live) = (&self.config.balance, input.live);
-        let used = match input.allowed {
-            Some(Allowed::Same(set)) => set.count(),
-            _ => self.config.experts,
-        };
+        let balance = &self.config.balance;
         let mut term = |name, weight: f64, value: &dyn Fn() -> Result<Var<E>>| {
             if weight != 0.0 {
                 losses.push(BalanceTerm { name, weight, value: value()? });
@@ -320,13 +337,14 @@ impl<E: Element> Router<E> {
         }
         term("router_z", balance.z, &|| balance::z_loss(&decision.logits, live))?;
         term("importance", balance.importance, &|| {
-            balance::cv_squared(&balance::importance(&decision.weights, &decision.choices)?)
+            let importance = balance::importance(&decision.weights, &decision.choices)?;
+            balance::cv_squared_among(&importance, used)
         })?;
         if let Some((width, noisy)) = &decision.noise {
             term("load", balance.load, &|| {
                 let k = self.config.top_k;
                 let load = noise::smooth_load(&decision.logits, width, noisy, k, live)?;
-                balance::cv_squared(&load)
+                balance::cv_squared_among(&load, used)
             })?;
         }
         term("router_entropy", balance.entropy, &|| {
@@ -338,7 +356,9 @@ impl<E: Element> Router<E> {
 
     /// Moves the bias of loss-free balancing one step, given each expert's
     /// load since the last (Wang et al. 2024): b_e += rate·sign(mean − load_e).
-    /// Without a bias, or without any load, nothing changes.
+    /// Without a bias, or without any load, nothing changes. In a
+    /// [restricted](Self::restricted) router the mean is that of the experts
+    /// allowed, and the bias of the others stays.
     ///
     /// # Errors
     /// [`RoutingError::Shape`] unless there is one load for each expert.
@@ -351,9 +371,12 @@ impl<E: Element> Router<E> {
         let (Some(bias), Some(rate)) = (&self.balance_bias, self.config.balance.bias_rate) else {
             return Ok(());
         };
-        let mean = load.iter().sum::<f64>() / experts as f64;
+        let allowed = |expert: usize| self.allowed.as_ref().is_none_or(|set| set.contains(expert));
+        let used = self.allowed.as_ref().map_or(experts, ExpertSet::count);
+        let loads = || load.iter().enumerate().filter(|(expert, _)| allowed(*expert));
+        let mean = loads().map(|(_, load)| load).sum::<f64>() / used as f64;
         bias.update(|bias| {
-            for (bias, &load) in bias.iter_mut().zip(load) {
+            for (expert, &load) in loads() {
                 let step = if load < mean {
                     rate
                 } else if load > mean {
@@ -361,7 +384,7 @@ impl<E: Element> Router<E> {
                 } else {
                     0.0
                 };
-                *bias += E::from_f64(step);
+                bias[expert] += E::from_f64(step);
             }
         });
         Ok(())

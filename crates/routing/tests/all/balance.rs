@@ -173,6 +173,29 @@ fn terms_appear_where_they_are_wanted() {
     assert_eq!(terms(&pooled, &train()), all[1..], "the model adds it");
 }
 
+/// What a loop over the terms would add, by either load-balancing loss.
+#[test]
+fn the_loss_gets_every_term_of_every_router() {
+    let task = |ctx: &Ctx| ctx.constant(Tensor::scalar(2.0));
+    for variant in [LoadBalance::Switch, LoadBalance::Transformers] {
+        let balance = Balance { load_balance: 0.5, z: 0.25, variant, ..Balance::default() };
+        let config = RouterConfig { balance, ..RouterConfig::new(4, 2) };
+        let router = Router::<f32>::new(config, WIDTH, &mut Seed::new(1).stream("init")).unwrap();
+        router.weight().unwrap().set(Tensor::zeros([4, WIDTH])).unwrap();
+        let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
+        let x = ctx.constant(Tensor::ones([3, WIDTH]));
+        let routings = [(); 2].map(|()| router.forward(&ctx, &x, &RouteInput::default()).unwrap());
+        let terms = balance::terms(&balance, &routings).unwrap();
+        assert_eq!(terms.len(), 2, "terms of one name are added up");
+        let loss = balance::add_aux_loss(&task(&ctx), &balance, &routings).unwrap();
+        // Level probabilities: 1 for each of two layers, or K over both.
+        let want = 2.0 + 0.5 * 2.0 + 0.25 * 2.0 * 4f32.ln().powi(2);
+        assert!((loss.value().item().unwrap() - want).abs() < 1e-5);
+        let error = balance::add_aux_loss(&x, &balance, &routings).unwrap_err().to_string();
+        assert_eq!(error, "add_aux_loss: loss [3, 8]: must be a scalar");
+    }
+}
+
 #[test]
 fn noise_is_for_training_and_spreads_the_load() {
     // All tokens alike: without noise they all go to the same experts.

@@ -5,6 +5,7 @@ mod balance;
 mod errors;
 mod golden;
 mod gradients;
+mod left_out;
 mod properties;
 mod signature;
 mod trace;

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use specialformer_nn::Ctx;
 use specialformer_routing::gate::{self, Gated, SelectArgs};
 use specialformer_routing::{
-    Allowed, Capacity, Choices, DispatchPlan, ExpertSet, GateKind, Groups, Keep, RouteInput,
-    Router, RouterConfig, Routing, keep_within,
+    Allowed, Balance, Capacity, Choices, DispatchPlan, ExpertSet, GateKind, Groups, Keep,
+    RouteInput, Router, RouterConfig, Routing, keep_within,
 };
 use specialformer_tensor::{Parallelism, Seed, Tape, TapeConfig, Tensor, Var};
 use specialformer_testkit::SplitMix64;
@@ -191,6 +191,62 @@ proptest! {
     }
 
     #[test]
+    fn plain_gates_choose_as_routers_do(
+        (t, e, k, seed, ties) in sizes(),
+        biased in any::<bool>(),
+        restricted in any::<bool>(),
+    ) {
+        let logits = logits(t, e, seed, ties);
+        let mut rng = SplitMix64::new(seed ^ 2);
+        let bias: Vec<f64> = (0..e).map(|_| rng.uniform_in(-1.0, 1.0)).collect();
+        let set = ExpertSet::new(e, (e - k..e).chain([0])).unwrap();
+        let args = SelectArgs {
+            bias: biased.then_some(&bias[..]),
+            allowed: restricted.then_some(Allowed::from(&set)),
+            ..SelectArgs::default()
+        };
+        let z = logits.view();
+        let mut gates = vec![
+            (GateKind::SoftmaxTopK { normalize: false }, gate::softmax_top_k(z, k, false, &args)),
+            (GateKind::Sigmoid { normalize: false }, gate::sigmoid_top_k(z, k, false, &args)),
+            (GateKind::TopP { mass: 0.7 }, gate::top_p(z, k, 0.7, &args)),
+        ];
+        if k > 1 {
+            gates.extend([
+                (GateKind::SoftmaxTopK { normalize: true }, gate::softmax_top_k(z, k, true, &args)),
+                (GateKind::Sigmoid { normalize: true }, gate::sigmoid_top_k(z, k, true, &args)),
+                (GateKind::TopKSoftmax, gate::top_k_softmax(z, k, &args)),
+            ]);
+        }
+        for (gate, plain) in gates {
+            let bias_rate = biased.then_some(0.1);
+            let balance = Balance { bias_rate, ..Balance::default() };
+            let config = RouterConfig { gate, balance, ..RouterConfig::new(e, k) };
+            // The identity as the weight: what comes in are the logits.
+            let mut rng = Seed::new(1).stream("init");
+            let router = Router::<f64>::new(config, e, &mut rng).unwrap();
+            let mut at = 0;
+            let identity = Tensor::from_fn([e, e], || {
+                at += 1;
+                f64::from(u8::from((at - 1) % (e + 1) == 0))
+            });
+            router.weight().unwrap().set(identity).unwrap();
+            if let Some(own) = router.balance_bias() {
+                own.set(Tensor::from_vec(bias.clone(), e).unwrap()).unwrap();
+            }
+            let ctx = Ctx::eval();
+            let x = ctx.constant(Tensor::from_vec(logits.iter().copied().collect(), [t, e]).unwrap());
+            let input = RouteInput { allowed: args.allowed, ..RouteInput::default() };
+            let routing = router.forward(&ctx, &x, &input).unwrap();
+            let plain = plain.unwrap();
+            prop_assert_eq!(routing.plan.choices(), &plain.choices, "{}", gate.name());
+            for (a, b) in routing.weights.value().as_slice().iter().zip(&plain.weights) {
+                prop_assert!((a - b).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
     fn experts_choose_evenly((t, e, k, seed, ties) in sizes()) {
         let logits = logits(t, e, seed, ties);
         let gated = gate::expert_choice(logits.view(), k, &SelectArgs::default()).unwrap();
@@ -294,6 +350,14 @@ fn every_gate_gives_k_experts_and_weights_as_it_says() {
             }
         }
     }
+}
+
+/// Scores so small that one over their sum overflows.
+#[test]
+fn weights_of_subnormal_scores_are_finite() {
+    let logits = ndarray::array![[-90.0f32, -91.0]];
+    let gated = gate::sigmoid_top_k(logits.view(), 2, true, &SelectArgs::default()).unwrap();
+    assert!(gated.weights.iter().all(|w| w.is_finite()), "{:?}", gated.weights);
 }
 
 #[test]

@@ -23,6 +23,9 @@ use crate::error::Result;
 pub(super) enum Stored {
     Dense(Tensor<f32>),
     Raw(RawTensor),
+    /// A stack [count, rows, columns] of matrices that lie apart in the file:
+    /// nothing is copied to bring them together.
+    Apart(Vec<RawTensor>),
 }
 
 impl Stored {
@@ -30,27 +33,52 @@ impl Stored {
         match self {
             Self::Dense(tensor) => tensor.shape(),
             Self::Raw(raw) => raw.shape(),
+            Self::Apart(matrices) => {
+                let matrix = matrices[0].shape();
+                Shape::new(&[matrices.len(), matrix[0], matrix[1]])
+            }
+        }
+    }
+
+    /// The matrices of a stack as they are stored.
+    fn matrices(&self) -> Option<Vec<RawTensor>> {
+        match self {
+            Self::Raw(raw) if raw.shape().rank() == 3 => {
+                Some((0..raw.shape()[0]).map(|index| raw.part(index)).collect())
+            }
+            Self::Apart(matrices) => Some(matrices.clone()),
+            _ => None,
         }
     }
 
     fn into_dense<E: Element>(self) -> Tensor<E> {
+        let shape = self.shape();
         let dense = match self {
             Self::Dense(tensor) => tensor,
-            // Large ones are cut for all threads, so that one does not keep
-            // the others waiting.
-            Self::Raw(raw) => match raw.to_quantized() {
-                Ok(matrix) => {
-                    let rows = matrix.to_dense(Parallelism::Rayon);
-                    rows.reshape(raw.shape()).expect("as many values")
-                }
-                Err(_) => raw.to_f32(),
-            },
+            Self::Raw(raw) => widened(&raw),
+            Self::Apart(matrices) => {
+                let mut values = Vec::with_capacity(shape.elements());
+                matrices.iter().for_each(|raw| values.extend_from_slice(widened(raw).as_slice()));
+                Tensor::from_vec(values, shape).expect("as many values")
+            }
         };
         // Most models are in single precision: nothing is copied then.
         match (&dense as &dyn Any).downcast_ref::<Tensor<E>>() {
             Some(same) => same.clone(),
             None => dense.cast(),
         }
+    }
+}
+
+/// Large tensors are cut for all threads, so that one does not keep the others
+/// waiting.
+fn widened(raw: &RawTensor) -> Tensor<f32> {
+    match raw.to_quantized() {
+        Ok(matrix) => {
+            let rows = matrix.to_dense(Parallelism::Rayon);
+            rows.reshape(raw.shape()).expect("as many values")
+        }
+        Err(_) => raw.to_f32(),
     }
 }
 
@@ -192,11 +220,8 @@ impl<E: Element> PublishedModel<E> {
         })?;
         self.each_experts(|module, moe| {
             let stacks = ["gate", "up", "down"].map(|matrix| format!("{module}.{matrix}"));
-            let kept = |name: &String| match tensors.get(name) {
-                Some(Stored::Raw(raw)) if raw.shape().rank() == 3 => {
-                    (0..raw.shape()[0]).map(|expert| keep(&raw.part(expert))).collect()
-                }
-                _ => None::<Vec<Weight<E>>>,
+            let kept = |name: &String| -> Option<Vec<Weight<E>>> {
+                tensors.get(name)?.matrices()?.iter().map(keep).collect()
             };
             let [Some(gate), Some(up), Some(down)] = stacks.each_ref().map(kept) else {
                 return Ok(());
@@ -306,17 +331,14 @@ impl ExpertTensor for Stored {
     }
 
     fn stack(matrices: Vec<Self>) -> Result<Self, String> {
-        let kind = |stored: &Self| match stored {
-            Self::Raw(raw) => Some(raw.kind()),
-            Self::Dense(_) => None,
+        let raw = |stored: &Self| match stored {
+            Self::Raw(raw) => Some(raw.clone()),
+            _ => None,
         };
-        let first = matrices.first().and_then(kind);
-        if first.is_some() && matrices.iter().all(|stored| kind(stored) == first) {
-            let raw = matrices.into_iter().filter_map(|stored| match stored {
-                Self::Raw(raw) => Some(raw),
-                Self::Dense(_) => None,
-            });
-            return Ok(Self::Raw(RawTensor::stack(raw.collect())?));
+        if let Some(raw) = matrices.iter().map(raw).collect::<Option<Vec<_>>>()
+            && raw.windows(2).all(|pair| pair[0].kind() == pair[1].kind())
+        {
+            return Ok(Self::Apart(raw));
         }
         let dense = matrices.into_iter().map(Self::into_dense).collect();
         Ok(Self::Dense(<Tensor<f32> as ExpertTensor>::stack(dense)?))
@@ -328,12 +350,23 @@ impl ExpertTensor for Stored {
                 let (first, second) = tensor.halves();
                 (Self::Dense(first), Self::Dense(second))
             }
-            Self::Raw(raw) => {
-                let (first, second) = raw.halves();
-                (Self::Raw(first), Self::Raw(second))
+            stack => {
+                let matrices = stack.matrices().expect("a stack has matrices");
+                let side = |side| {
+                    Self::Apart(matrices.iter().map(|matrix| half_rows(matrix, side)).collect())
+                };
+                (side(0), side(1))
             }
         }
     }
+}
+
+/// The first or the second half of a matrix's rows, as they are stored.
+fn half_rows(matrix: &RawTensor, side: usize) -> RawTensor {
+    let shape = matrix.shape();
+    let halves = Shape::new(&[2, shape[0] / 2, shape[1]]);
+    let halves = RawTensor::new(matrix.kind(), halves, matrix.bytes().clone());
+    halves.expect("the same values").part(side)
 }
 
 /// BERT's tensors without the prefix that files of models with a head have,
@@ -365,6 +398,33 @@ fn plain_bert(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Experts of a file, apart or fused, stay views of its bytes.
+    #[test]
+    fn stacks_of_stored_experts_copy_nothing() {
+        let encode = |shape: [usize; 3]| {
+            let mut next = 0.0;
+            let values = Tensor::from_fn(shape, || {
+                next += 1.0;
+                next
+            });
+            RawTensor::encode(&values, StorageType::BF16).unwrap()
+        };
+        let file = encode([2, 4, 8]);
+        let start = file.bytes().as_ptr();
+        let at = |raw: &RawTensor| raw.bytes().as_ptr() as usize - start as usize;
+        let experts = (0..2).map(|expert| Stored::Raw(file.part(expert))).collect();
+        let stack = <Stored as ExpertTensor>::stack(experts).unwrap();
+        assert_eq!(*stack.shape(), [2, 4, 8]);
+        assert_eq!(stack.matrices().unwrap().iter().map(at).collect::<Vec<_>>(), [0, 64]);
+        assert_eq!(stack.into_dense::<f32>().as_slice(), file.to_f32().as_slice());
+        let (gate, up) = Stored::Raw(file.clone()).halves();
+        assert_eq!(*gate.shape(), [2, 2, 8]);
+        assert_eq!(gate.matrices().unwrap().iter().map(at).collect::<Vec<_>>(), [0, 64]);
+        assert_eq!(up.matrices().unwrap().iter().map(at).collect::<Vec<_>>(), [32, 96]);
+        let (_, copied) = file.halves();
+        assert_eq!(up.into_dense::<f32>().as_slice(), copied.to_f32().as_slice());
+    }
 
     #[test]
     fn what_a_gguf_file_is() {

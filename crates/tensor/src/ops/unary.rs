@@ -80,6 +80,7 @@ fn times<E: Element>(slope: E, grad: E) -> E {
 
 struct Backward<'a, E, F> {
     function: F,
+    /// As that of [`Elementwise`].
     saved: &'a [E],
     grad: &'a mut [E],
 }
@@ -89,15 +90,20 @@ impl<E: Element, F: Function<E>> Kernel for Backward<'_, E, F> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let pairs = self.grad.iter_mut().zip(self.saved);
         match F::SAVES {
             Saves::Nothing => {
                 let slope = self.function.df::<L>(E::ZERO);
-                self.grad.iter_mut().for_each(|grad| *grad *= slope);
+                for grad in self.grad.iter_mut() {
+                    *grad *= slope;
+                }
             }
-            Saves::Input => pairs.for_each(|(grad, &slope)| *grad = times(slope, *grad)),
+            Saves::Input => {
+                for (grad, &slope) in self.grad.iter_mut().zip(self.saved) {
+                    *grad = times(slope, *grad);
+                }
+            }
             Saves::Output => {
-                for (grad, &y) in pairs {
+                for (grad, &y) in self.grad.iter_mut().zip(self.saved) {
                     *grad = times(self.function.df::<L>(y), *grad);
                 }
             }

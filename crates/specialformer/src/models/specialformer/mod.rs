@@ -283,8 +283,8 @@ impl<E: Element> Specialformer<E> {
             let weight = exit.map_or(0.0, |exit| exit.weight);
             output = output.with_loss("early_exit", weight, term);
         }
-        if let Some(mixture) = mixture {
-            output = routing::report_mixture(output, mixture);
+        if let (Some(mixture), TokenLayer::Mixture(layer)) = (&mixture, &self.embedding) {
+            output = routing::report_mixture(output, mixture, &layer.config().router.balance)?;
         }
         match &self.config.moe {
             Some(experts) => routing::report(output, &routings, &experts.moe.router.balance),

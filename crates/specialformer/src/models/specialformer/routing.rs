@@ -2,8 +2,8 @@
 //! representations and traces.
 
 use specialformer_nn::Ctx;
-use specialformer_routing::statistics::{entropy, max_over_mean};
-use specialformer_routing::{Balance, BalanceTerm, Routing, RoutingTrace, balance};
+use specialformer_routing::statistics::max_over_mean;
+use specialformer_routing::{Balance, Routing, RoutingTrace, balance};
 use specialformer_tensor::{Element, Var};
 use specialformer_train::ModelOutput;
 
@@ -26,14 +26,14 @@ pub(super) fn report<E: Element>(
     layers: &[LayerRouting<E>],
     balance: &Balance,
 ) -> Result<ModelOutput<E>> {
-    for term in losses(layers, balance)? {
+    for term in balance::terms(balance, layers.iter().map(|layer| &layer.routing))? {
         output = output.with_loss(term.name, term.weight, term.value);
     }
     let mut counters = Vec::new();
     for LayerRouting { name, routing, .. } in layers {
         counters.extend(routing.load.iter().map(|&n| n as f64));
         output = output
-            .with_statistic(format!("{name}.router_entropy"), mean_entropy(routing))
+            .with_statistic(format!("{name}.router_entropy"), routing.entropy())
             .with_statistic(format!("{name}.dropped_share"), routing.drop_share())
             .with_statistic(format!("{name}.max_over_mean_load"), max_over_mean(&routing.load));
     }
@@ -44,12 +44,13 @@ pub(super) fn report<E: Element>(
 /// tables.
 pub(super) fn report_mixture<E: Element>(
     mut output: ModelOutput<E>,
-    routing: Routing<E>,
-) -> ModelOutput<E> {
+    routing: &Routing<E>,
+    balance: &Balance,
+) -> Result<ModelOutput<E>> {
     output = output
-        .with_statistic("embedding.router_entropy", mean_entropy(&routing))
+        .with_statistic("embedding.router_entropy", routing.entropy())
         .with_statistic("embedding.max_over_mean_load", max_over_mean(&routing.load));
-    for term in routing.losses {
+    for term in balance::terms(balance, [routing])? {
         let name = match term.name {
             "load_balance" => "embedding_load_balance",
             "router_z" => "embedding_router_z",
@@ -59,39 +60,7 @@ pub(super) fn report_mixture<E: Element>(
         };
         output = output.with_loss(name, term.weight, term.value);
     }
-    output
-}
-
-/// The routers' terms, those of one name and weight added up over layers.
-fn losses<E: Element>(
-    layers: &[LayerRouting<E>],
-    balance: &Balance,
-) -> Result<Vec<BalanceTerm<E>>> {
-    let mut sums: Vec<BalanceTerm<E>> = Vec::new();
-    let terms = layers.iter().flat_map(|layer| &layer.routing.losses).cloned();
-    let pooled = balance::pooled(balance, layers.iter().map(|layer| &layer.routing))?;
-    for term in terms.chain(pooled) {
-        let same = |sum: &&mut BalanceTerm<E>| sum.name == term.name && sum.weight == term.weight;
-        match sums.iter_mut().find(same) {
-            Some(sum) => sum.value = sum.value.add(&term.value)?,
-            None => sums.push(term),
-        }
-    }
-    Ok(sums)
-}
-
-/// Mean entropy in nats of a live token's probabilities.
-fn mean_entropy<E: Element>(routing: &Routing<E>) -> f64 {
-    let probabilities = routing.probabilities.value();
-    let experts = probabilities.shape().last_size().max(1);
-    let (mut sum, mut count) = (0.0, 0usize);
-    for (token, p) in probabilities.as_slice().chunks_exact(experts).enumerate() {
-        if routing.live.as_ref().is_none_or(|live| live[token]) {
-            sum += entropy(p.iter().map(|p| p.to_f64()));
-            count += 1;
-        }
-    }
-    sum / count.max(1) as f64
+    Ok(output)
 }
 
 /// Each row's mean router probabilities: [rows, layers·E]; `None` without
