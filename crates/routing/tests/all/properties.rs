@@ -239,7 +239,7 @@ proptest! {
             let input = RouteInput { allowed: args.allowed, ..RouteInput::default() };
             let routing = router.forward(&ctx, &x, &input).unwrap();
             let plain = plain.unwrap();
-            prop_assert_eq!(routing.plan.choices(), &plain.choices, "{}", gate.name());
+            prop_assert_eq!(&**routing.plan.choices(), &plain.choices, "{}", gate.name());
             for (a, b) in routing.weights.value().as_slice().iter().zip(&plain.weights) {
                 prop_assert!((a - b).abs() < 1e-12);
             }
