@@ -385,7 +385,7 @@ mod tests {
         classifier.save(&path).unwrap();
         let loaded = TaskClassifier::load(&path).unwrap();
         assert_eq!(loaded, classifier);
-        let [own, other] = [1.0, 2.0].map(|x| MatrixHash::of(&Tensor::full(x, [1, 1])));
+        let [own, other] = [1.0, 2.0].map(|x| MatrixHash::of(&Tensor::<f32>::full([1, 1], x)));
         assert!(loaded.may_be_of(&own) && loaded.may_be_of(&other));
         loaded.of_base(own.clone()).save(&path).unwrap();
         let loaded = TaskClassifier::load(&path).unwrap();

@@ -116,7 +116,7 @@ mod tests {
             tokens: 96,
             loss: 0.5,
             terms: BTreeMap::new(),
-            accuracy: 0.25,
+            accuracy: Some(0.25),
             learning_rate: 1e-3,
             gradient_norm: 1.0,
             tasks: BTreeMap::new(),
