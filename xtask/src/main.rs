@@ -15,6 +15,7 @@ mod shell;
 mod soak;
 mod study;
 mod validate;
+mod wheel;
 
 /// Development tasks of the workspace.
 #[derive(Parser)]

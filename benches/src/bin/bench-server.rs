@@ -6,7 +6,8 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use specialformer_benches::{Case, cases, peak_rss};
+use specialformer::PeakMemory;
+use specialformer_benches::{Case, cases};
 
 fn main() {
     let Arguments { threads, shards } = match arguments() {
@@ -50,7 +51,7 @@ fn arguments() -> Result<Arguments, String> {
 }
 
 fn serve(shards: Option<usize>) {
-    let mut running: Option<(String, Box<dyn Case>)> = None;
+    let mut running: Option<Running> = None;
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -66,26 +67,28 @@ fn serve(shards: Option<usize>) {
     }
 }
 
+/// The case at hand, and its memory since before its first step.
+struct Running {
+    name: String,
+    case: Box<dyn Case>,
+    memory: PeakMemory,
+}
+
 /// Runs steps of a case; the case before it is dropped first, so that memory
 /// is that of one case.
-fn run(
-    running: &mut Option<(String, Box<dyn Case>)>,
-    name: &str,
-    count: usize,
-    shards: Option<usize>,
-) -> Value {
-    if running.as_ref().is_none_or(|(current, _)| current != name) {
+fn run(running: &mut Option<Running>, name: &str, count: usize, shards: Option<usize>) -> Value {
+    if running.as_ref().is_none_or(|current| current.name != name) {
         *running = None;
         let Some(mut case) = cases::build(name, shards) else {
             return json!({ "case": name, "error": "unknown case" });
         };
-        peak_rss::reset();
+        let memory = PeakMemory::watch();
         for _ in 0..3 {
             case.step();
         }
-        *running = Some((name.to_string(), case));
+        *running = Some(Running { name: name.to_string(), case, memory });
     }
-    let Some((_, case)) = running else { unreachable!("it was just set") };
+    let Some(Running { case, memory, .. }) = running else { unreachable!("it was just set") };
     let mut seconds = Vec::with_capacity(count);
     for _ in 0..count {
         let started = Instant::now();
@@ -95,7 +98,7 @@ fn run(
     json!({
         "case": name,
         "seconds": seconds,
-        "rss_bytes": peak_rss::above_reset(),
+        "rss_bytes": memory.rise(),
         "flops": case.flops(),
     })
 }

@@ -7,14 +7,13 @@ mod failure;
 mod interrupt;
 mod job;
 mod memory;
+mod output;
 mod progress;
 mod report;
-mod route_args;
 mod run_report;
 mod signature_report;
 mod table;
 mod terminal;
-mod text_args;
 
 use std::process::ExitCode;
 
@@ -24,7 +23,7 @@ use clap::Parser;
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
-    terminal::end_with_the_reader();
+    terminal::end_with_the_output();
     let cli = Cli::parse();
     let command = cli.command.unwrap_or_else(|| Command::Iarc(commands::iarc::quick_job()));
     match run(command) {
@@ -57,7 +56,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Completions(args) => return commands::manual::completions(args),
         Command::Man(args) => return commands::manual::man(args),
     };
-    start_logging(common);
+    start_logging();
     interrupt::install();
     start_threads(common)?;
     match command {
@@ -80,10 +79,9 @@ fn run(command: Command) -> Result<(), Failure> {
 }
 
 /// Logs go to stderr: warnings and errors, or what `RUST_LOG` asks for.
-fn start_logging(common: &CommonArgs) {
+fn start_logging() {
     use tracing_subscriber::EnvFilter;
-    let default = if common.quiet { "error" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

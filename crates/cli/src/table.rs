@@ -3,6 +3,9 @@
 use specialformer::iarc_data::Subtask;
 use specialformer::training::{AccuracyRecord, EvaluationRecord, HeldOut, TaskRecord};
 
+/// What stands where there is no value.
+pub(crate) const NONE: &str = "–";
+
 /// Rows of cells, the first of them the head, as aligned text: the first
 /// column left, the others right.
 pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
@@ -49,6 +52,27 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// Bytes for reading: `98.4 MB`.
+pub(crate) fn bytes(count: u64) -> String {
+    let count = count as f64;
+    match count {
+        c if c < 1e3 => format!("{c} B"),
+        c if c < 1e6 => format!("{:.1} kB", c / 1e3),
+        c if c < 1e9 => format!("{:.1} MB", c / 1e6),
+        c => format!("{:.2} GB", c / 1e9),
+    }
+}
+
+/// The mean of values and their standard deviation (the sample's, n − 1), which
+/// a single value has not.
+pub(crate) fn mean_deviation(values: &[f64]) -> Option<(f64, Option<f64>)> {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    let deviation = (values.len() > 1).then(|| (square / (n - 1.0)).sqrt());
+    (!values.is_empty()).then_some((mean, deviation))
+}
+
 /// -0.004 as `0.00`: without a minus before zeros.
 pub(crate) fn hundredths(number: f64) -> String {
     format!("{:.2}", (100.0 * number).round() / 100.0 + 0.0)
@@ -66,8 +90,8 @@ fn accuracy(record: &AccuracyRecord) -> String {
     format!("{:.2} ± {:.2}", 100.0 * record.accuracy, 100.0 * record.standard_error)
 }
 
-/// An evaluation, one line for each task, or for each label.
-pub(crate) fn evaluation(record: &EvaluationRecord) -> String {
+/// An evaluation, one line for each task in this order, or for each label.
+pub(crate) fn evaluation(record: &EvaluationRecord, tasks: &[String]) -> String {
     let evaluation = &record.evaluation;
     let set = set_name(record.set).to_string();
     let mut rows = Vec::new();
@@ -96,7 +120,9 @@ pub(crate) fn evaluation(record: &EvaluationRecord) -> String {
             ]
         };
         rows.push([set.as_str(), "accuracy %", "R²", "loss", "targets"].map(String::from).to_vec());
-        rows.extend(evaluation.tasks.iter().map(|(name, record)| row(name, record)));
+        let mut all: Vec<_> = evaluation.tasks.iter().collect();
+        all.sort_by_key(|(name, _)| tasks.iter().position(|task| task == *name));
+        rows.extend(all.into_iter().map(|(name, record)| row(name, record)));
         let all = TaskRecord {
             loss: evaluation.loss,
             classes: Some(evaluation.overall).filter(|overall| overall.count > 0),
@@ -106,9 +132,6 @@ pub(crate) fn evaluation(record: &EvaluationRecord) -> String {
     }
     format!("{}loss {:.4}\n", aligned(&rows), evaluation.loss)
 }
-
-/// What stands where there is no value.
-const NONE: &str = "–";
 
 #[cfg(test)]
 mod tests {
@@ -121,6 +144,7 @@ mod tests {
         assert_eq!(markdown(&rows), "| model | all |\n|---|---:|\n| x | 99.10 |\n");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(12), "12");
+        assert_eq!([999, 1500, 98_400_000].map(bytes), ["999 B", "1.5 kB", "98.4 MB"]);
         assert_eq!([-0.004, -0.006].map(hundredths), ["0.00", "-0.01"]);
     }
 }

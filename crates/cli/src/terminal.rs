@@ -1,7 +1,7 @@
 //! What may be printed where.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
 
 /// Whether stderr gets colours, as `NO_COLOR` (no-color.org), `CLICOLOR_FORCE`
 /// and `CLICOLOR` (bixense.com/clicolors) say; else whether it is a terminal
@@ -26,17 +26,29 @@ fn coloured(variable: impl Fn(&str) -> Option<OsString>, terminal: bool) -> bool
 /// programs that the signal ends.
 pub(crate) const READER_IS_GONE: u8 = 141;
 
-/// Ends the program quietly where nobody reads its output any more, as with
-/// `specialformer info | head -1`; every other panic is reported as usual.
-pub(crate) fn end_with_the_reader() {
+/// Ends the program where its output cannot be written: quietly if nobody reads
+/// it any more, as with `specialformer info | head -1`; else with a message, as
+/// on a full disk. Every other panic is reported as usual.
+pub(crate) fn end_with_the_output() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
-        if message.starts_with("failed printing to stdout") && message.contains("roken pipe") {
+        let Some(error) = message.strip_prefix("failed printing to stdout: ") else {
+            return report(panic);
+        };
+        if error.contains("roken pipe") {
             std::process::exit(READER_IS_GONE.into());
         }
-        report(panic);
+        eprintln!("error: standard output: {error}");
+        std::process::exit(1);
     }));
+}
+
+/// Prints a text now, also where no line ends.
+pub(crate) fn show(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 #[cfg(test)]

@@ -69,6 +69,11 @@ impl Answers {
         }))
     }
 
+    fn extend(&mut self, other: Self) {
+        self.confidences.extend(other.confidences);
+        self.right.extend(other.right);
+    }
+
     fn add(&mut self, logits: &[f32], target: usize) {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
@@ -89,21 +94,34 @@ pub fn calibration(
     set: HeldOut,
     size: usize,
 ) -> Result<Option<Calibration>> {
-    let Some(held_out) = HeldOutRows::of(config, set, size)? else {
-        return Ok(None);
-    };
-    let mut all = Answers::default();
-    let mut tasks = vec![Answers::default(); held_out.tasks.len()];
-    held_out.each(|rows| {
+    match HeldOutRows::of(config, set, size)? {
+        Some(held_out) => calibration_of(&held_out, config, model),
+        None => Ok(None),
+    }
+}
+
+pub(crate) fn calibration_of(
+    held_out: &HeldOutRows,
+    config: &RunConfig,
+    model: &Model,
+) -> Result<Option<Calibration>> {
+    let none = || (Answers::default(), vec![Answers::default(); held_out.tasks.len()]);
+    let parts = held_out.map(|rows| {
         let output = model.forward(&Ctx::eval(), rows).map_err(|error| Error::Data {
             place: config.name.clone(),
             reason: error.to_string(),
         })?;
+        let (mut all, mut tasks) = none();
         for answer in output.answers.iter().filter(|a| a.kind == AnswerKind::Classes) {
             count(answer, rows, &mut all, &mut tasks);
         }
-        Ok(())
+        Ok((all, tasks))
     })?;
+    let (mut all, mut tasks) = none();
+    for (of_part, of_tasks) in parts {
+        all.extend(of_part);
+        tasks.iter_mut().zip(of_tasks).for_each(|(task, part)| task.extend(part));
+    }
     let Some(overall) = all.score()? else {
         return Ok(None);
     };

@@ -2,12 +2,13 @@
 //! are used more than once, and what a position costs.
 
 use serde::Serialize;
+use specialformer_attention::AttentionConfig;
+use specialformer_moe::MoeFeedForward;
 use specialformer_nn::NamedParameters;
 use specialformer_tensor::Shape;
 
 use crate::config::{SpecialformerConfig, TokenInput};
 use crate::models::{Model, Specialformer};
-use crate::parameter_count::ParameterCount;
 
 /// Parameters and operations of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,12 +29,13 @@ pub struct TypeInventory {
     pub name: String,
     /// Scalars of the parameters that act on one such position: without the
     /// tables and projections of other types, experts that it does not go to,
-    /// adapters of other tasks, and blocks that it does not go through.
+    /// adapters and heads of other tasks, blocks that it does not go through,
+    /// and matrices of other positions (cisformer).
     pub active: usize,
     /// Floating-point operations of a forward pass for one such position: two
     /// for each scalar of a matrix each time it acts, and four for each key and
     /// channel in attention over a full window (half of them where the model is
-    /// causal).
+    /// causal; none where texts have no longest length).
     pub flops: usize,
 }
 
@@ -50,14 +52,7 @@ impl Inventory {
         let total = parameters.count();
         let types = match model {
             Model::Specialformer(model) => of_types(model, &parameters),
-            _ => {
-                let active = ParameterCount::of(model).active;
-                let matrices = parameters.iter().filter(|(name, p)| {
-                    !name.starts_with("embedding") && *name != "positions" && p.shape().rank() > 1
-                });
-                let flops = matrices.map(|(_, p)| 2 * p.shape().elements()).sum();
-                vec![TypeInventory { name: "token".into(), active, flops }]
-            }
+            _ => vec![of_tokens(model, &parameters)],
         };
         Self { total, shared, types }
     }
@@ -66,8 +61,8 @@ impl Inventory {
 /// Whose part of the model a parameter is.
 struct Part<'a> {
     config: &'a SpecialformerConfig,
-    /// Experts by block: name, picked, all.
-    experts: Vec<(String, usize, usize)>,
+    /// The experts of all blocks.
+    experts: Vec<Experts>,
 }
 
 impl Part<'_> {
@@ -117,9 +112,8 @@ impl Part<'_> {
         {
             return (0, 1);
         }
-        if name.contains(".experts.") {
-            let found = self.experts.iter().find(|(block, ..)| name.starts_with(block));
-            return found.map_or((1, 1), |(_, picked, all)| (*picked, *all));
+        if let Some(share) = expert_share(&self.experts, name) {
+            return share;
         }
         let adapter =
             name.contains(".adapter.") || name.ends_with(".lora_a") || name.ends_with(".lora_b");
@@ -155,31 +149,104 @@ fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
 }
 
+/// Experts of a block: its name with a dot, picked, all.
+type Experts = (String, usize, usize);
+
+fn experts_of(block: String, moe: &MoeFeedForward) -> Experts {
+    let router = &moe.config().router;
+    (format!("{block}."), router.top_k, router.experts)
+}
+
+/// The share of an expert's parameter that acts on a token.
+fn expert_share(experts: &[Experts], name: &str) -> Option<(usize, usize)> {
+    let found = experts.iter().find(|(block, ..)| name.starts_with(block));
+    let (_, picked, all) = found.filter(|_| name.contains(".experts."))?;
+    Some((*picked, *all))
+}
+
+/// Scalars that act on a position, and the operations of their products.
+/// `share` is that of a parameter, `times` how often it acts.
+fn products(
+    parameters: &NamedParameters,
+    share: impl Fn(&str, &Shape) -> (usize, usize),
+    times: impl Fn(&str) -> usize,
+) -> (usize, usize) {
+    let own = |name: &str, shape: &Shape| {
+        let (picked, all) = share(name, shape);
+        shape.elements() * picked / all
+    };
+    let (mut active, mut flops) = (0, 0);
+    for (name, value) in parameters.iter() {
+        let shape = value.shape();
+        let own = own(name, &shape);
+        active += own;
+        if is_matrix(name, &shape) {
+            flops += 2 * own * times(name);
+        }
+    }
+    // A table is multiplied with where it is the head too.
+    for (second, first) in parameters.aliases() {
+        let shape = parameters.get(first).map(|value| value.shape());
+        if let Some(shape) = shape
+            && is_matrix(second, &shape)
+            && !is_matrix(first, &shape)
+        {
+            flops += 2 * own(second, &shape) * times(second);
+        }
+    }
+    (active, flops)
+}
+
+/// Operations of a block's attention for a position: queries with keys and
+/// weights with values, over a full window. 0 where there is no longest text.
+fn attention_flops(attention: &AttentionConfig, window: usize) -> usize {
+    if window == usize::MAX {
+        return 0;
+    }
+    let keys = if attention.causal { window } else { 2 * window };
+    2 * keys * attention.head_width * attention.heads
+}
+
+/// What acts on a token of a model without kinds of positions.
+fn of_tokens(model: &Model, parameters: &NamedParameters) -> TypeInventory {
+    let (experts, stacks) = match model {
+        Model::Transformer(model) => (Vec::new(), vec![model.stack_config()]),
+        Model::Published(model) => {
+            let experts = model.experts().into_iter();
+            let experts = experts.map(|(i, moe)| experts_of(format!("blocks.{i}"), moe));
+            (experts.collect(), model.stack_configs().collect())
+        }
+        _ => (Vec::new(), Vec::new()),
+    };
+    let per_position = stacks.iter().any(|stack| stack.per_position);
+    let share = |name: &str, shape: &Shape| {
+        let layer = name.contains(".attention.") || name.contains(".feed_forward.");
+        match per_position && layer {
+            // One matrix for each position.
+            true => (1, shape[0]),
+            false => expert_share(&experts, name).unwrap_or((1, 1)),
+        }
+    };
+    let (active, products) = products(parameters, share, |_| 1);
+    let attention = stacks
+        .iter()
+        .map(|stack| stack.blocks.len() * attention_flops(&stack.attention, stack.window));
+    let flops = products + attention.sum::<usize>();
+    TypeInventory { name: "token".into(), active, flops }
+}
+
 fn of_types(model: &Specialformer, parameters: &NamedParameters) -> Vec<TypeInventory> {
     let config = model.config();
-    let experts = model.experts().into_iter().map(|(block, moe)| {
-        let router = &moe.config().router;
-        (format!("{block}."), router.top_k, router.experts)
-    });
+    let experts = model.experts().into_iter().map(|(block, moe)| experts_of(block, moe));
     let part = Part { config, experts: experts.collect() };
     let names: Vec<String> = match &config.input {
         Some(input) => input.types.iter().map(|of| of.name.clone()).collect(),
         None => vec!["token".into()],
     };
-    let keys = config.base.window * if config.topology == crate::Topology::Decoder { 1 } else { 2 };
-    let head_width = config.head_width.unwrap_or(config.base.width / config.base.heads);
-    let attention = 2 * keys * head_width * config.base.heads;
+    let attention = attention_flops(&config.main_stack().attention, config.base.window);
     let of = |(of, name): (usize, String)| {
-        let (mut active, mut flops) = (0, 0);
-        for (parameter, value) in parameters.iter() {
-            let (picked, all) = part.share(parameter, of);
-            let own = value.shape().elements() * picked / all;
-            active += own;
-            if is_matrix(parameter, &value.shape()) {
-                let times = layer_of(parameter).map_or(1, |layer| part.times(layer, of));
-                flops += 2 * own * times;
-            }
-        }
+        let times = |name: &str| layer_of(name).map_or(1, |layer| part.times(layer, of));
+        let (active, flops) = products(parameters, |name, _| part.share(name, of), times);
         let on = (0..config.base.layers).filter(|&layer| part.goes_through(layer, of));
         TypeInventory { name, active, flops: flops + attention * on.count() }
     };
@@ -188,13 +255,16 @@ fn of_types(model: &Specialformer, parameters: &NamedParameters) -> Vec<TypeInve
 
 /// True for what is multiplied with, not looked up.
 fn is_matrix(name: &str, shape: &Shape) -> bool {
-    let looked_up = ["embedding.", "task.", "between."].iter().any(|part| name.starts_with(part))
+    let tables = ["embedding.", "token_types.", "task.", "between."];
+    let looked_up = tables.iter().any(|part| name.starts_with(part))
         && !name.contains("projection")
         && !name.contains(".adaptive.")
         && !name.contains("up.weight");
-    let table = name == "positions"
+    let table = name.split('.').any(|part| part == "positions" || part == "relative")
         || name.starts_with("input.grid")
         || name.starts_with("input.conditions")
         || name.starts_with("input.type_vectors");
-    shape.rank() > 1 && !looked_up && !table
+    // Biases of several experts, tasks or positions are rows, too.
+    let bias = name.ends_with("bias");
+    shape.rank() > 1 && !looked_up && !table && !bias
 }

@@ -30,6 +30,7 @@ mod grow;
 pub mod iarc;
 pub mod inspect;
 mod inventory;
+mod logits;
 mod models;
 mod multimodal;
 mod parameter_count;
@@ -63,7 +64,10 @@ pub use parameter_count::ParameterCount;
 pub use peak_memory::PeakMemory;
 pub use predict::{Prediction, Predictor};
 pub use routing_report::{LayerRoutingReport, RoutingReport, routing_report};
-pub use run::{RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, load, load_weights, train};
+pub use run::{
+    RunConfig, Start, TASKS_FILE, TrainedRun, evaluate, evaluate_with_calibration, load,
+    load_weights, train,
+};
 pub use threads::{ThreadsError, set_threads, threads};
 pub use width::at_width;
 

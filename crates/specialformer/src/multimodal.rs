@@ -10,6 +10,7 @@ use crate::data::multimodal::{RowLayout, words};
 use crate::data::{DataConfig, EOS, MULTIMODAL_TASKS, MultimodalConfig, MultimodalExample};
 use crate::error::{Error, Result};
 use crate::inspect::{RowAttention, row_attention};
+use crate::logits::largest;
 use crate::models::Model;
 use crate::run::{RunConfig, load};
 
@@ -246,12 +247,7 @@ fn task_of(example: &MultimodalExample) -> Result<u32> {
 
 /// The likeliest class and its probability.
 fn likeliest(logits: &[f32]) -> (u32, f64) {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
+    let best = largest(logits);
     let sum: f64 = logits.iter().map(|&l| f64::from(l - logits[best]).exp()).sum();
     (best as u32, 1.0 / sum)
 }

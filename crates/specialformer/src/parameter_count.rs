@@ -3,6 +3,7 @@
 use serde::Serialize;
 use specialformer_nn::NamedParameters;
 
+use crate::inventory::Inventory;
 use crate::models::Model;
 
 /// Number of scalars in a model's parameters, by part.
@@ -10,8 +11,9 @@ use crate::models::Model;
 pub struct ParameterCount {
     /// All of them.
     pub total: usize,
-    /// Those that act on one token: without the experts that it does not go
-    /// to and the adapters of other tasks than its own.
+    /// Those that act on one token, as [`Inventory`] counts them: without the
+    /// experts that it does not go to and the adapters and heads of other tasks
+    /// than its own. Of several kinds of positions, that on which most act.
     pub active: usize,
     /// Parts of the model with their numbers, in order.
     pub parts: Vec<(String, usize)>,
@@ -34,7 +36,9 @@ impl ParameterCount {
                 _ => parts.push((part, count)),
             }
         }
-        Self { total: parameters.count(), active: active(model, &parameters), parts }
+        let types = Inventory::of(model).types;
+        let active = types.iter().map(|of| of.active).max().unwrap_or(0);
+        Self { total: parameters.count(), active, parts }
     }
 
     /// The layout in one line: `embedding 224 + blocks.0 51,456 + …`.
@@ -43,32 +47,4 @@ impl ParameterCount {
             self.parts.iter().map(|(name, count)| format!("{name} {count}")).collect();
         parts.join(" + ")
     }
-}
-
-fn active(model: &Model, parameters: &NamedParameters) -> usize {
-    let Model::Specialformer(model) = model else {
-        return parameters.count();
-    };
-    let experts = model.experts();
-    let tasks = model.config().tasks.len().max(1);
-    let share = |name: &str| {
-        let block = experts.iter().find(|(block, _)| name.starts_with(&format!("{block}.")));
-        match block {
-            Some((_, moe)) if name.contains(".experts.") => {
-                let router = &moe.config().router;
-                (router.top_k, router.experts)
-            }
-            _ if is_adapter(name) => (1, tasks),
-            _ => (1, 1),
-        }
-    };
-    let counts = parameters.iter().map(|(name, parameter)| {
-        let (part, whole) = share(name);
-        parameter.shape().elements() * part / whole
-    });
-    counts.sum()
-}
-
-fn is_adapter(name: &str) -> bool {
-    name.contains(".adapter.") || name.ends_with(".lora_a") || name.ends_with(".lora_b")
 }

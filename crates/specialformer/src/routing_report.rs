@@ -62,14 +62,12 @@ pub fn routing_report(
         return fail("the data has no such set");
     };
     let mut traces: Vec<Vec<LayerTrace>> = Vec::new();
-    held_out.each(|rows| {
-        let trace = specialformer.trace(&Ctx::eval(), rows)?;
+    for trace in held_out.map(|rows| specialformer.trace(&Ctx::eval(), rows))? {
         traces.resize_with(trace.layers.len(), Vec::new);
         for (all, layer) in traces.iter_mut().zip(trace.layers) {
             all.push(layer);
         }
-        Ok(())
-    })?;
+    }
     let tasks = held_out.tasks.len();
     let layers = traces.iter().map(|traces| layer_report(traces, tasks));
     Ok(RoutingReport {

@@ -85,6 +85,12 @@ pub enum TrainError {
         /// What is missing.
         what: &'static str,
     },
+    /// A run's metrics or weights are there, its checkpoints are not.
+    #[error("{}: its checkpoints are gone; it cannot be resumed", path.display())]
+    CheckpointsGone {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Another process is training in this run folder.
     #[error("{}: another process is training in this run folder", path.display())]
     RunLocked {

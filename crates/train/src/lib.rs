@@ -117,7 +117,7 @@ pub use pattern::NamePattern;
 pub use reinforce::{Policy, Reinforce, ReinforceConfig, Rollout};
 pub use run_folder::RunFolder;
 pub use sampler::{Ramp, Sampling, Stage, TaskSampler};
-pub use score::{Score, Tally};
+pub use score::{Score, Tally, is_right};
 pub use state::Best;
 pub use streams::RowStreams;
 pub use task_score::{TaskScore, ValueScore};

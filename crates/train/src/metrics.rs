@@ -34,8 +34,10 @@ pub struct TrainRecord {
     pub loss: f64,
     /// The parts of the loss, each a mean over steps.
     pub terms: BTreeMap<String, f64>,
-    /// The share of right answers, before the step's update.
-    pub accuracy: f64,
+    /// The share of right answers, before the step's update; `None` where no
+    /// target is a class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// The learning rate of the last step.
     pub learning_rate: f64,
     /// The mean global norm of the gradients, before clipping.

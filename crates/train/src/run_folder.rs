@@ -42,31 +42,37 @@ impl RunFolder {
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).map_err(TrainError::io(&path, "create the folder"))?;
-        let list = || TrainError::io(&path, "list the folder");
-        for entry in fs::read_dir(&path).map_err(list())? {
-            if entry.map_err(list())?.file_name() != LOCK {
-                return Err(TrainError::RunExists { path });
-            }
+        if !is_empty(&path)? {
+            return Err(TrainError::RunExists { path });
         }
         let lock = lock(&path)?;
         Ok(Self { path, _lock: lock })
     }
 
-    /// Opens the folder of a run to be resumed.
+    /// Opens the folder of a run to be resumed. One that is empty, or holds a
+    /// configuration alone, is of a run that was killed before its first
+    /// checkpoint.
     ///
     /// # Errors
-    /// [`TrainError::NoRun`] if there is none; [`TrainError::RunLocked`] if
-    /// another process trains in it; [`TrainError::Io`].
+    /// [`TrainError::NoRun`] if there is none;
+    /// [`TrainError::CheckpointsGone`] if what it made is there without its
+    /// checkpoints; [`TrainError::RunLocked`] if another process trains in it;
+    /// [`TrainError::Io`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         if !path.is_dir() {
             let what = "the folder does not exist";
             return Err(TrainError::NoRun { path, what });
         }
+        if !is_run(&path) && !is_empty(&path)? {
+            let what = "the folder holds other files";
+            return Err(TrainError::NoRun { path, what });
+        }
         let lock = lock(&path)?;
         remove_leftovers(&path)?;
         let run = Self { path, _lock: lock };
         run.remove_hidden_checkpoints()?;
+        run.check_checkpoints()?;
         Ok(run)
     }
 
@@ -79,11 +85,7 @@ impl RunFolder {
     /// run's; else as [`RunFolder::open`] and [`RunFolder::create`].
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self> {
         match Self::create(path) {
-            Err(TrainError::RunExists { path })
-                if ["metrics.jsonl", "checkpoints"].iter().any(|f| path.join(f).exists()) =>
-            {
-                Self::open(path)
-            }
+            Err(TrainError::RunExists { path }) if is_run(&path) => Self::open(path),
             made => made,
         }
     }
@@ -188,6 +190,18 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// Fails if metrics or weights are there without a checkpoint. A run has
+    /// one before it writes either, so somebody removed it, and going on would
+    /// write a new run over what is left of the old one.
+    fn check_checkpoints(&self) -> Result<()> {
+        let begun = fs::metadata(self.metrics_path()).is_ok_and(|file| file.len() > 0)
+            || self.model_path().exists();
+        if begun && checkpoints(&self.path)?.is_empty() {
+            return Err(TrainError::CheckpointsGone { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
     /// Removes what a killed process left of checkpoints that it was writing
     /// or removing.
     fn remove_hidden_checkpoints(&self) -> Result<()> {
@@ -207,6 +221,22 @@ impl RunFolder {
         }
         Ok(())
     }
+}
+
+/// True if a folder holds files that a run begins with.
+fn is_run(path: &Path) -> bool {
+    ["config.toml", "metrics.jsonl", "checkpoints"].iter().any(|name| path.join(name).exists())
+}
+
+/// True if a folder holds nothing but a lock.
+fn is_empty(path: &Path) -> Result<bool> {
+    let list = || TrainError::io(path, "list the folder");
+    for entry in fs::read_dir(path).map_err(list())? {
+        if entry.map_err(list())?.file_name() != LOCK {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The whole checkpoints of a run by step.

@@ -53,6 +53,17 @@ pub struct Tally {
     pub tasks: Vec<TaskScore>,
 }
 
+/// Whether the logit of a target is the largest; of equal ones the first
+/// counts, and NaN is never right.
+///
+/// # Panics
+/// If there is no such logit.
+pub fn is_right<E: Element>(logits: &[E], target: usize) -> bool {
+    let value = logits[target];
+    let (before, after) = logits.split_at(target);
+    before.iter().all(|&v| v < value) && after.iter().all(|&v| v <= value)
+}
+
 impl Tally {
     /// Scores logits [rows, P, V] against the targets of the rows.
     ///
@@ -82,9 +93,7 @@ impl Tally {
             if target == IGNORE {
                 continue;
             }
-            let target = target as usize;
-            let (value, before, after) = (answer[target], &answer[..target], &answer[target + 1..]);
-            let right = before.iter().all(|&v| v < value) && after.iter().all(|&v| v <= value);
+            let right = is_right(answer, target as usize);
             let score = Score { correct: u64::from(right), scored: 1 };
             sum.add(&score);
             if let Some(labels) = labels {

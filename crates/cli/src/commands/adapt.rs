@@ -1,9 +1,7 @@
 //! `specialformer adapt`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
 use serde_json::json;
 use specialformer::adaptation::{
     AdaptedAnswer, AdaptiveModel, CLASSIFIER_FILE, CLASSIFIER_TASK, Choice, ExpertLibrary, Mixture,
@@ -12,11 +10,15 @@ use specialformer::adaptation::{
 use specialformer::data::prompts::{
     GENERATED_TASKS, GeneratedTask, Phrasings, PromptExample, PromptFormat, Split, read_prompts,
 };
-use specialformer::svd_finetune::{ExpertVector, SearchConfig};
+use specialformer::families::TextFiles;
+use specialformer::svd_finetune::{ExpertVector, MatrixHash, SearchConfig};
+use specialformer::svf::model_hash;
 
-use super::svf::args::CacheArgs;
+use super::published;
 use super::svf::model;
-use crate::args::{CommonArgs, model_path};
+use crate::args::adapt::{AdaptArgs, StrategyName};
+use crate::args::svf::CacheArgs;
+use crate::args::text::ModelArgs;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::Progress;
@@ -24,90 +26,11 @@ use crate::progress::Progress;
 /// Prompts of each task that a classifier is trained on.
 const CLASSIFIER_PROMPTS: usize = 48;
 
+/// The least probability that a classifier's choice must have at first.
+const THRESHOLD: f64 = 0.5;
+
 /// The most tokens of an answer that is scored.
 const SCORED_TOKENS: usize = 32;
-
-/// How experts are chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StrategyName {
-    /// The model is asked for the task's name.
-    Prompt,
-    /// A classifier on the prompt's hidden states.
-    Classifier,
-    /// An expert that was trained to name tasks (task `classifier`).
-    ClassifierExpert,
-    /// A mixture that answers the examples of `--examples`.
-    Mixture,
-}
-
-/// `specialformer adapt`.
-#[derive(Debug, Args, Clone)]
-#[command(after_help = "\
-Examples:
-  specialformer adapt MODEL --experts experts --strategy prompt --prompt 'What is 12 plus 30?'
-  specialformer adapt MODEL --experts experts --strategy classifier --prompt 'What is 12 plus 30?'
-  specialformer adapt MODEL --experts experts --strategy classifier --score initials
-  specialformer adapt MODEL --experts experts --strategy mixture --examples few.jsonl \\
-      --prompt 'Which domain does anna@example.org belong to?'
-
-The first use of `classifier` trains it on prompts of the experts' tasks and keeps it in the
-folder of experts. Tasks of your own need their prompts: --data TASK=FILE.jsonl.")]
-pub(crate) struct AdaptArgs {
-    /// A model folder or a .gguf file.
-    #[arg(value_name = "MODEL", value_parser = model_path)]
-    model: PathBuf,
-    /// A folder of experts, made by `svf train`.
-    #[arg(long, value_name = "DIR")]
-    experts: PathBuf,
-    /// How experts are chosen.
-    #[arg(long, value_enum)]
-    strategy: StrategyName,
-    /// What is asked; may be given several times.
-    #[arg(long, value_name = "TEXT", required_unless_present = "score")]
-    prompt: Vec<String>,
-    /// Score test prompts of a generated task in place of answering one.
-    #[arg(long, value_name = "TASK", conflicts_with_all = ["prompt", "examples"])]
-    score: Option<String>,
-    /// Test prompts of `--score`.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    size: usize,
-    /// Examples of the task that a mixture is searched with (`--score`).
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    shots: usize,
-    /// A JSONL file with a few examples (`prompt`, `answer`), for `mixture`.
-    #[arg(long, value_name = "FILE")]
-    examples: Option<PathBuf>,
-    /// Candidates of an iteration of the search for a mixture.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    population: usize,
-    /// Iterations of the search.
-    #[arg(long, value_name = "N", default_value_t = 6)]
-    iterations: usize,
-    /// Search for weights of each layer's own in place of one set for all.
-    #[arg(long)]
-    per_layer: bool,
-    /// Draw the candidates uniformly in place of the cross-entropy method.
-    #[arg(long)]
-    random_search: bool,
-    /// Below this probability the classifier says `others`.
-    #[arg(long, value_name = "P", default_value_t = 0.5)]
-    threshold: f64,
-    /// Prompts of a task that is not a generated one, to train the classifier
-    /// on; may be given several times.
-    #[arg(long, value_name = "TASK=FILE")]
-    data: Vec<String>,
-    /// The most tokens of an answer.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_tokens: usize,
-    /// Draws the candidates of the search.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    #[command(flatten)]
-    cache: CacheArgs,
-    /// Flags that every command takes.
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
-}
 
 /// A model with its experts, and what chooses among them.
 pub(crate) struct Prepared {
@@ -121,7 +44,8 @@ pub(crate) struct Prepared {
 /// What choosing needs besides the experts.
 pub(crate) struct Settings<'a> {
     pub(crate) strategy: StrategyName,
-    pub(crate) threshold: f64,
+    /// That of the classifier that is kept if absent.
+    pub(crate) threshold: Option<f64>,
     pub(crate) data: &'a [String],
     pub(crate) examples: Option<&'a [PromptExample]>,
     pub(crate) mixture: MixtureConfig,
@@ -129,12 +53,13 @@ pub(crate) struct Settings<'a> {
 }
 
 impl Prepared {
+    /// Opens a model with its experts; also what reads and writes its text.
     pub(crate) fn open(
-        model_path: &Path,
+        of: &ModelArgs,
         library: ExpertLibrary,
         cache: &CacheArgs,
         settings: &Settings<'_>,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, TextFiles), Failure> {
         let strategy = settings.strategy;
         if strategy == StrategyName::Mixture && settings.examples.is_none() {
             return Err(Failure::input("a mixture is searched with examples: `adapt --examples`"));
@@ -144,23 +69,26 @@ impl Prepared {
             let what = format!("{place}: holds no expert of the task `{CLASSIFIER_TASK}`");
             return Err(Failure::input(what));
         }
-        let mut opened = model::open(model_path)?;
-        let format = PromptFormat::open(model_path, &opened)?;
+        let (mut opened, files) = published::open_for_experts(of)?;
+        let format = PromptFormat::of(&files, &opened)?;
         let mut all = library.experts.clone();
         all.extend(library.naming.clone());
-        let base = model::base_of(&mut opened, &all, cache, settings.quiet)?;
-        let adaptive = AdaptiveModel::new(opened, &base, format, library.experts.clone())?;
-        let classifier = match strategy {
-            StrategyName::Classifier => Some(classifier(settings, &library, &adaptive)?),
+        // Of the matrices as they are, before experts scale them.
+        let hash = match strategy {
+            StrategyName::Classifier => Some(model_hash(&mut opened)?),
             _ => None,
         };
+        let base = model::base_of(&mut opened, &all, cache, settings.quiet)?;
+        let adaptive = AdaptiveModel::new(opened, &base, format, library.experts.clone())?;
+        let classifier =
+            hash.map(|hash| classifier(settings, &library, &adaptive, hash)).transpose()?;
         let mixture = match (strategy, settings.examples) {
             (StrategyName::Mixture, Some(examples)) => {
                 Some(Mixture::find(&adaptive, examples, &settings.mixture)?)
             }
             _ => None,
         };
-        Ok(Self { adaptive, strategy, classifier, mixture, naming: library.naming })
+        Ok((Self { adaptive, strategy, classifier, mixture, naming: library.naming }, files))
     }
 
     fn strategy(&self) -> Strategy<'_> {
@@ -182,7 +110,16 @@ impl Prepared {
 
 /// Finds out what each prompt is of, and answers it.
 pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
+    if let Some(bad) = args.threshold.filter(|threshold| !(0.0..1.0).contains(threshold)) {
+        return Err(Failure::input(format!("--threshold = {bad}: must be in [0, 1)")));
+    }
     let library = ExpertLibrary::open(&args.experts)?;
+    let is_expert = |task: &str| library.experts.iter().any(|expert| expert.task == task);
+    if let Some(bad) =
+        args.data.iter().find(|data| !data.split_once('=').is_some_and(|(task, _)| is_expert(task)))
+    {
+        return Err(Failure::input(format!("--data {bad}: must be TASK=FILE of an expert's task")));
+    }
     let scored = args.score.as_deref().map(GeneratedTask::named).transpose()?;
     let examples = match (&args.examples, scored) {
         (Some(path), _) => Some(read_prompts(path)?),
@@ -207,7 +144,8 @@ pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
         },
         quiet: args.common.quiet,
     };
-    let prepared = Prepared::open(&args.model, library, &args.cache, &settings)?;
+    let model = ModelArgs { model: args.model.clone(), weights: None, adapter: None, width: None };
+    let (prepared, _) = Prepared::open(&model, library, &args.cache, &settings)?;
     if let Some(task) = scored {
         return score(args, &prepared, task);
     }
@@ -294,18 +232,25 @@ fn print(prompt: &str, choice: &Choice, answer: &AdaptedAnswer) {
     println!("  time     {:.2} s to identify, {:.2} s to answer", choice.seconds, answer.seconds);
 }
 
-/// The folder's classifier, trained now if there is none for its experts.
+/// The folder's classifier, trained now if there is none for its experts and
+/// the model of this hash.
 fn classifier(
     settings: &Settings<'_>,
     library: &ExpertLibrary,
     adaptive: &AdaptiveModel,
+    base: MatrixHash,
 ) -> Result<TaskClassifier, Failure> {
     let tasks: Vec<&str> = library.experts.iter().map(|expert| expert.task.as_str()).collect();
     if let Some(known) = &library.classifier
         && settings.data.is_empty()
+        && known.may_be_of(&base)
         && tasks.iter().all(|task| known.outcomes().iter().any(|outcome| outcome == task))
     {
-        return Ok(known.clone());
+        let known = known.clone();
+        return Ok(match settings.threshold {
+            Some(threshold) => known.with_threshold(threshold)?,
+            None => known,
+        });
     }
     let mut prompts = Vec::new();
     for task in tasks {
@@ -324,7 +269,8 @@ fn classifier(
         prompts.push((task.to_owned(), examples.into_iter().map(|e| e.prompt).collect()));
     }
     let (model, format) = (adaptive.model(), adaptive.format());
-    let classifier = TaskClassifier::train(model, format, &prompts, settings.threshold)?;
+    let threshold = settings.threshold.unwrap_or(THRESHOLD);
+    let classifier = TaskClassifier::train(model, format, &prompts, threshold)?.of_base(base);
     classifier.save(library.path.join(CLASSIFIER_FILE))?;
     Ok(classifier)
 }

@@ -7,22 +7,20 @@ use std::time::Instant;
 use serde_json::json;
 use specialformer::adaptation::{ExpertLibrary, MixtureConfig};
 use specialformer::checkpoint::ChatMessage;
-use specialformer::generate::{Finish, Flow, GenerateConfig, Generated, Session};
+use specialformer::families::TextFiles;
+use specialformer::generate::{GenerateConfig, Generated, Session};
 use specialformer::nn::names::choices;
-use specialformer::prelude::Model;
+use specialformer::prelude::{Model, Seed};
 
 use super::adapt::{self, Prepared, Settings};
-use super::published::{self, Opened};
-use super::svf::args::CacheArgs;
+use super::published::{self, Live, Opened, finish_name};
+use crate::args::svf::CacheArgs;
+use crate::args::text::ChatArgs;
 use crate::failure::Failure;
-use crate::interrupt;
-use crate::text_args::ChatArgs;
+use crate::{interrupt, table, terminal};
 
 /// New tokens, temperature and top-p where nothing else is said.
 const DEFAULTS: (usize, f64, f64) = (512, 0.7, 0.9);
-
-/// The least probability that a classifier's choice must have.
-const THRESHOLD: f64 = 0.5;
 
 /// What a line may begin with.
 const COMMANDS: [&str; 5] = ["/reset", "/system", "/stats", "/help", "/exit"];
@@ -34,12 +32,15 @@ const HELP: &str = "\
 /exit         end (also Ctrl-D)";
 
 pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let mut opened = published::open(&args.model)?;
-    let experts = args.experts.as_ref().map(|folder| experts(args, folder)).transpose()?;
-    if let Some(prepared) = &experts {
-        // A clone shares its weights: what is applied there acts here.
-        opened.model = Model::Published(Box::new(prepared.adaptive.model().clone()));
-    }
+    let (opened, experts) = match &args.experts {
+        Some(folder) => {
+            let (prepared, files) = experts(args, folder)?;
+            // A clone shares its weights: what is applied there acts here.
+            let model = Model::Published(Box::new(prepared.adaptive.model().clone()));
+            (Opened { model, files }, Some(prepared))
+        }
+        None => (published::open(&args.model)?, None),
+    };
     let config = published::settings(&args.sampling, &opened.files, DEFAULTS)?;
     if opened.files.template().is_none() {
         let what = "has no chat template; `specialformer generate` continues texts";
@@ -55,6 +56,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
         messages: Vec::new(),
         as_json: args.common.json,
         asked: 0,
+        failed: 0,
     };
     chat.reset();
     let person = io::stdin().is_terminal();
@@ -75,12 +77,12 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
             if person {
                 eprintln!();
             }
-            return Ok(());
+            return chat.end(person);
         }
         let line = line.trim();
         match line.split_once(char::is_whitespace).unwrap_or((line, "")) {
             ("", _) => {}
-            ("/exit" | "/quit", _) => return Ok(()),
+            ("/exit" | "/quit", _) => return chat.end(person),
             ("/help", _) => eprintln!("{HELP}"),
             ("/reset", _) => chat.reset(),
             ("/system", text) => {
@@ -97,18 +99,18 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
 }
 
 /// The model with its experts.
-fn experts(args: &ChatArgs, folder: &Path) -> Result<Prepared, Failure> {
+fn experts(args: &ChatArgs, folder: &Path) -> Result<(Prepared, TextFiles), Failure> {
     let library = ExpertLibrary::open(folder)?;
     let settings = Settings {
         strategy: args.strategy,
-        threshold: THRESHOLD,
+        threshold: None,
         data: &[],
         examples: None,
         mixture: MixtureConfig::default(),
         quiet: args.common.quiet,
     };
     let cache = CacheArgs { cache: None, no_cache: false };
-    Prepared::open(&args.model.model, library, &cache, &settings)
+    Prepared::open(&args.model, library, &cache, &settings)
 }
 
 struct Chat {
@@ -123,6 +125,8 @@ struct Chat {
     as_json: bool,
     /// Questions so far: each draws from a seed of its own.
     asked: u64,
+    /// Those that were not answered.
+    failed: u64,
 }
 
 impl Chat {
@@ -133,26 +137,53 @@ impl Chat {
 
     fn stats(&self) {
         let turns = self.messages.iter().filter(|message| message.role == "user").count();
-        let memory = published::bytes(self.session.memory_bytes() as u64);
+        let memory = table::bytes(self.session.memory_bytes() as u64);
         eprintln!("{turns} questions, {memory} of keys and values");
+    }
+
+    /// The end of the conversation. A person saw what failed; a program is told
+    /// by the exit code.
+    fn end(&self, person: bool) -> Result<(), Failure> {
+        match self.failed {
+            0 => Ok(()),
+            _ if person => Ok(()),
+            failed => {
+                Err(Failure::work(format!("{failed} of {} questions had no answer", self.asked)))
+            }
+        }
     }
 
     /// Answers a line; what goes wrong with it alone is said, and the
     /// conversation goes on.
     fn answer(&mut self, line: &str) -> Result<(), Failure> {
+        self.asked += 1;
         self.messages.push(ChatMessage::new("user", line));
-        match self.try_answer() {
-            Ok(Some(text)) => {
+        let mut live = Live::new(&self.opened.files, !self.as_json);
+        let start = Instant::now();
+        match self.generate(&mut live) {
+            Ok((text, answer)) => {
+                live.finish()?;
+                if self.as_json {
+                    let value = json!({
+                        "answer": text,
+                        "tokens": answer.tokens.len(),
+                        "finish": finish_name(answer.finish),
+                        "seconds": start.elapsed().as_secs_f64(),
+                    });
+                    terminal::show(&format!("{value}\n"))?;
+                }
                 self.messages.push(ChatMessage::new("assistant", text));
-                Ok(())
             }
-            Ok(None) => Err(Failure::work("standard output is closed")),
             Err(failure) => {
+                self.failed += 1;
                 self.messages.pop();
                 eprintln!("{failure} (/reset forgets the conversation)");
-                Ok(())
+                if self.as_json {
+                    terminal::show(&format!("{}\n", json!({"error": failure.to_string()})))?;
+                }
             }
         }
+        Ok(())
     }
 
     /// Applies the expert for the last question. Another one than before
@@ -171,43 +202,16 @@ impl Chat {
         Ok(())
     }
 
-    /// The answer; `None` if nobody reads it.
-    fn try_answer(&mut self) -> Result<Option<String>, Failure> {
+    /// Answers the last question.
+    fn generate(&mut self, live: &mut Live) -> Result<(String, Generated), Failure> {
         self.adapt()?;
         let Opened { model, files } = &self.opened;
         let ids = files.chat(&self.messages)?;
-        let mut stream = files.tokenizer().stream(true);
-        let live = !self.as_json;
-        let mut open = true;
-        let show = |text: &str| {
-            let mut out = io::stdout().lock();
-            out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
-        };
-        self.asked += 1;
         let mut config = self.config.clone();
-        config.seed = specialformer::prelude::Seed::new(config.seed.value() + self.asked - 1);
-        let start = Instant::now();
+        config.seed = Seed::new(config.seed.value() + self.asked - 1);
         let _watch = interrupt::watch();
-        let answer: Generated = self.session.generate(model, &ids, &config, |token| {
-            if live {
-                open = open && stream.push(token).is_ok_and(|piece| show(&piece));
-            }
-            if interrupt::requested() || !open { Flow::Cancel } else { Flow::Continue }
-        })?;
+        let answer = self.session.generate(model, &ids, &config, |token| live.push(token))?;
         let text = files.tokenizer().decode(&answer.tokens, true);
-        let text = text.map_err(|e| Failure::work(e.to_string()))?;
-        if self.as_json {
-            let finish = if answer.finish == Finish::Stop { "stop" } else { "cut" };
-            let value = json!({
-                "answer": text,
-                "tokens": answer.tokens.len(),
-                "finish": finish,
-                "seconds": start.elapsed().as_secs_f64(),
-            });
-            open = show(&format!("{value}\n"));
-        } else {
-            open = open && show(&format!("{}\n", stream.finish().unwrap_or_default()));
-        }
-        Ok(open.then_some(text))
+        Ok((text.map_err(|e| Failure::work(e.to_string()))?, answer))
     }
 }

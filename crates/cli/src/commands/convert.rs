@@ -7,8 +7,9 @@ use specialformer::families::PublishedModel;
 use specialformer::prelude::Model;
 
 use super::published::{check_path, is_named_gguf};
+use crate::args::text::{ConvertArgs, Target};
 use crate::failure::Failure;
-use crate::text_args::{ConvertArgs, Target};
+use crate::output::check_free;
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let is_run = args.model.join("config.toml").is_file();
@@ -16,10 +17,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
         check_path(&args.model)?;
     }
     let out = &args.out;
-    if out.exists() {
-        let what = "is there already; nothing is written over";
-        return Err(Failure::input(format!("{}: {what}", out.display())));
-    }
+    check_free(out, None)?;
     check_form(args.to, out)?;
     let mut model = match is_run {
         true => trained(&args.model)?,

@@ -7,6 +7,7 @@ use specialformer::training::HeldOut;
 use super::published::load_at;
 use crate::args::EvalArgs;
 use crate::failure::Failure;
+use crate::run_report::task_names;
 use crate::table;
 
 pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
@@ -18,10 +19,10 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
         config = config.shifted(1)?;
     }
     let set = if args.validation { HeldOut::Validation } else { args.set.into() };
-    let Some(record) = specialformer::evaluate(&config, &model, set, args.size)? else {
+    let scored = specialformer::evaluate_with_calibration(&config, &model, set, args.size)?;
+    let Some((record, calibration)) = scored else {
         return Err(Failure::input(format!("{}: the data has no such set", args.run.display())));
     };
-    let calibration = specialformer::calibration(&config, &model, set, args.size)?;
     let parameters = ParameterCount::of(&model);
     if args.common.json {
         let value = json!({
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.shifted {
         println!("the tasks' held-out variants");
     }
-    print!("{}", table::evaluation(&record));
+    print!("{}", table::evaluation(&record, &task_names(&config.data)));
     if let Some(calibration) = calibration {
         let score = calibration.overall;
         println!(

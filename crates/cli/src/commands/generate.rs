@@ -1,20 +1,20 @@
 //! `specialformer generate`.
 
-use std::io::{self, Write as _};
 use std::time::Instant;
 
 use serde_json::json;
 use specialformer::checkpoint::ChatMessage;
 use specialformer::families::PublishedModel;
-use specialformer::generate::{Finish, Flow, Generated, generate, generate_from};
+use specialformer::generate::{Generated, generate, generate_from};
+use specialformer::nn::names::choices;
 use specialformer::prelude::Model;
 
 use super::picture;
-use super::published::{self, Opened};
+use super::published::{self, Live, Opened, finish_name};
 use crate::args::CommonArgs;
+use crate::args::text::GenerateArgs;
 use crate::failure::Failure;
-use crate::interrupt;
-use crate::text_args::GenerateArgs;
+use crate::{interrupt, terminal};
 
 /// New tokens, temperature and top-p where nothing else is said.
 const DEFAULTS: (usize, f64, f64) = (128, 0.0, 1.0);
@@ -24,7 +24,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         Some(path) => vec![published::read_text(path)?],
         None => args.prompt.clone(),
     };
-    if args.picture.wanted(&args.model.model) {
+    if picture::wanted(&args.picture, &args.model.model) {
+        if args.task.is_some() {
+            return Err(Failure::input("--task is for runs on text"));
+        }
         let CommonArgs { json, quiet, .. } = args.common;
         return picture::run(&args.picture, &args.model, &prompts, json, quiet);
     }
@@ -35,30 +38,28 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     if args.no_stop {
         config.stop_tokens.clear();
     }
+    if let Some(name) = &args.task {
+        config.tasks = vec![task(model, name)?; prompts.len()];
+    }
     let load_seconds = start.elapsed().as_secs_f64();
     let ids = prompts.iter().map(|prompt| tokens(&opened, args, prompt));
     let ids = ids.collect::<Result<Vec<_>, _>>()?;
     let live = ids.len() == 1 && !args.common.json;
-    let mut stream = files.tokenizer().stream(true);
+    let mut shown = Live::new(files, live);
     if live && !args.chat && encoder_decoder(model).is_none() {
-        show(&prompts[0])?;
+        terminal::show(&prompts[0])?;
     }
     let (start, mut first) = (Instant::now(), None);
     let _watch = interrupt::watch();
     let mut on_token = |_, token| {
         first.get_or_insert_with(|| start.elapsed().as_secs_f64());
-        let shown = !live
-            || match stream.push(token) {
-                Ok(piece) => show(&piece).is_ok(),
-                Err(_) => false,
-            };
-        // Nobody reads on where the pipe is closed.
-        if interrupt::requested() || !shown { Flow::Cancel } else { Flow::Continue }
+        shown.push(token)
     };
     let texts = match encoder_decoder(model) {
         Some(model) => generate_from(model, &ids, &config, &mut on_token)?,
         None => generate::<f32, f32>(model, &ids, &config, &mut on_token)?,
     };
+    shown.finish()?;
     let seconds = start.elapsed().as_secs_f64();
     let first = first.unwrap_or(seconds);
     let prompt_tokens: usize = ids.iter().map(Vec::len).sum();
@@ -72,7 +73,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
                 "prompt": prompt,
                 "text": decoded.map_err(|e| Failure::work(e.to_string()))?,
                 "tokens": text.tokens,
-                "finish": finish(text.finish),
+                "finish": finish_name(text.finish),
             }))
         };
         let all = prompts.iter().zip(&texts).map(text).collect::<Result<Vec<_>, Failure>>()?;
@@ -85,9 +86,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
             "new_tokens_per_second": speed,
         });
         println!("{value:#}");
-    } else if live {
-        println!("{}", stream.finish().unwrap_or_default());
-    } else {
+    } else if !live {
         for (number, (prompt, text)) in prompts.iter().zip(&texts).enumerate() {
             let decoded = files.tokenizer().decode(&text.tokens, true);
             let decoded = decoded.map_err(|e| Failure::work(e.to_string()))?;
@@ -115,6 +114,22 @@ fn encoder_decoder(model: &Model) -> Option<&PublishedModel> {
     }
 }
 
+/// The number of a model's task.
+fn task(model: &Model, name: &str) -> Result<u32, Failure> {
+    let tasks = match model {
+        Model::Specialformer(model) => model.config().tasks.as_slice(),
+        _ => &[],
+    };
+    let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+    if names.is_empty() {
+        return Err(Failure::input(format!("--task {name}: the model has no tasks")));
+    }
+    names.iter().position(|&known| known == name).map(|task| task as u32).ok_or_else(|| {
+        let known = choices(name, &names);
+        Failure::input(format!("--task {name}: the model has no such task; there are {known}"))
+    })
+}
+
 /// The tokens of a prompt, or of a conversation with it.
 fn tokens(opened: &Opened, args: &GenerateArgs, prompt: &str) -> Result<Vec<u32>, Failure> {
     if !args.chat {
@@ -124,19 +139,4 @@ fn tokens(opened: &Opened, args: &GenerateArgs, prompt: &str) -> Result<Vec<u32>
     let system = args.system.iter().map(|text| ChatMessage::new("system", text.clone()));
     let messages: Vec<_> = system.chain([ChatMessage::new("user", prompt)]).collect();
     Ok(opened.files.chat(&messages)?)
-}
-
-fn show(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
-}
-
-fn finish(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::MaxTokens => "max-tokens",
-        Finish::Window => "window",
-        _ => "cancelled",
-    }
 }

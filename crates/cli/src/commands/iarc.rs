@@ -108,6 +108,10 @@ fn chosen_models(args: &IarcArgs, data: &IarcConfig) -> Result<Vec<StudyModel>, 
     }
     let quick: Vec<String> = QUICK_MODELS.iter().map(ToString::to_string).collect();
     let names = if args.models.is_empty() { &quick } else { &args.models };
+    if let Some((_, twice)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name))
+    {
+        return Err(Failure::input(format!("--models: {twice} is named twice")));
+    }
     Ok(models_named(names, data)?)
 }
 
@@ -229,14 +233,9 @@ fn label(model: &StudyModel) -> String {
 
 /// `mean ± std` over runs (the sample's, n − 1), or the value of a single run.
 fn mean_std(values: &[f64]) -> String {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    match values.len() {
-        0 => "–".into(),
-        1 => format!("{mean:.2}"),
-        _ => {
-            let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-            format!("{mean:.2} ± {:.2}", variance.sqrt())
-        }
+    match table::mean_deviation(values) {
+        None => table::NONE.into(),
+        Some((mean, None)) => format!("{mean:.2}"),
+        Some((mean, Some(deviation))) => format!("{mean:.2} ± {deviation:.2}"),
     }
 }

@@ -2,10 +2,10 @@
 
 use specialformer::families::ModelSummary;
 
-use super::published::{bytes, check_path};
+use super::published::check_path;
+use crate::args::text::InspectArgs;
 use crate::failure::Failure;
-use crate::table;
-use crate::text_args::InspectArgs;
+use crate::table::{self, bytes};
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     check_path(&args.model)?;

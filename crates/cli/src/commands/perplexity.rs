@@ -6,9 +6,9 @@ use serde_json::json;
 use specialformer::generate::{Reading, TextModel as _, perplexity};
 
 use super::published;
+use crate::args::text::PerplexityArgs;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::text_args::PerplexityArgs;
 
 /// Longest window where nothing is said.
 const WINDOW: usize = 1024;

@@ -3,39 +3,20 @@
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
 use image::{ImageFormat, ImageReader};
 use serde_json::json;
 use specialformer::{DataConfig, MultimodalPredictor, RunConfig};
 
 use super::published;
+use crate::args::text::{ModelArgs, PictureArgs};
 use crate::failure::Failure;
-use crate::text_args::ModelArgs;
 
-/// What a prompt is about.
-#[derive(Debug, Args, Clone)]
-pub(crate) struct PictureArgs {
-    /// A PNG image that the prompt asks about, of a run on several modalities;
-    /// may be given twice. Square, of the size that the model reads or a
-    /// multiple of it; ink is light on dark.
-    #[arg(long, value_name = "FILE.png")]
-    pub(crate) image: Vec<PathBuf>,
-    /// The images are dark on light.
-    #[arg(long, requires = "image")]
-    pub(crate) invert: bool,
-    /// A series that the prompt asks about: numbers separated by commas.
-    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_name = "NUMBERS")]
-    pub(crate) series: Vec<f32>,
-}
-
-impl PictureArgs {
-    /// True if there is something to look at, or the model is of a run on
-    /// several modalities.
-    pub(crate) fn wanted(&self, model: &Path) -> bool {
-        let config = || RunConfig::load(model.join("config.toml"));
-        let multimodal = || config().is_ok_and(|c| matches!(c.data, DataConfig::Multimodal(_)));
-        !self.image.is_empty() || !self.series.is_empty() || multimodal()
-    }
+/// True if there is something to look at, or the model is of a run on several
+/// modalities.
+pub(crate) fn wanted(args: &PictureArgs, model: &Path) -> bool {
+    let config = || RunConfig::load(model.join("config.toml"));
+    let multimodal = || config().is_ok_and(|c| matches!(c.data, DataConfig::Multimodal(_)));
+    !args.image.is_empty() || !args.series.is_empty() || multimodal()
 }
 
 /// Answers the prompts, each about all images or the series.

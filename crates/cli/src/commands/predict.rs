@@ -20,11 +20,12 @@ pub(crate) fn run(args: &PredictArgs) -> Result<(), Failure> {
     let (name, text) = read(&args.file)?;
     let format = args.format.unwrap_or_else(|| format_of(&args.file));
     let mut inputs = Vec::new();
-    for (i, line) in text.lines().enumerate() {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    for (i, line) in lines {
         let wrong = |what: String| Failure::input(format!("{name}: line {}: {what}", i + 1));
         let input = Input::read(&predictor, task, format, &args.field, line).map_err(&wrong)?;
         predictor.check(task, &input.tokens).map_err(|e| wrong(e.to_string()))?;
-        inputs.push(input);
+        inputs.push((i + 1, input));
     }
     if inputs.is_empty() {
         return Err(Failure::input(format!("{name}: holds no input")));
@@ -100,22 +101,21 @@ fn format_of(path: &Path) -> InputFormat {
 fn print(
     predictor: &Predictor,
     task: usize,
-    inputs: &[Input],
+    inputs: &[(usize, Input)],
     as_json: bool,
 ) -> Result<(), Failure> {
     let name = &predictor.tasks()[task].name;
     let mut rows = vec![vec!["input".to_string(), "answer".into(), "probability".into()]];
     let mut out = io::stdout().lock();
-    for (part, some) in inputs.chunks(TOGETHER).enumerate() {
-        let tokens: Vec<_> = some.iter().map(|input| input.tokens.clone()).collect();
+    for some in inputs.chunks(TOGETHER) {
+        let tokens: Vec<_> = some.iter().map(|(_, input)| input.tokens.clone()).collect();
         let predictions = predictor.predict(task, &tokens)?;
-        for (i, (input, prediction)) in some.iter().zip(predictions).enumerate() {
+        for ((line, input), prediction) in some.iter().zip(predictions) {
             if !as_json {
                 let (answer, probability) = cells(&prediction);
                 rows.push(vec![input.text.clone(), answer, probability]);
                 continue;
             }
-            let line = part * TOGETHER + i + 1;
             let mut value = json!({ "line": line, "task": name, "input": input.text });
             let answer = serde_json::to_value(&prediction);
             let answer = answer.map_err(|e| Failure::work(e.to_string()))?;

@@ -5,16 +5,16 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use specialformer::RunConfig;
-use specialformer::checkpoint::LoraFolder;
+use specialformer::checkpoint::{LoraFolder, TokenStream};
 use specialformer::data::TokenizerKind;
 use specialformer::families::{PublishedModel, TextFiles};
-use specialformer::generate::{GenerateConfig, Sampling};
+use specialformer::generate::{Finish, Flow, GenerateConfig, Sampling};
 use specialformer::prelude::{DataConfig, Model, Seed};
 use specialformer::tensor::quantized::Precision;
 
+use crate::args::text::{ModelArgs, SamplingArgs, Weights};
 use crate::failure::Failure;
-use crate::memory;
-use crate::text_args::{ModelArgs, SamplingArgs, Weights};
+use crate::{interrupt, memory, terminal};
 
 /// A model with what reads and writes its text.
 pub(crate) struct Opened {
@@ -38,6 +38,25 @@ pub(crate) fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     memory::give_back();
     let model = open_published(args)?;
     Ok(Opened { model: Model::Published(Box::new(model)), files })
+}
+
+/// Opens a model whose matrices experts can scale: they are of single
+/// precision, and an adapter is folded into them.
+pub(crate) fn open_for_experts(args: &ModelArgs) -> Result<(PublishedModel, TextFiles), Failure> {
+    let name = args.model.display();
+    if args.weights.is_some_and(|weights| weights != Weights::F32) {
+        let what = "experts scale matrices in single precision: leave --weights out";
+        return Err(Failure::input(format!("{name}: {what}")));
+    }
+    let args = ModelArgs { weights: Some(Weights::F32), ..args.clone() };
+    let Opened { model, files } = open(&args)?;
+    let Model::Published(mut model) = model else {
+        return Err(Failure::input(format!("{name}: experts are for published models")));
+    };
+    if args.adapter.is_some() {
+        model.merge_adapters()?;
+    }
+    Ok((*model, files))
 }
 
 /// A run's configuration and model, at a share of its width.
@@ -138,6 +157,53 @@ pub(crate) fn settings(
     })
 }
 
+/// Prints a text as it is made, or not until it is whole.
+pub(crate) struct Live {
+    stream: Option<TokenStream>,
+    shown: Result<(), Failure>,
+}
+
+impl Live {
+    /// Prints what tokens of these files stand for, if `wanted`.
+    pub(crate) fn new(files: &TextFiles, wanted: bool) -> Self {
+        Self { stream: wanted.then(|| files.tokenizer().stream(true)), shown: Ok(()) }
+    }
+
+    /// Shows one more token, and whether to go on: not where somebody
+    /// interrupted, or nobody can read on.
+    pub(crate) fn push(&mut self, token: u32) -> Flow {
+        if let (Some(stream), Ok(())) = (&mut self.stream, &self.shown) {
+            let piece = stream.push(token).map_err(|error| Failure::work(error.to_string()));
+            self.shown = piece.and_then(|piece| Ok(terminal::show(&piece)?));
+        }
+        match interrupt::requested() || self.shown.is_err() {
+            true => Flow::Cancel,
+            false => Flow::Continue,
+        }
+    }
+
+    /// Ends the line, if there is one.
+    pub(crate) fn finish(self) -> Result<(), Failure> {
+        self.shown?;
+        match self.stream {
+            Some(stream) => {
+                Ok(terminal::show(&format!("{}\n", stream.finish().unwrap_or_default()))?)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a text ends, as results have it.
+pub(crate) fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::MaxTokens => "max-tokens",
+        Finish::Window => "window",
+        _ => "cancelled",
+    }
+}
+
 /// The text of a file, or of standard input for `-`.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     if path == Path::new("-") {
@@ -147,15 +213,4 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
         return Ok(text);
     }
     fs::read_to_string(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))
-}
-
-/// Bytes for reading: `98.4 MB`.
-pub(crate) fn bytes(count: u64) -> String {
-    let count = count as f64;
-    match count {
-        c if c < 1e3 => format!("{c} B"),
-        c if c < 1e6 => format!("{:.1} kB", c / 1e3),
-        c if c < 1e9 => format!("{:.1} MB", c / 1e6),
-        c => format!("{:.2} GB", c / 1e9),
-    }
 }

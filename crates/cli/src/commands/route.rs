@@ -1,9 +1,10 @@
 //! `specialformer route`.
 
 use serde_json::{Value, json};
-use specialformer::{LayerRoutingReport, RoutingReport};
+use specialformer::{LayerRoutingReport, Model, RoutingReport, RunConfig};
 
-use crate::args::{ConditionCommand, RouteCommand, RouteStatsArgs};
+use crate::args::route::ConditionCommand;
+use crate::args::{RouteCommand, RouteStatsArgs};
 use crate::commands::{route_analyze, route_condition, route_trace};
 use crate::failure::Failure;
 use crate::{job, run_report, table};
@@ -22,28 +23,34 @@ pub(crate) fn run(command: &RouteCommand) -> Result<(), Failure> {
     }
 }
 
-/// Prints where the tokens of held-out data go, and writes it into the run's
-/// report.
+/// Prints where the tokens of held-out data go.
 fn stats(args: &RouteStatsArgs) -> Result<(), Failure> {
     if args.size == 0 {
         return Err(Failure::input("--size = 0: must be at least 1"));
     }
-    let (config, model) = specialformer::load(&args.run)?;
-    let routing = specialformer::routing_report(&config, &model, args.set.into(), args.size)?;
-    // A run that is still going gets its report when it ends.
-    let written = match job::load_finished(&args.run)? {
-        Some(run) => {
-            let mut report = run_report::build(&config.name, &[&run], run.result.seconds)?;
-            report.routing = Some(run_report::routing(&routing, &run.records));
-            Some(run_report::write(&report, &args.run)?)
-        }
-        None => None,
+    let routing = |config: &RunConfig, model: &Model| {
+        specialformer::routing_report(config, model, args.set.into(), args.size)
+    };
+    let (name, routing, written) = if args.report {
+        let run = job::load_finished(&args.run)?.ok_or_else(|| {
+            let what = "the run has not ended: it gets its report when it does";
+            Failure::input(format!("{}: {what}", args.run.display()))
+        })?;
+        let routing = routing(&run.config, &run.model)?;
+        let (name, seconds) = (&run.config.name, run.result.seconds);
+        let report = run_report::build_with(name, &[&run], seconds, Some(&routing))?;
+        let path = run_report::write(&report, &args.run)?;
+        (run.config.name, routing, Some(path))
+    } else {
+        let (config, model) = specialformer::load(&args.run)?;
+        let routing = routing(&config, &model)?;
+        (config.name, routing, None)
     };
     if args.common.json {
-        println!("{:#}", as_json(&config.name, &routing));
+        println!("{:#}", as_json(&name, &routing));
         return Ok(());
     }
-    println!("{}: {} rows of {} data", config.name, routing.rows, table::set_name(routing.set));
+    println!("{name}: {} rows of {} data", routing.rows, table::set_name(routing.set));
     print!("\n{}", table::aligned(&layer_rows(&routing)));
     for layer in &routing.layers {
         println!("\n{}: load in %", layer.name);
@@ -84,7 +91,7 @@ fn layer_rows(routing: &RoutingReport) -> Vec<Vec<String>> {
             percent(statistics.drop_share()),
             format!("{:.3}", statistics.mutual_information()),
             format!("{:.3}", statistics.specialization()),
-            layer.calibration.map_or_else(|| "–".into(), percent),
+            layer.calibration.map_or_else(|| table::NONE.into(), percent),
         ]);
     }
     rows

@@ -12,8 +12,9 @@ use specialformer::routing::analysis::{
 use specialformer::routing_trace::{TokenScope, TraceReader, read_signatures};
 use specialformer::tensor::Seed;
 
-use crate::args::{RouteAnalyzeArgs, RouteDiscoverArgs};
+use crate::args::route::{RouteAnalyzeArgs, RouteDiscoverArgs};
 use crate::failure::Failure;
+use crate::output::check_free;
 use crate::{job, run_report, signature_report, table};
 
 /// A line of a labels file.
@@ -176,6 +177,9 @@ pub(crate) fn expert_names(found: &Analysis) -> Vec<String> {
 
 /// Clusters a trace's prompts.
 pub(crate) fn discover(args: &RouteDiscoverArgs) -> Result<(), Failure> {
+    if let Some(out) = &args.out {
+        check_free(out, Some(args.force))?;
+    }
     let reader = TraceReader::open(&args.trace)?;
     let data = read_signatures(&reader, TokenScope::All)?;
     let rows = data.matrix(args.kind.into());

@@ -10,12 +10,14 @@ use specialformer::routing_trace::{RoutedModel, TraceReader, read_prompts};
 use specialformer::training::HeldOut;
 
 use super::route_analyze::read_labels;
-use crate::args::{ConditionApplyArgs, ConditionEvalArgs, ConditionFitArgs, RoutePruneArgs};
+use crate::args::route::{ConditionApplyArgs, ConditionEvalArgs, ConditionFitArgs, RoutePruneArgs};
 use crate::failure::Failure;
+use crate::output::check_free;
 use crate::table;
 
 /// Chooses experts for each task.
 pub(crate) fn fit(args: &ConditionFitArgs) -> Result<(), Failure> {
+    check_free(&args.out, Some(args.force))?;
     let budget = args.budget.budget()?;
     let model = RoutedModel::open(&args.model)?;
     let reader = TraceReader::open(&args.trace)?;
@@ -90,7 +92,13 @@ pub(crate) fn eval(args: &ConditionEvalArgs) -> Result<(), Failure> {
                 texts.push((label, tokens));
             }
         }
-        None => texts = model.held_out_texts(HeldOut::Test, args.size)?,
+        None => {
+            conditions.check_set(HeldOut::Test).map_err(|error| {
+                let other = "fit to `route trace --set validation`, or score --prompts";
+                Failure::input(format!("{error}: {other}"))
+            })?;
+            texts = model.held_out_texts(HeldOut::Test, args.size)?;
+        }
     }
     use Selection::{Detected, Fixed, Frequency, Learned, Random, Tuned};
     let mut selections = vec![Fixed, Detected, Random, Frequency];
@@ -141,7 +149,7 @@ fn print(curve: &ConditionCurve) {
             format!("{:.3}", point.perplexity),
             format!("{:+.2}", 100.0 * point.relative),
             format!("{:.2}", point.expert_bytes / 1e6),
-            point.speed.map_or_else(|| "–".into(), |speed| format!("{speed:.2}×")),
+            point.speed.map_or_else(|| table::NONE.into(), |speed| format!("{speed:.2}×")),
         ]);
     }
     print!("\n{}", table::aligned(&rows));
@@ -209,6 +217,7 @@ pub(crate) fn apply(args: &ConditionApplyArgs) -> Result<(), Failure> {
 
 /// Saves a smaller model.
 pub(crate) fn prune(args: &RoutePruneArgs) -> Result<(), Failure> {
+    check_free(&args.out, None)?;
     let model = RoutedModel::open(&args.model)?;
     let mut conditions = Conditions::load(&args.condition)?;
     let task = conditions.task(&args.task)?;

@@ -10,7 +10,7 @@ use specialformer::routing_trace::{
     trace_prompts,
 };
 
-use crate::args::RouteTraceArgs;
+use crate::args::route::RouteTraceArgs;
 use crate::failure::Failure;
 use crate::progress::Progress;
 
@@ -51,10 +51,7 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
             let what = "a published model has no held-out data: give prompts with --prompts";
             return Err(Failure::input(format!("{}: {what}", args.model.display())));
         }
-        None => {
-            let writer = TraceWriter::create(&out, &model)?;
-            trace_held_out(&model, (args.set.into(), args.size), true, writer)?
-        }
+        None => trace_held_out(&model, (args.set.into(), args.size), true, &out)?,
     };
     if let Some(path) = &args.jsonl {
         let reader = TraceReader::open(&out)?;

@@ -5,8 +5,8 @@ use specialformer::checkpoint::ChatMessage;
 use specialformer::families::TextFiles;
 
 use super::published::{check_path, read_text};
+use crate::args::text::TokenizeArgs;
 use crate::failure::Failure;
-use crate::text_args::TokenizeArgs;
 
 pub(crate) fn run(args: &TokenizeArgs) -> Result<(), Failure> {
     check_path(&args.model)?;

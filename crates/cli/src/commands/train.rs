@@ -27,7 +27,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let result = &finished.result;
     println!("{}: {}", result.name, parameters(result));
     if let Some(test) = &result.test {
-        print!("{}", table::evaluation(test));
+        print!("{}", table::evaluation(test, &run_report::task_names(&config.data)));
     }
     println!("run    {}", show(&folder));
     println!("model  {}", show(&folder.join("model.safetensors")));

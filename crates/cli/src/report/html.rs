@@ -1,5 +1,7 @@
 //! Escaping and number formats.
 
+use crate::table::NONE;
+
 /// Escapes text for element content and quoted attributes.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -35,25 +37,9 @@ pub(crate) fn escape_json(json: &str) -> String {
     out
 }
 
-/// What stands where there is no value.
-pub(crate) const NONE: &str = "–";
-
 /// A fraction as a percentage without the sign: `0.98123` gives `98.12`.
 pub(crate) fn percent(fraction: f64) -> String {
     if fraction.is_finite() { format!("{:.2}", fraction * 100.0) } else { NONE.to_owned() }
-}
-
-/// Groups digits by threes: `103466` gives `103,466`.
-pub(crate) fn thousands(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// A magnitude in few characters: `12500` gives `12.5k`.
@@ -106,11 +92,6 @@ mod tests {
 
     #[test]
     fn formats_numbers() {
-        assert_eq!(
-            (thousands(0), thousands(999), thousands(103_466)),
-            ("0".into(), "999".into(), "103,466".into())
-        );
-        assert_eq!(thousands(1_000_000), "1,000,000");
         assert_eq!(
             (compact(12_500.0), compact(2e6), compact(0.25)),
             ("12.5k".into(), "2M".into(), "0.25".into())

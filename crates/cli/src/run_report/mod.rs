@@ -3,6 +3,8 @@
 mod iarc;
 mod tasks;
 
+pub(crate) use tasks::task_names;
+
 use std::path::{Path, PathBuf};
 
 use specialformer::tensor::simd;
@@ -17,12 +19,22 @@ use crate::report::{
 
 /// The report of these runs.
 pub(crate) fn build(title: &str, runs: &[&Finished], seconds: f64) -> Result<ReportData, Failure> {
+    build_with(title, runs, seconds, None)
+}
+
+/// The same with a routing of held-out data that is known already.
+pub(crate) fn build_with(
+    title: &str,
+    runs: &[&Finished],
+    seconds: f64,
+    routing: Option<&RoutingReport>,
+) -> Result<ReportData, Failure> {
     let Some(first) = runs.first() else {
         return Err(Failure::work("no run to report on"));
     };
     let mut report = match &first.config.data {
         DataConfig::Iarc(data) => iarc::build(runs, data)?,
-        _ => tasks::build(runs)?,
+        _ => tasks::build(runs, routing)?,
     };
     report.title = title.into();
     report.config = first.config.to_toml()?;
@@ -53,7 +65,7 @@ pub(crate) fn write(data: &ReportData, folder: &Path) -> Result<PathBuf, Failure
 }
 
 /// The routing part of a report: held-out data, and what training noted.
-pub(crate) fn routing(routing: &RoutingReport, records: &[Record]) -> Routing {
+fn routing(routing: &RoutingReport, records: &[Record]) -> Routing {
     let layers = routing.layers.iter().map(|layer| {
         let statistics = &layer.statistics;
         let table = |values: ndarray::Array2<f64>| -> Vec<Vec<f64>> {

@@ -2,7 +2,7 @@
 
 use specialformer::data::{MultimodalConfig, TaskKind};
 use specialformer::training::{AccuracyRecord, Evaluation, HeldOut, TaskRecord};
-use specialformer::{DataConfig, Model, MultimodalPredictor, MultimodalSample};
+use specialformer::{DataConfig, Model, MultimodalPredictor, MultimodalSample, RoutingReport};
 
 use super::{entry, points};
 use crate::failure::Failure;
@@ -21,7 +21,11 @@ struct Task {
     kind: &'static str,
 }
 
-pub(super) fn build(runs: &[&Finished]) -> Result<ReportData, Failure> {
+/// A report; what is `routed` already is not routed again.
+pub(super) fn build(
+    runs: &[&Finished],
+    routed: Option<&RoutingReport>,
+) -> Result<ReportData, Failure> {
     let first = &runs[0];
     let tasks = tasks_of(&first.config.data);
     // Numbers have no accuracy; they stand in the table of tasks.
@@ -45,7 +49,10 @@ pub(super) fn build(runs: &[&Finished]) -> Result<ReportData, Failure> {
         && !model.experts().is_empty()
     {
         let (config, model) = (&run.config, &run.model);
-        let routing = specialformer::routing_report(config, model, HeldOut::Test, ROUTED_ROWS)?;
+        let routing = match routed {
+            Some(routing) => routing.clone(),
+            None => specialformer::routing_report(config, model, HeldOut::Test, ROUTED_ROWS)?,
+        };
         data.routing = Some(super::routing(&routing, &run.records));
     }
     if let ([run], DataConfig::Multimodal(config)) = (runs, &first.config.data) {
@@ -70,6 +77,11 @@ fn samples(run: &Finished, config: &MultimodalConfig) -> Result<Vec<Answered>, F
         }
     };
     Ok(predictor.samples(config, SAMPLES)?.into_iter().map(sample).collect())
+}
+
+/// The names of the tasks, in the order of the configuration.
+pub(crate) fn task_names(data: &DataConfig) -> Vec<String> {
+    tasks_of(data).into_iter().map(|task| task.name).collect()
 }
 
 fn tasks_of(data: &DataConfig) -> Vec<Task> {

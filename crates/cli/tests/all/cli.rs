@@ -72,6 +72,9 @@ fn the_study_prints_json_and_keeps_finished_runs() {
     assert!(folder.path().join("out/plot.svg").is_file());
     let said = refused(folder.path(), &arguments);
     assert!(said.contains("--resume"), "{said}");
+    let said = refused(folder.path(), &["iarc", "--models", "mlp,mlp", "--out", "twice"]);
+    assert!(said.contains("mlp is named twice"), "{said}");
+    assert!(!folder.path().join("twice").exists());
     let mut again = arguments.to_vec();
     again.push("--resume");
     let output = specialformer(folder.path(), &again);

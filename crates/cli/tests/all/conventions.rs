@@ -103,6 +103,20 @@ fn output_that_nobody_reads_ends_quietly() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_said() {
+    for arguments in [&["info"][..], &["info", "--json"], &["completions", "bash"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_specialformer"));
+        let output = command.args(arguments).stdout(full).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.starts_with("error: standard output: No space left"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
 fn start(folder: &Path, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_specialformer"));
     command.current_dir(folder).args(arguments).env("NO_COLOR", "1");
@@ -113,7 +127,12 @@ fn start(folder: &Path, arguments: &[&str]) -> Child {
 /// Presses Ctrl-C.
 #[cfg(unix)]
 fn interrupt(child: &Child) {
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    signal(child, "-INT");
+}
+
+#[cfg(unix)]
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status();
     assert!(status.unwrap().success());
 }
 
@@ -130,7 +149,8 @@ fn an_interrupted_run_can_be_resumed() {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    interrupt(&child);
+    // As a batch system does it.
+    signal(&child, "-TERM");
     let output = child.wait_with_output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");
@@ -166,6 +186,34 @@ fn commands_that_only_read_end_at_once() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
     assert_eq!(text(&output.stderr), "\ninterrupted\n");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_terminal_ends_a_command_unless_nohup_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    for nohup in [false, true] {
+        let program = env!("CARGO_BIN_EXE_specialformer");
+        let mut words = vec![program, "perplexity", "absent", "-"];
+        words.splice(..0, nohup.then_some("nohup"));
+        let mut command = Command::new(words[0]);
+        command.current_dir(folder.path()).args(&words[1..]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let _input = child.stdin.take();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        signal(&child, "-HUP");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let ended = child.try_wait().unwrap();
+        match nohup {
+            false => assert_eq!(ended.unwrap().code(), Some(130)),
+            true => {
+                assert!(ended.is_none(), "it ended by itself");
+                signal(&child, "-TERM");
+                assert_eq!(child.wait().unwrap().code(), Some(130));
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Commands for published models, on a tiny one.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use specialformer::checkpoint::HfConfig;
@@ -156,14 +158,37 @@ fn a_conversation_ends_with_its_input() {
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(answers.len(), 3);
     assert_eq!(answers[0]["answer"], answers[2]["answer"]);
+    assert_eq!(answers[0]["finish"], "max-tokens");
     let said = text(&output.stderr);
     assert!(said.contains("no command /nonsense") && said.contains("/system TEXT"), "{said}");
-    // Too long for the window: said, and the conversation goes on.
+    // Too long for the window: said, the conversation goes on, and the exit
+    // code tells.
     let long = format!("{}\nHi\n/exit\nnever\n", "x".repeat(400));
     let output = specialformer_fed(at, &chat, &long);
-    assert!(output.status.success());
-    assert!(text(&output.stderr).contains("the model's window is 256"));
-    assert_eq!(text(&output.stdout).lines().count(), 1);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("the model's window is 256"), "{said}");
+    assert!(said.ends_with("error: 1 of 2 questions had no answer\n"), "{said}");
+    let lines: Vec<Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines[0]["error"].as_str().unwrap().contains("window is 256"), "{lines:?}");
+    assert!(lines[1]["answer"].is_string() && lines.len() == 2, "{lines:?}");
+}
+
+#[test]
+fn a_conversation_that_nobody_reads_ends_quietly() {
+    let folder = tiny();
+    for more in [&[][..], &["--json"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_specialformer"));
+        command.current_dir(folder.path()).args(["chat", "model", "--max-tokens", "5"]).args(more);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        child.stdin.take().unwrap().write_all(b"Hello\nAgain\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(text(&output.stderr), "", "{more:?}");
+        assert_eq!(output.status.code(), Some(141), "{more:?}");
+    }
 }
 
 #[test]
@@ -193,7 +218,7 @@ fn what_is_no_model_is_refused_in_one_line() {
     assert!(refused(at, &generate("broken.gguf")).contains("broken.gguf"));
     assert!(refused(at, &["inspect", "."]).contains("config.json"));
     assert!(refused(at, &["perplexity", "model", "nothing.txt"]).contains("nothing.txt"));
-    let hot = ["generate", "model", "--prompt", "x", "--temperature=-1"];
+    let hot = ["generate", "model", "--prompt", "x", "--temperature", "-1"];
     assert!(refused(at, &hot).contains("temperature"));
     let wide = ["perplexity", "model", "text.txt", "--window", "1000"];
     assert!(refused(at, &wide).contains("at most 256"));

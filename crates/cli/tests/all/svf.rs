@@ -7,7 +7,7 @@ use specialformer::checkpoint::HfConfig;
 use specialformer::families::PublishedModel;
 use specialformer::prelude::Seed;
 
-use crate::common::{refused, specialformer, text};
+use crate::common::{refused, specialformer, specialformer_fed, text};
 
 /// Printable ASCII, blank and new line as single tokens, then the end token.
 fn tokenizer() -> String {
@@ -186,6 +186,65 @@ fn an_expert_is_trained_scored_mixed_merged_and_chosen() {
 }
 
 #[test]
+fn a_conversation_applies_experts() {
+    let folder = folder();
+    let at = folder.path();
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
+    fs::write(at.join("model/chat_template.jinja"), template).unwrap();
+    let train = ["svf", "train", "model", "--data", "mine.jsonl", "--steps", "1", "--test", "0"];
+    done(at, &[&train[..], &["--no-cache"]].concat());
+    let chat = ["chat", "model", "--experts", "experts", "--max-tokens", "2", "--json"];
+    let output = specialformer_fed(at, &chat, "3?\n");
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.starts_with("[mine") || said.starts_with("[others"), "{said}");
+    assert!(text(&output.stdout).starts_with("{\"answer\":"), "{}", text(&output.stdout));
+    // An adapter makes another base of the model, weights in blocks none at all.
+    let lora = ["--method", "lora", "--rank", "2", "--out", "lora"];
+    done(at, &[&train[..], &lora].concat());
+    let said = refused(at, &[&chat[..], &["--adapter", "lora"]].concat());
+    assert!(said.contains("belongs to another base model"), "{said}");
+    let said = refused(at, &[&chat[..], &["--weights", "quantized"]].concat());
+    assert!(said.contains("in single precision"), "{said}");
+}
+
+#[test]
+fn a_kept_classifier_is_asked_with_the_threshold_and_of_its_own_base() {
+    let folder = folder();
+    let at = folder.path();
+    let train = ["svf", "train", "model", "--data", "mine.jsonl", "--steps", "1", "--test", "0"];
+    done(at, &[&train[..], &["--no-cache"]].concat());
+    let ask = ["adapt", "model", "--experts", "experts", "--no-cache", "--strategy", "classifier"];
+    let ask = [&ask[..], &["--prompt", "3?", "--max-tokens", "1"]].concat();
+    let own = ["--data", "mine=mine.jsonl"];
+    let chosen = |more: &[&str]| {
+        json(at, &[&ask[..], more].concat())["answers"][0]["choice"]["weights"].clone()
+    };
+    let mine = serde_json::json!([["mine", 1.0]]);
+    assert_eq!(chosen(&own), mine);
+    assert_eq!(chosen(&[]), mine);
+    assert_eq!(chosen(&["--threshold", "0.999999"]), serde_json::json!([]));
+    for (wrong, said) in [
+        (["--threshold", "-1"], "--threshold = -1: must be in [0, 1)"),
+        (["--threshold", "nan"], "--threshold = NaN"),
+        (["--data", "mine.jsonl"], "must be TASK=FILE of an expert's task"),
+        (["--data", "other=mine.jsonl"], "must be TASK=FILE of an expert's task"),
+    ] {
+        let told = refused(at, &[&ask[..], &wrong].concat());
+        assert!(told.contains(said), "{told}");
+    }
+    assert_eq!(chosen(&[]), mine);
+    // Experts of another model in the same folder need a classifier of it.
+    write_model(&at.join("other"), 2);
+    let again = train.map(|word| if word == "model" { "other" } else { word });
+    done(at, &[&again[..], &["--no-cache", "--force"]].concat());
+    let other: Vec<&str> =
+        ask.iter().map(|&word| if word == "model" { "other" } else { word }).collect();
+    let said = refused(at, &other);
+    assert!(said.contains("the classifier needs prompts"), "{said}");
+}
+
+#[test]
 fn other_methods_and_rewards_train_through_the_same_command() {
     let folder = folder();
     let at = folder.path();
@@ -305,6 +364,10 @@ fn what_does_not_fit_is_refused_in_one_line() {
             "must exceed 1",
         ),
         (&["svf", "eval", "model"], "nothing to score"),
+        (
+            &["svf", "train", "model", "--data", "mine.jsonl", "--out", "./model", "--force"],
+            "is the model itself",
+        ),
         (&["svf", "mix", expert, expert, "--weights", "1", "--out", "m"], "there are 2 experts"),
         (
             &["adapt", "model", "--experts", "model", "--strategy", "prompt", "--prompt", "a"],

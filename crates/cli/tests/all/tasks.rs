@@ -107,11 +107,14 @@ fn a_mixture_of_experts_trains_evaluates_and_shows_its_routing() {
         assert_eq!(layer["drop_share"], 0.0);
         assert_eq!(layer["task_shares"].as_array().unwrap().len(), 3);
     }
-    let validation =
-        specialformer(at, &["route", "stats", "runs/tiny", "--set", "validation", "--size", "48"]);
+    // Only looking at a run changes nothing in it.
+    let report = || fs::read_to_string(at.join("runs/tiny/report.html")).unwrap();
+    assert!(!report().contains("validation data"));
+    let stats = ["route", "stats", "runs/tiny", "--set", "validation", "--size", "48", "--report"];
+    let validation = specialformer(at, &stats);
     let printed = text(&validation.stdout);
     assert!(printed.contains("validation data") && printed.contains("blocks.1"), "{printed}");
-    let report = fs::read_to_string(at.join("runs/tiny/report.html")).unwrap();
+    let report = report();
     for part in ["id=\"routing\"", "id=\"tasks\"", "heat-table", "validation data"] {
         assert!(report.contains(part), "{part}");
     }
@@ -172,8 +175,15 @@ fn wrong_inputs_are_named() {
     write("bad.txt", "1 2\n3 x 4\n");
     let said = predict("sort", "bad.txt");
     assert!(said.contains("bad.txt: line 2:") && said.contains("token `x`"), "{said}");
+    // Blank lines are passed over, and counted.
+    write("blank.txt", "1 2\n\n3 x\n");
+    assert!(predict("sort", "blank.txt").contains("line 3"));
     write("blank.txt", "1 2\n\n3\n");
-    assert!(predict("sort", "blank.txt").contains("line 2"));
+    let output =
+        specialformer(at, &["predict", "runs/tiny", "--task", "sort", "blank.txt", "--json"]);
+    let lines = text(&output.stdout);
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    assert_eq!(lines.map(|line| line["line"].clone()).collect::<Vec<_>>(), [1, 3]);
     write("long.txt", &"1 ".repeat(60));
     let said = predict("sort", "long.txt");
     assert!(said.contains("line 1") && said.contains("the model takes 40"), "{said}");
@@ -217,6 +227,30 @@ fn a_dense_run_has_no_routing_but_teaches_and_starts_others() {
     let config = fs::read_to_string(at.join("runs/adapted/config.toml")).unwrap();
     assert!(config.contains("init_from = \"runs/tiny\""), "{config}");
 
+    // Killed before its first checkpoint, it begins anew from the same weights.
+    fs::create_dir(at.join("runs/again")).unwrap();
+    fs::copy(at.join("runs/adapted/config.toml"), at.join("runs/again/config.toml")).unwrap();
+    let again = ["train", "adapt.toml", "--resume", "--quiet", "--json", "--out", "runs/again"];
+    json(at, &again);
+    let model = |run: &str| fs::read(at.join(run).join("model.safetensors")).unwrap();
+    assert!(model("runs/again") == model("runs/adapted"));
+    // Without its checkpoints, a run that ended is left alone.
+    fs::remove_dir_all(at.join("runs/again/checkpoints")).unwrap();
+    let said = refused(at, &again);
+    assert!(said.contains("runs/again: its checkpoints are gone"), "{said}");
+    assert!(model("runs/again") == model("runs/adapted"));
+    // The configuration of a start that failed does not stay.
+    fs::create_dir(at.join("runs/stale")).unwrap();
+    let stale = config.replace("steps = 12", "steps = 99");
+    assert_ne!(stale, config);
+    fs::write(at.join("runs/stale/config.toml"), stale).unwrap();
+    json(at, &["train", "adapt.toml", "--resume", "--quiet", "--json", "--out", "runs/stale"]);
+    assert_eq!(fs::read_to_string(at.join("runs/stale/config.toml")).unwrap(), config);
+    // Killed even before the configuration was written, it has one in the end.
+    fs::create_dir(at.join("runs/bare")).unwrap();
+    json(at, &["train", "adapt.toml", "--resume", "--quiet", "--json", "--out", "runs/bare"]);
+    assert!(at.join("runs/bare/config.toml").is_file());
+
     // Weights that do not fit.
     fs::write(at.join("moe.toml"), MOE.replace("\"tiny\"", "\"moe\"")).unwrap();
     let said = refused(at, &["train", "moe.toml", "--init-from", "runs/tiny"]);
@@ -242,6 +276,7 @@ fn a_dense_run_has_no_routing_but_teaches_and_starts_others() {
     assert!(refused(at, &["train", "pupil.toml"]).contains("[train.multi_task.distillation]"));
     pupil("teacher = \"runs/none\"", distillation);
     assert!(refused(at, &["train", "pupil.toml", "--out", "x"]).contains("runs/none"));
+    assert!(!at.join("x").exists());
 }
 
 #[test]
@@ -343,6 +378,14 @@ fn later_versions_of_what_a_run_gives_are_refused_as_such() {
         let output = specialformer(at, command);
         assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
     }
+    // Nothing is written over unasked.
+    let said = refused(at, &fit);
+    assert!(said.contains("c.json: is there already; --force writes over it"), "{said}");
+    assert!(specialformer(at, &[&fit[..], &["--force"]].concat()).status.success());
+    // What was fitted to the test set is not scored on it.
+    let said = refused(at, &eval);
+    assert!(said.contains("was fitted to the test set"), "{said}");
+    assert!(said.contains("--set validation") && said.contains("--prompts"), "{said}");
     for (path, command) in
         [("trace/trace.json", &fit[..]), ("c.json", &eval), ("runs/tiny/tasks.json", &predict)]
     {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use ndarray::{Array1, Array2, ArrayView1, Axis};
 use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::{CheckpointError, TensorFile, TensorWriter};
+use specialformer_svd_finetune::MatrixHash;
 use specialformer_tensor::Tensor;
 
 use super::{AdaptiveModel, Choice, OTHERS};
@@ -77,6 +78,7 @@ pub const GENERAL_PROMPTS: [&str; 40] = [
 pub struct TaskClassifier {
     outcomes: Vec<String>,
     threshold: f64,
+    base: Option<MatrixHash>,
     weight: Array2<f32>,
     bias: Array1<f32>,
     mean: Array1<f32>,
@@ -88,6 +90,8 @@ pub struct TaskClassifier {
 struct Metadata {
     outcomes: Vec<String>,
     threshold: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base: Option<MatrixHash>,
 }
 
 /// The mean last hidden state of each prompt [n, C].
@@ -122,6 +126,14 @@ fn features(
         .map_err(|e| Error::Input { model: "classifier", what: e.to_string() })
 }
 
+fn check_threshold(threshold: f64) -> Result<()> {
+    if (0.0..1.0).contains(&threshold) {
+        return Ok(());
+    }
+    let what = format!("threshold = {threshold}: must be in [0, 1)");
+    Err(Error::Input { model: "classifier", what })
+}
+
 fn softmax(logits: &mut Array1<f64>) {
     let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     logits.mapv_inplace(|x| (x - most).exp());
@@ -144,9 +156,7 @@ impl TaskClassifier {
         threshold: f64,
     ) -> Result<Self> {
         let fail = |what: String| Err(Error::Input { model: "classifier", what });
-        if !(0.0..1.0).contains(&threshold) {
-            return fail(format!("threshold = {threshold}: must be in [0, 1)"));
-        }
+        check_threshold(threshold)?;
         let mut classes: Vec<(&str, Vec<&str>)> = tasks
             .iter()
             .map(|(name, prompts)| (name.as_str(), prompts.iter().map(String::as_str).collect()))
@@ -169,6 +179,28 @@ impl TaskClassifier {
         let features = features(model, format, &prompts)?;
         let outcomes = classes.iter().map(|(name, _)| (*name).to_owned()).collect();
         Ok(fit(outcomes, threshold, &features, &labels, &shares))
+    }
+
+    /// The same with another threshold.
+    ///
+    /// # Errors
+    /// If the threshold is not in [0, 1).
+    pub fn with_threshold(self, threshold: f64) -> Result<Self> {
+        check_threshold(threshold)?;
+        Ok(Self { threshold, ..self })
+    }
+
+    /// The same, known to be of the model with this
+    /// [`model_hash`](crate::svf::model_hash).
+    #[must_use]
+    pub fn of_base(self, base: MatrixHash) -> Self {
+        Self { base: Some(base), ..self }
+    }
+
+    /// False if it is known to be of another model. Files of earlier versions
+    /// do not say of which they are.
+    pub fn may_be_of(&self, base: &MatrixHash) -> bool {
+        self.base.as_ref().is_none_or(|own| own == base)
     }
 
     /// The outcomes that it tells apart.
@@ -233,7 +265,8 @@ impl TaskClassifier {
         for (name, values) in [("bias", &self.bias), ("mean", &self.mean), ("scale", &self.scale)] {
             writer.tensor(name, &Tensor::from_array(values.clone()))?;
         }
-        let metadata = Metadata { outcomes: self.outcomes.clone(), threshold: self.threshold };
+        let Self { outcomes, threshold, base, .. } = self.clone();
+        let metadata = Metadata { outcomes, threshold, base };
         writer.metadata_json(ENTRY, &metadata)?;
         Ok(writer.save(path)?)
     }
@@ -245,7 +278,7 @@ impl TaskClassifier {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = TensorFile::open(path)?;
-        let Metadata { outcomes, threshold } = file.metadata_json(ENTRY)?;
+        let Metadata { outcomes, threshold, base } = file.metadata_json(ENTRY)?;
         let damaged = |what: String| {
             let (path, key) = (path.to_owned(), ENTRY.to_owned());
             Error::from(CheckpointError::Metadata { path, key, what })
@@ -261,6 +294,7 @@ impl TaskClassifier {
             .map_err(|_| damaged("`weight` is no matrix".into()))?;
         let loaded = Self {
             threshold,
+            base,
             bias: vector("bias")?,
             mean: vector("mean")?,
             scale: vector("scale")?,
@@ -317,6 +351,7 @@ fn fit(
     TaskClassifier {
         outcomes,
         threshold,
+        base: None,
         weight: weight.mapv(|v| v as f32),
         bias: narrow(bias),
         mean: narrow(mean),
@@ -348,6 +383,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("classifier.safetensors");
         classifier.save(&path).unwrap();
-        assert_eq!(TaskClassifier::load(&path).unwrap(), classifier);
+        let loaded = TaskClassifier::load(&path).unwrap();
+        assert_eq!(loaded, classifier);
+        let [own, other] = [1.0, 2.0].map(|x| MatrixHash::of(&Tensor::<f32>::full([1, 1], x)));
+        assert!(loaded.may_be_of(&own) && loaded.may_be_of(&other));
+        loaded.of_base(own.clone()).save(&path).unwrap();
+        let loaded = TaskClassifier::load(&path).unwrap();
+        assert!(loaded.may_be_of(&own) && !loaded.may_be_of(&other));
+        let strict = loaded.with_threshold(0.99).unwrap();
+        assert_eq!(strict.decide(&[0.98, 0.01, 0.01]), OTHERS);
+        assert!(strict.with_threshold(1.0).is_err());
     }
 }

@@ -14,8 +14,10 @@ use specialformer_routing::analysis::{
 use specialformer_routing::condition::{Budget, keep, resized};
 use specialformer_routing::{ExpertSet, LayerShape, SignatureKind, SignatureSum};
 use specialformer_tensor::{Seed, Tensor};
+use specialformer_train::HeldOut;
 
 use crate::error::{Error, Result};
+use crate::logits::largest;
 use crate::routing_trace::{RoutedModel, TokenScope, TraceReader, read_signatures};
 
 const FORMAT_VERSION: u32 = 1;
@@ -100,6 +102,9 @@ pub struct Conditions {
     pub tasks: Vec<TaskExperts>,
     /// How a task is detected.
     pub detector: Detector,
+    /// Which of a run's held-out data it was fitted to, if it was that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<HeldOut>,
 }
 
 fn fail<T>(place: impl Into<String>, reason: impl Into<String>) -> Result<T> {
@@ -170,6 +175,7 @@ impl Conditions {
             fingerprint: model.fingerprint(),
             options,
             layers: data.layers,
+            set: reader.info().set,
             tasks,
             detector: Detector {
                 tokens: options.detect_tokens,
@@ -254,6 +260,22 @@ impl Conditions {
         fail(model.name(), reason)
     }
 
+    /// Fails if they were fitted to this set of held-out data, on which they
+    /// would look better than they are.
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    pub fn check_set(&self, set: HeldOut) -> Result<()> {
+        if self.set != Some(set) {
+            return Ok(());
+        }
+        let name = match set {
+            HeldOut::Validation => "validation",
+            HeldOut::Test => "test",
+        };
+        fail(&self.model, format!("was fitted to the {name} set, on which it cannot be scored"))
+    }
+
     /// Experts kept, as a share of all, by task.
     pub fn kept(&self, task: usize) -> f64 {
         let all: usize = self.layers.iter().map(|layer| layer.experts).sum();
@@ -308,11 +330,9 @@ impl Conditions {
         sum.add_trace(&model.trace(first)?, |_| true)?;
         let row = sum.signature(self.options.kind);
         let row = ndarray::ArrayView2::from_shape((1, row.len()), &row).expect("one row");
-        let p = self.detector.classifier.probabilities(row);
-        let best =
-            (1..p.ncols()).fold(0, |best, c| if p[[0, c]] > p[[0, best]] { c } else { best });
-        let sure = p[[0, best]] >= self.detector.confidence;
-        Ok((sure.then_some(best), p[[0, best]]))
+        let p = self.detector.classifier.probabilities(row).row(0).to_vec();
+        let best = largest(&p);
+        Ok(((p[best] >= self.detector.confidence).then_some(best), p[best]))
     }
 }
 

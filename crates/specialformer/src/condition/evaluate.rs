@@ -12,6 +12,7 @@ use specialformer_tensor::Seed;
 use super::conditions::{Conditions, TaskExperts, with_experts};
 use super::soft::{SoftOptions, learn_bias, tune_experts};
 use crate::error::{Error, Result};
+use crate::logits::loss;
 use crate::routing_trace::RoutedModel;
 
 /// Which experts a text is read with.
@@ -123,12 +124,8 @@ fn losses(model: &RoutedModel, tokens: &[u32]) -> Result<Vec<f64>> {
     let logits = model.logits(&Ctx::eval(), tokens)?;
     let value = logits.value();
     let width = value.shape().last_size();
-    let loss = |(row, &target): (&[f32], &u32)| {
-        let most = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-        let sum: f64 = row.iter().map(|&z| f64::from(z - most).exp()).sum();
-        sum.ln() - f64::from(row[target as usize] - most)
-    };
-    Ok(value.as_slice().chunks_exact(width).zip(&tokens[1..]).map(loss).collect())
+    let rows = value.as_slice().chunks_exact(width).zip(&tokens[1..]);
+    Ok(rows.map(|(row, &target)| loss(row, target)).collect())
 }
 
 fn all_losses(

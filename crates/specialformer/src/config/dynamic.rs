@@ -132,7 +132,7 @@ impl DynamicConfig {
                 let reason = format!("must name blocks before the last, {last}");
                 return fail("exit.layers", &format!("{:?}", exit.layers), reason);
             }
-            if !exit.layers.is_sorted() {
+            if !exit.layers.is_sorted_by(|a, b| a < b) {
                 return fail("exit.layers", &format!("{:?}", exit.layers), "must rise".into());
             }
             if !(exit.threshold > 0.0 && exit.threshold.is_finite()) {

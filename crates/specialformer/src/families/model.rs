@@ -15,6 +15,7 @@ use specialformer_train::{BoxError, ModelOutput, Rows};
 
 use super::architecture::{Architecture, HeadKind};
 use super::input::{Source, TextInput, TextStates};
+use crate::config::StackConfig;
 use crate::error::{Error, Result};
 use crate::generate::{TextCache, TextModel};
 use crate::models::{Memory, Stack, StackInput, Tokens};
@@ -114,6 +115,11 @@ impl<E: Element> PublishedModel<E> {
     /// Size V of the vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.architecture.vocabulary
+    }
+
+    /// What its stacks of blocks are built from.
+    pub(crate) fn stack_configs(&self) -> impl Iterator<Item = &StackConfig> {
+        self.encoder.iter().chain([&self.main]).map(Stack::config)
     }
 
     /// True if the model has an encoder whose output its decoder reads.

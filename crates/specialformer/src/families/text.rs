@@ -1,6 +1,7 @@
 //! [`TextFiles`]: what turns text into a published model's tokens and back.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 use specialformer_checkpoint::{
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct TextFiles {
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    template: Option<Arc<ChatTemplate>>,
     stop_tokens: Vec<u32>,
 }
 
@@ -65,7 +66,7 @@ impl TextFiles {
         stop_tokens.extend(turns.filter(|&id| tokenizer.is_special(id)));
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        Ok(Self { tokenizer, template, stop_tokens })
+        Ok(Self { tokenizer, template: template.map(Arc::new), stop_tokens })
     }
 
     /// Bytes as tokens, with 256 as the end of a text: what runs on text read
@@ -77,9 +78,9 @@ impl TextFiles {
         Self { tokenizer, template: None, stop_tokens: vec![256] }
     }
 
-    /// The tokenizer and the chat template.
-    pub(crate) fn into_parts(self) -> (Tokenizer, Option<ChatTemplate>) {
-        (self.tokenizer, self.template)
+    /// The chat template, for others to keep.
+    pub(crate) fn shared_template(&self) -> Option<Arc<ChatTemplate>> {
+        self.template.clone()
     }
 
     /// The tokenizer.
@@ -89,7 +90,7 @@ impl TextFiles {
 
     /// The chat template, if the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.template.as_deref()
     }
 
     /// Tokens that end a text or an answer.

@@ -24,8 +24,10 @@ pub struct GenerateConfig {
     /// Each text draws from a stream of its own, so that what stands beside it
     /// in the batch changes nothing.
     pub seed: Seed,
-    /// The task of each prompt, for models that answer rows of one batch with
-    /// different experts; see [`Ctx::with_tasks`]. Empty for none.
+    /// The task of each prompt, for models with parts of each task's own: a
+    /// Specialformer's adapters and heads, or experts that answer rows of one
+    /// batch ([`attach_bank`](crate::svf::attach_bank)); see
+    /// [`Ctx::with_tasks`]. Empty for none.
     pub tasks: Vec<u32>,
 }
 

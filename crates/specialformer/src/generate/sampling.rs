@@ -1,8 +1,13 @@
 //! How the next token is chosen from logits.
 
+use std::cmp::Ordering;
+
 use specialformer_tensor::RngStream;
 
 use crate::error::{Error, Result};
+
+/// Candidates that are sorted at first to find the most probable ones.
+const FIRST_SORTED: usize = 256;
 
 /// How the next token is chosen.
 ///
@@ -98,14 +103,7 @@ impl Sampling {
             candidates.truncate(self.top_k);
         }
         if self.top_p < 1.0 {
-            candidates.sort_unstable_by(by_weight);
-            let wanted = self.top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
-            let mut sum = 0.0;
-            let reached = candidates.iter().position(|(_, weight)| {
-                sum += weight;
-                sum >= wanted
-            });
-            candidates.truncate(reached.map_or(candidates.len(), |last| last + 1));
+            keep_nucleus(&mut candidates, self.top_p, by_weight);
         } else {
             // One order whatever the selection did, so that seeds decide.
             candidates.sort_unstable_by_key(|(id, _)| *id);
@@ -118,6 +116,39 @@ impl Sampling {
         });
         Ok(drawn.map_or(best as u32, |(id, _)| *id))
     }
+}
+
+/// Keeps the fewest candidates, best first, that have this share of all weight.
+/// Few are enough as a rule, so only as many are sorted as turn out to be
+/// needed.
+fn keep_nucleus(
+    candidates: &mut Vec<(u32, f64)>,
+    share: f64,
+    by_weight: impl Fn(&(u32, f64), &(u32, f64)) -> Ordering,
+) {
+    let wanted = share * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
+    let mut sorted = FIRST_SORTED;
+    while sorted < candidates.len() {
+        candidates.select_nth_unstable_by(sorted - 1, &by_weight);
+        candidates[..sorted].sort_unstable_by(&by_weight);
+        if let Some(kept) = reaches(&candidates[..sorted], wanted) {
+            return candidates.truncate(kept);
+        }
+        sorted *= 2;
+    }
+    candidates.sort_unstable_by(&by_weight);
+    let kept = reaches(candidates, wanted);
+    candidates.truncate(kept.unwrap_or(candidates.len()));
+}
+
+/// How many of the first candidates have this weight together.
+fn reaches(candidates: &[(u32, f64)], wanted: f64) -> Option<usize> {
+    let mut sum = 0.0;
+    let last = candidates.iter().position(|(_, weight)| {
+        sum += weight;
+        sum >= wanted
+    });
+    last.map(|last| last + 1)
 }
 
 /// Divides positive logits of tokens in the text, multiplies negative ones.
@@ -178,6 +209,26 @@ mod tests {
         assert!(counts[2] == 0 && counts[0] > 0, "{counts:?}");
         let counts = draws(Sampling { top_p: 0.4, ..Sampling::at_temperature(1.0) }, &logits);
         assert_eq!(counts[1], 4000);
+    }
+
+    #[test]
+    fn a_nucleus_is_what_sorting_everything_gives() {
+        let by_weight = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let mut rng = Seed::new(7).stream("weights");
+        for (count, sharpness) in [(10, 1.0), (256, 0.0), (257, 0.0), (3000, 0.2), (3000, 9.0)] {
+            // Rounded, so that some are equal.
+            let mut weight = || (sharpness * rng.normal()).round().exp();
+            let all: Vec<(u32, f64)> = (0..count).map(|id| (id, weight())).collect();
+            for share in [1e-9, 0.3, 0.9, 0.999, 1.0 - 1e-12] {
+                let mut found = all.clone();
+                keep_nucleus(&mut found, share, by_weight);
+                let mut sorted = all.clone();
+                sorted.sort_by(by_weight);
+                let wanted = share * all.iter().map(|(_, weight)| weight).sum::<f64>();
+                let kept = reaches(&sorted, wanted).unwrap_or(sorted.len());
+                assert_eq!(found, sorted[..kept], "{count} {share}");
+            }
+        }
     }
 
     #[test]

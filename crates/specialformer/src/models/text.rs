@@ -18,8 +18,9 @@ impl<E: Element> Model<E> {
     }
 }
 
-/// A transformer, a Specialformer that is a decoder with a shared
-/// language-model head (its rows are then of no task), or a published decoder.
+/// A transformer, a Specialformer that is a decoder (texts are of the tasks that
+/// the context names, or of none, which takes a language-model head that tasks
+/// share), or a published decoder.
 impl<E: Element> TextModel<E> for Model<E> {
     fn vocabulary(&self) -> usize {
         match self {
@@ -66,7 +67,7 @@ impl<E: Element> TextModel<E> for Model<E> {
     fn head(&self, ctx: &Ctx<E>, hidden: &Var<E>) -> Result<Var<E>> {
         match self {
             Self::Transformer(model) => model.head_of(ctx, hidden),
-            Self::Specialformer(model) => model.shared_head(ctx, hidden),
+            Self::Specialformer(model) => model.text_head(ctx, hidden),
             Self::Published(model) => model.head(ctx, hidden),
             Self::Lstm(_) | Self::Mlp(_) => self.cannot(),
         }

@@ -36,6 +36,11 @@ impl<E: Element> Transformer<E> {
         self.stack.attention()
     }
 
+    /// What its blocks are built from.
+    pub(crate) fn stack_config(&self) -> &StackConfig {
+        self.stack.config()
+    }
+
     /// The ALiBi slope of a head, 0 without ALiBi.
     pub(crate) fn alibi_slope(&self, head: usize) -> f64 {
         self.stack.alibi_slope(head)

@@ -14,6 +14,7 @@ use specialformer_nn::names::choices;
 use crate::config::Head;
 use crate::data::{DataConfig, Format, JointVocabulary, TaskKind, TaskSpec, load_specs};
 use crate::error::{Error, Result};
+use crate::logits::largest;
 use crate::models::Model;
 use crate::run::{RunConfig, TASKS_FILE, load};
 
@@ -268,6 +269,6 @@ impl Predictor {
 
 /// The first largest entry.
 fn likeliest(probabilities: &[f64]) -> (usize, f64) {
-    let better = |best: (usize, f64), next: (usize, f64)| if next.1 > best.1 { next } else { best };
-    probabilities.iter().copied().enumerate().fold((0, f64::NEG_INFINITY), better)
+    let best = largest(probabilities);
+    (best, probabilities[best])
 }

@@ -1,6 +1,7 @@
 //! [`RoutedModel`]: a model with experts, and its tokenizer.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use specialformer_checkpoint as checkpoint;
 use specialformer_checkpoint::TensorWriter;
@@ -15,7 +16,8 @@ use crate::data::{DataConfig, ModelTokenizer, Tokenizer};
 use crate::error::{Error, Result};
 use crate::families::TextFiles;
 use crate::families::{PublishedModel, TextInput};
-use crate::generate::{Flow, GenerateConfig, generate};
+use crate::generate::{Flow, GenerateConfig, TextModel, generate};
+use crate::logits::largest;
 use crate::models::{Model, Outputs, Specialformer, Tokens};
 use crate::run::{HeldOutRows, RunConfig, TASKS_FILE, load};
 
@@ -32,7 +34,7 @@ use crate::run::{HeldOutRows, RunConfig, TASKS_FILE, load};
 pub struct RoutedModel {
     name: String,
     kind: Kind,
-    tokenizer: Option<Box<dyn Tokenizer>>,
+    tokenizer: Option<Arc<dyn Tokenizer>>,
 }
 
 enum Kind {
@@ -70,7 +72,7 @@ impl RoutedModel {
     pub fn of_run(config: RunConfig, model: Model) -> Result<Self> {
         let name = config.name.clone();
         let tokenizer = match &config.data {
-            DataConfig::Text(data) => Some(data.tokenizer.build()?),
+            DataConfig::Text(data) => Some(Arc::from(data.tokenizer.build()?)),
             _ => None,
         };
         let kind = match model {
@@ -93,7 +95,7 @@ impl RoutedModel {
         tokenizer: Option<checkpoint::Tokenizer>,
     ) -> Result<Self> {
         let tokenizer = tokenizer
-            .map(|tokenizer| Box::new(PublishedTokenizer(tokenizer)) as Box<dyn Tokenizer>);
+            .map(|tokenizer| Arc::new(PublishedTokenizer(tokenizer)) as Arc<dyn Tokenizer>);
         Self { name: name.into(), kind: Kind::Published(Box::new(model)), tokenizer }.checked()
     }
 
@@ -272,22 +274,20 @@ impl RoutedModel {
     pub fn continue_text(&self, tokens: &[u32], count: usize) -> Result<Vec<u32>> {
         let room = self.window().map_or(count, |window| window.saturating_sub(tokens.len()));
         let count = count.min(room);
-        match &self.kind {
-            Kind::Published(model) => {
-                let config = GenerateConfig::new(count).stopping_as(model);
-                let prompts = [tokens.to_vec()];
-                let mut made =
-                    generate::<f32, f32>(&**model, &prompts, &config, |_, _| Flow::Continue)?;
-                Ok(made.remove(0).tokens)
+        match (&self.kind, self.as_model()) {
+            (Kind::Published(model), _) => {
+                greedy(&**model, tokens, GenerateConfig::new(count).stopping_as(model))
             }
-            Kind::Run(run) => {
+            (_, Some(model)) if model.new_cache::<f32>(1).is_ok() => {
+                greedy(&model, tokens, GenerateConfig::new(count))
+            }
+            // Of models whose texts have no cache, all is read again each time.
+            (Kind::Run(run), _) => {
                 let mut text = tokens.to_vec();
                 for _ in 0..count {
                     let logits =
                         run.1.logits(&Ctx::eval(), Tokens::new(&text, 1)?, Outputs::Last)?;
-                    let row = logits.value().as_slice();
-                    let best = (1..row.len()).fold(0, |b, i| if row[i] > row[b] { i } else { b });
-                    text.push(best as u32);
+                    text.push(largest(logits.value().as_slice()) as u32);
                 }
                 Ok(text.split_off(tokens.len()))
             }
@@ -332,15 +332,7 @@ impl RoutedModel {
             }
             Kind::Published(model) => Kind::Published(Box::new(model.map_experts(make)?)),
         };
-        let tokenizer = match &self.kind {
-            Kind::Run(run) => match &run.0.data {
-                DataConfig::Text(data) => Some(data.tokenizer.build()?),
-                _ => None,
-            },
-            // Only texts need it, and prompts were read with the whole model.
-            Kind::Published(_) => None,
-        };
-        Ok(Self { name: self.name.clone(), kind, tokenizer })
+        Ok(Self { name: self.name.clone(), kind, tokenizer: self.tokenizer.clone() })
     }
 
     /// A model of the crate's other functions that shares this one's weights;
@@ -397,6 +389,12 @@ impl RoutedModel {
             }
         }
     }
+}
+
+/// Continues one text.
+fn greedy(model: &impl TextModel, text: &[u32], config: GenerateConfig) -> Result<Vec<u32>> {
+    let mut made = generate::<f32, f32>(model, &[text.to_vec()], &config, |_, _| Flow::Continue)?;
+    Ok(made.remove(0).tokens)
 }
 
 fn dense(place: String) -> Error {

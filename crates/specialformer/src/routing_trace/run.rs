@@ -1,5 +1,7 @@
 //! Running models for their traces.
 
+use std::path::Path;
+
 use rayon::prelude::*;
 use specialformer_routing::RoutingTrace;
 use specialformer_train::HeldOut;
@@ -78,16 +80,17 @@ fn trace_one(
     Ok((PromptTrace { id, label: prompt.label, tokens, pieces, positions, own }, trace))
 }
 
-/// Runs rows of a run's held-out data and writes where their tokens go; each
-/// row is a prompt, and its task the label.
+/// Runs rows of a run's held-out data and writes where their tokens go into a
+/// trace folder; each row is a prompt, and its task the label.
 ///
 /// # Errors
-/// [`Error::Data`] if the model is no run, or its data has no such set.
+/// [`Error::Data`] if the model is no run, or its data has no such set: then
+/// an old trace in the folder is left as it is. As [`TraceWriter`].
 pub fn trace_held_out(
     model: &RoutedModel,
     (set, size): (HeldOut, usize),
     pieces: bool,
-    mut writer: TraceWriter,
+    folder: &Path,
 ) -> Result<TraceInfo> {
     let fail = |reason: &str| Error::Data { place: model.name().into(), reason: reason.into() };
     let config = model.run_config().ok_or_else(|| {
@@ -95,6 +98,7 @@ pub fn trace_held_out(
     })?;
     let rows =
         HeldOutRows::of(config, set, size)?.ok_or_else(|| fail("the data has no such set"))?;
+    let mut writer = TraceWriter::create(folder, model)?.of_set(set);
     for first in (0..rows.rows()).step_by(AT_ONCE) {
         let last = rows.rows().min(first + AT_ONCE);
         let traced: Vec<Result<(PromptTrace, RoutingTrace)>> = (first..last)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use specialformer_checkpoint::{TensorWriter, atomic_write, remove_leftovers};
 use specialformer_routing::{LayerShape, RoutingTrace};
 use specialformer_tensor::Tensor;
+use specialformer_train::HeldOut;
 
 use super::model::RoutedModel;
 use super::part::{PromptTrace, TracePart};
@@ -44,6 +45,9 @@ pub struct TraceInfo {
     pub prompts: usize,
     /// Number of positions.
     pub positions: u64,
+    /// Which of a run's held-out data the prompts are, if they are that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<HeldOut>,
 }
 
 /// Writes a trace folder: `part-00000.safetensors` and so on, which any tool
@@ -68,7 +72,8 @@ impl TraceWriter {
     /// replaced.
     ///
     /// # Errors
-    /// If the folder cannot be made or holds something else.
+    /// If the folder cannot be made or holds something else, which is left as
+    /// it is.
     pub fn create(folder: &Path, model: &RoutedModel) -> Result<Self> {
         Self::new(folder, model.name(), model.fingerprint(), model.layers())
     }
@@ -87,16 +92,11 @@ impl TraceWriter {
         std::fs::create_dir_all(folder).map_err(io)?;
         // Of a trace that was killed while it wrote a part.
         remove_leftovers(folder)?;
-        for entry in std::fs::read_dir(folder).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let own =
-                name == INFO_FILE || (name.starts_with("part-") && name.ends_with(".safetensors"));
-            if !own {
-                let reason = format!("holds `{name}`, which is no part of a trace");
-                return Err(Error::Data { place: folder.display().to_string(), reason });
-            }
-            std::fs::remove_file(&path).map_err(io)?;
+        // Without that file what is left is no whole trace.
+        let mut old = old_files(folder)?;
+        old.sort_by_key(|name| name != INFO_FILE);
+        for name in old {
+            std::fs::remove_file(folder.join(name)).map_err(io)?;
         }
         let part = TracePart::new(layers.len());
         let info = TraceInfo {
@@ -107,8 +107,16 @@ impl TraceWriter {
             parts: 0,
             prompts: 0,
             positions: 0,
+            set: None,
         };
         Ok(Self { folder: folder.to_owned(), info, part, choices: 0 })
+    }
+
+    /// Says that the prompts are this set of a run's held-out data.
+    #[must_use]
+    pub fn of_set(mut self, set: HeldOut) -> Self {
+        self.info.set = Some(set);
+        self
     }
 
     /// Adds a prompt and where its positions went.
@@ -192,6 +200,23 @@ impl TraceWriter {
         atomic_write(self.folder.join(INFO_FILE), |file| file.write_all(text.as_bytes()))?;
         Ok(self.info)
     }
+}
+
+/// The names of the files of an old trace in a folder, which must hold nothing
+/// else.
+fn old_files(folder: &Path) -> Result<Vec<String>> {
+    let io = |source| Error::Io { path: folder.display().to_string(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+        let part = name.starts_with("part-") && name.ends_with(".safetensors");
+        if name != INFO_FILE && !part {
+            let reason = format!("holds `{name}`, which is no part of a trace");
+            return Err(Error::Data { place: folder.display().to_string(), reason });
+        }
+        names.push(name);
+    }
+    Ok(names)
 }
 
 pub(super) fn part_path(folder: &Path, number: usize) -> PathBuf {

@@ -13,7 +13,7 @@ use specialformer_tensor::Seed;
 use specialformer_train::TrainConfig;
 
 pub(crate) use self::held_out::HeldOutRows;
-pub use self::held_out::evaluate;
+pub use self::held_out::{evaluate, evaluate_with_calibration};
 pub use self::load::{load, load_weights};
 pub use self::training::{Start, TASKS_FILE, TrainedRun, train};
 use crate::config::ModelConfig;

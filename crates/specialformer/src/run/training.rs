@@ -1,6 +1,6 @@
 //! Training a run, in stages where its model grows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use specialformer_nn::NamedParameters;
@@ -39,7 +39,8 @@ pub struct TrainedRun {
 /// labels, as [`save_specs`] writes them.
 pub const TASKS_FILE: &str = "tasks.json";
 
-/// Trains what `config` describes in `folder`.
+/// Trains what `config` describes in `folder`. A run that was killed before
+/// its first checkpoint begins anew when it is resumed, from the same weights.
 ///
 /// # Errors
 /// If the configuration is invalid, the folder cannot be used, or training
@@ -54,19 +55,27 @@ pub fn train<'a>(
     config.validate()?;
     let data = config.load_data()?;
     let model = config.build_model()?;
-    if let (Start::New, Some(from)) = (start, &config.init_from) {
+    let fresh = start == Start::New || RunFolder::latest_checkpoint(folder)?.is_none();
+    let init_from = if fresh { init_from(config, folder, start)? } else { None };
+    if let Some(from) = &init_from {
         start_from(from, config, &model)?;
     }
-    match start {
-        Start::New => RunFolder::create(folder)?.write_config(&config.to_toml()?)?,
-        Start::Resume => drop(RunFolder::open(folder)?),
+    // What may fail goes first, so that it leaves no folder behind.
+    let teacher = config.teacher.as_deref().map(|from| load_teacher(from, config)).transpose()?;
+    let run_folder = match start {
+        Start::New => RunFolder::create(folder)?,
+        Start::Resume => RunFolder::open(folder)?,
+    };
+    if fresh {
+        // Also over that of a start that failed.
+        run_folder.write_config(&RunConfig { init_from, ..config.clone() }.to_toml()?)?;
     }
+    drop(run_folder);
     // Also of a run that was killed before it had written them.
     let tasks = folder.join(TASKS_FILE);
     if !data.tasks.is_empty() && !tasks.is_file() {
         save_specs(&tasks, &data.tasks)?;
     }
-    let teacher = config.teacher.as_deref().map(|from| load_teacher(from, config)).transpose()?;
     let run = Run { config, folder, teacher: teacher.as_ref() };
     let stop = Mutex::new(stop);
     let stop = || (stop.lock().unwrap_or_else(PoisonError::into_inner))();
@@ -160,6 +169,15 @@ impl Run<'_> {
         };
         Ok(trainer.run()?)
     }
+}
+
+/// The run whose weights a run without weights of its own starts with.
+fn init_from(config: &RunConfig, folder: &Path, start: Start) -> Result<Option<PathBuf>> {
+    // As it was when the run was begun.
+    let begun = folder.join("config.toml");
+    let begun = (start == Start::Resume && begun.is_file()).then(|| RunConfig::load(begun));
+    let begun = begun.transpose()?.and_then(|begun| begun.init_from);
+    Ok(config.init_from.clone().or(begun))
 }
 
 /// Gives a model the weights of another run, whose model may be smaller.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use specialformer_nn::{Linear, Weight};
 use specialformer_svd_finetune::{
     Base, BaseOptions, ExpertVector, MatrixHash, Progress, Selection, SvfBank, SvfError, SvfModel,
@@ -81,6 +82,18 @@ pub fn check_expert(model: &mut PublishedModel, expert: &ExpertVector) -> Result
         }
     }
     Ok(())
+}
+
+/// One hash for all matrices of a model: what was made for one model is told
+/// from what was made for another by it.
+///
+/// # Errors
+/// If a stored matrix cannot be read.
+pub fn model_hash(model: &mut PublishedModel) -> Result<MatrixHash> {
+    let matrices = matrices(model)?;
+    let hashes: Vec<(&str, MatrixHash)> =
+        matrices.par_iter().map(|(name, m)| (name.as_str(), MatrixHash::of(m))).collect();
+    Ok(MatrixHash::of_all(hashes.iter().map(|(name, hash)| (*name, hash))))
 }
 
 /// Puts the weights W(z) into the model, in place of its own.

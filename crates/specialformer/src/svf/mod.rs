@@ -41,7 +41,7 @@ mod policy;
 mod run;
 mod tuned;
 
-pub use attach::{Decomposition, attach_bank, check_expert, decompose};
+pub use attach::{Decomposition, attach_bank, check_expert, decompose, model_hash};
 pub(crate) use evaluate::answer_likelihood;
 pub use evaluate::{PromptScore, score_prompts};
 pub use fine_tune::{TuneReport, fine_tune, reinforce};

@@ -2,7 +2,7 @@
 
 use specialformer_nn::Ctx;
 use specialformer_tensor::{CrossEntropy, Reduction, Tensor, Var};
-use specialformer_train::{BoxError, IGNORE, Objective, Rows, Score, Shard, ShardLoss};
+use specialformer_train::{BoxError, IGNORE, Objective, Rows, Score, Shard, ShardLoss, is_right};
 
 use super::tuned::Tuned;
 use crate::error::Result;
@@ -48,12 +48,7 @@ fn logits_at(model: &PublishedModel, ctx: &Ctx, rows: &Rows<'_>, places: &[usize
 pub(super) fn hits(logits: &Tensor, targets: &[u32]) -> Vec<bool> {
     let width = logits.shape().last_size().max(1);
     let rows = logits.as_slice().chunks_exact(width).zip(targets);
-    rows.map(|(row, &target)| {
-        let value = row[target as usize];
-        let (before, after) = row.split_at(target as usize);
-        before.iter().all(|&v| v < value) && after.iter().all(|&v| v <= value)
-    })
-    .collect()
+    rows.map(|(row, &target)| is_right(row, target as usize)).collect()
 }
 
 /// Rows all of whose targets are hit.

@@ -61,7 +61,7 @@ impl TunedRun {
         self.svf.expert(task)
     }
 
-    /// Trains z on data.
+    /// Trains z on data. `stop` is asked before each step whether to end.
     ///
     /// # Errors
     /// If the data cannot be loaded or training fails.
@@ -70,9 +70,11 @@ impl TunedRun {
         data: &DataConfig,
         train: &TrainConfig,
         observer: impl Observer,
+        stop: impl Fn() -> bool + Send,
     ) -> Result<Summary> {
         let dataset = data.load(train.seed)?.dataset;
-        Ok(Trainer::new(self, dataset, train.clone())?.observer(observer).run()?)
+        let trainer = Trainer::new(self, dataset, train.clone())?;
+        Ok(trainer.observer(observer).stop_when(stop).run()?)
     }
 
     /// Scores on held-out data.

@@ -10,6 +10,7 @@ mod families;
 mod golden_moe;
 mod grow;
 mod guide;
+mod inventory;
 mod models;
 mod multimodal;
 mod parameters_by_types;

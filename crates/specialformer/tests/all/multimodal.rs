@@ -5,7 +5,7 @@ use std::path::Path;
 use specialformer::data::{MULTIMODAL_TASKS, MultimodalConfig};
 use specialformer::nn::{Ctx, NamedParameters};
 use specialformer::tensor::{Seed, Tape};
-use specialformer::training::{Batch, Dataset, HeldOut, IGNORE};
+use specialformer::training::{Batch, Dataset, HeldOut, IGNORE, Outcome};
 use specialformer::{
     DataConfig, Inventory, Model, ModelConfig, MultimodalPredictor, Outputs, RunConfig,
     SpecialformerConfig, Start, Tokens, grow,
@@ -329,6 +329,9 @@ fn rows_that_are_sure_leave_early_and_the_others_answer_as_ever() {
         let exit = format!("exit = {{ layers = [0, 1], threshold = {threshold} }}");
         run(&tasks(), "modulation = {}", &exit).unwrap().build_model().unwrap()
     };
+    let twice = run(&tasks(), "modulation = {}", "exit = { layers = [1, 1], threshold = 0.5 }");
+    let error = twice.and_then(|run| run.validate()).unwrap_err().to_string();
+    assert!(error.ends_with("must rise"), "{error}");
     let batch = batch(24);
     let answers = |model: &Model, ctx: &Ctx| {
         let Model::Specialformer(model) = model else { unreachable!() };
@@ -375,7 +378,9 @@ fn singular_values_alone_are_trained() {
     assert_eq!(tuned.trained_numbers(), 3 * 6 * 16);
     let train = TrainConfig::new(3, 8, 0.1);
     let first = tuned.evaluate(&config.data, &train, HeldOut::Test, 64).unwrap().unwrap();
-    tuned.train(&config.data, &train, ()).unwrap();
+    let stopped = tuned.train(&config.data, &train, (), || true).unwrap();
+    assert_eq!((stopped.outcome, stopped.step), (Outcome::Interrupted, 0));
+    tuned.train(&config.data, &train, (), || false).unwrap();
     let last = tuned.evaluate(&config.data, &train, HeldOut::Test, 64).unwrap().unwrap();
     assert_ne!(first.evaluation.loss, last.evaluation.loss);
     assert!(before.iter().all(|(_, p, values)| p.value().as_slice() == values));

@@ -238,8 +238,8 @@ fn a_run_is_traced_conditioned_taught_a_bias_and_pruned() {
     let folder = run(place.path());
     let model = RoutedModel::open(&folder).unwrap();
     let out = place.path().join("trace");
-    let writer = TraceWriter::create(&out, &model).unwrap();
-    let info = trace_held_out(&model, (HeldOut::Validation, 40), true, writer).unwrap();
+    let info = trace_held_out(&model, (HeldOut::Validation, 40), true, &out).unwrap();
+    assert_eq!(info.set, Some(HeldOut::Validation));
     assert_eq!((info.prompts, info.layers.len()), (40, 2));
     let reader = TraceReader::open(&out).unwrap();
     let mut conditions = Conditions::fit(&model, &reader, None, FitOptions::default()).unwrap();
@@ -287,7 +287,17 @@ fn a_run_is_traced_conditioned_taught_a_bias_and_pruned() {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
     }
-    let made = opened.continue_text(&digits[0].1[..8], 4).unwrap();
+    // From cached keys and values, as if all were read again for each token.
+    let mut text = digits[0].1[..8].to_vec();
+    let made = opened.continue_text(&text, 4).unwrap();
+    for &token in &made {
+        let logits = opened.logits(&Ctx::eval(), &text).unwrap();
+        let vocabulary = logits.shape().last_size();
+        let last = &logits.value().as_slice()[(text.len() - 1) * vocabulary..];
+        let best = (1..last.len()).fold(0, |best, i| if last[i] > last[best] { i } else { best });
+        assert_eq!(token as usize, best);
+        text.push(token);
+    }
     assert_eq!(made.len(), 4);
 }
 
@@ -327,6 +337,34 @@ fn what_cannot_be_traced_or_conditioned_says_why() {
     assert!(error.contains("one number of experts"), "{error}");
     let few = olmoe.map_experts(|_, moe| Ok(moe.restricted(ExpertSet::new(8, [0]).unwrap())?));
     assert!(few.unwrap_err().to_string().contains("allowed experts = 1"));
+}
+
+#[test]
+fn a_trace_that_cannot_be_replaced_is_left_as_it_is() {
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("trace");
+    let olmoe = open("05_olmoe");
+    trace(&olmoe, &out, TraceOptions::default());
+    let files = || {
+        let mut names: Vec<_> =
+            std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    // Of a published model no rows are held out.
+    let before = files();
+    assert!(trace_held_out(&olmoe, (HeldOut::Test, 4), true, &out).is_err());
+    assert_eq!(files(), before);
+    TraceReader::open(&out).unwrap();
+    // Files that are not a trace's, wherever in the folder's order.
+    for name in ["a.txt", "z.txt"] {
+        std::fs::write(out.join(name), "mine").unwrap();
+        let before = files();
+        let error = TraceWriter::create(&out, &olmoe).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("holds `{name}`, which is no part of a trace")));
+        assert_eq!(files(), before);
+        std::fs::remove_file(out.join(name)).unwrap();
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ impl Scalars {
         match record {
             Record::Train(train) => {
                 add("loss".into(), train.loss);
-                add("accuracy".into(), train.accuracy);
+                train.accuracy.into_iter().for_each(|share| add("accuracy".into(), share));
                 add("learning_rate".into(), train.learning_rate);
                 add("gradient_norm".into(), train.gradient_norm);
                 add("tokens".into(), train.tokens as f64);
@@ -77,5 +77,24 @@ fn value(prefix: &str, record: &ValueRecord, add: &mut impl FnMut(String, f64)) 
     add(format!("{prefix}mean_squared_error"), record.mean_squared_error);
     if let Some(r_squared) = record.r_squared {
         add(format!("{prefix}r_squared"), r_squared);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_target_is_a_class_there_is_no_accuracy() {
+        let text = r#"{"kind": "train", "step": 1, "tokens": 2, "loss": 0.5, "terms": {},
+            "learning_rate": 0.1, "gradient_norm": 1.0, "tokens_per_second": 3.0, "seconds": 4.0}"#;
+        let names = |text: &str| -> Vec<String> {
+            let record: Record = serde_json::from_str(text).unwrap();
+            Scalars::of(&record).values.into_iter().map(|(name, _)| name).collect()
+        };
+        let without = names(text);
+        assert!(without.contains(&"loss".into()) && !without.contains(&"accuracy".into()));
+        let with = names(&text.replace("\"terms\"", "\"accuracy\": 0.25, \"terms\""));
+        assert_eq!(with.len(), without.len() + 1);
     }
 }

@@ -92,7 +92,7 @@ where
             tokens: self.state.tokens,
             loss: mean(interval.loss),
             terms: terms.map(|(name, &sum)| (name.clone(), mean(sum))).collect(),
-            accuracy: interval.score.accuracy().unwrap_or(0.0),
+            accuracy: interval.score.accuracy(),
             learning_rate: self.config.learning_rate * factor,
             gradient_norm: mean(interval.gradient_norm),
             tasks: named_tasks(&interval.tasks, &self.task_names),

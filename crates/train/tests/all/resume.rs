@@ -118,11 +118,38 @@ fn a_run_without_a_checkpoint_begins_anew() {
     let (whole, path) = (folder.path().join("whole"), folder.path().join("run"));
     train(&whole, config(), u64::MAX);
     drop(RunFolder::create(&path).unwrap());
-    fs::write(path.join("metrics.jsonl"), "half a li").unwrap();
+    fs::write(path.join("metrics.jsonl"), "").unwrap();
     train(&path, config(), u64::MAX);
     let model = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
     assert!(model(&whole) == model(&path));
     assert_eq!(untimed_metrics(&whole), untimed_metrics(&path));
+}
+
+#[test]
+fn a_run_whose_checkpoints_are_gone_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    train(&path, config(), u64::MAX);
+    fs::remove_dir_all(path.join("checkpoints")).unwrap();
+    let gone = format!("{}: its checkpoints are gone; it cannot be resumed", path.display());
+    let refused = || {
+        assert_eq!(RunFolder::open(&path).unwrap_err().to_string(), gone);
+        assert_eq!(RunFolder::open_or_create(&path).unwrap_err().to_string(), gone);
+    };
+    let model = fs::read(path.join("model.safetensors")).unwrap();
+    refused();
+    fs::write(path.join("metrics.jsonl"), "").unwrap();
+    refused();
+    assert!(fs::read(path.join("model.safetensors")).unwrap() == model);
+}
+
+#[test]
+fn a_folder_of_something_else_is_no_run() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("letter.txt"), "Dear").unwrap();
+    let error = RunFolder::open(folder.path()).unwrap_err().to_string();
+    assert!(error.ends_with("no run to resume here: the folder holds other files"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]
@@ -135,6 +162,10 @@ fn a_folder_is_opened_or_made() {
     let error = RunFolder::open_or_create(&path).unwrap_err().to_string();
     assert!(error.ends_with("another process is training in this run folder"), "{error}");
     drop(held);
+    // Of a run that was killed when it had written its configuration.
+    fs::remove_file(path.join("metrics.jsonl")).unwrap();
+    fs::write(path.join("config.toml"), "").unwrap();
+    drop(RunFolder::open_or_create(&path).unwrap());
     let other = folder.path().join("other");
     fs::create_dir(&other).unwrap();
     fs::write(other.join("letter.txt"), "Dear").unwrap();

@@ -5,8 +5,8 @@ use std::time::Instant;
 use serde_json::json;
 use specialformer::svd_finetune::truncate;
 
-use super::args::DecomposeArgs;
 use super::model;
+use crate::args::svf::DecomposeArgs;
 use crate::failure::Failure;
 use crate::table;
 

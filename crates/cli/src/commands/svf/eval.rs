@@ -11,8 +11,8 @@ use specialformer::generate::{Reading, perplexity};
 use specialformer::svd_finetune::Parametrisation;
 use specialformer::svf::{Tuned, check_expert, score_prompts};
 
-use super::args::EvalArgs;
 use super::model;
+use crate::args::svf::EvalArgs;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::progress::Progress;

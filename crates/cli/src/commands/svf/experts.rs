@@ -8,19 +8,18 @@ use specialformer::svd_finetune::{
 };
 use specialformer::svf::{Tuned, check_expert};
 
-use super::args::{InfoArgs, MergeArgs, MixArgs, MixMode};
 use super::model;
+use crate::args::svf::{InfoArgs, MergeArgs, MixArgs, MixMode};
+use crate::args::text::Target;
 use crate::commands::convert;
 use crate::commands::published::is_named_gguf;
 use crate::failure::Failure;
-use crate::table::grouped;
-use crate::text_args::Target;
+use crate::output::check_free;
+use crate::table::{self, grouped};
 
 /// Folds an expert into a model and saves it.
 pub(super) fn merge(args: &MergeArgs) -> Result<(), Failure> {
-    if args.out.exists() {
-        return Err(Failure::input(format!("{}: is there already", args.out.display())));
-    }
+    check_free(&args.out, None)?;
     let form = args.to.unwrap_or(match is_named_gguf(&args.out) {
         true => Target::GgufF16,
         false => Target::F32,
@@ -46,9 +45,7 @@ pub(super) fn merge(args: &MergeArgs) -> Result<(), Failure> {
 
 /// Combines experts.
 pub(super) fn mix(args: &MixArgs) -> Result<(), Failure> {
-    if args.out.exists() {
-        return Err(Failure::input(format!("{}: is there already", args.out.display())));
-    }
+    check_free(&args.out, None)?;
     let experts =
         args.experts.iter().map(|path| model::expert(path)).collect::<Result<Vec<_>, _>>()?;
     let references: Vec<&ExpertVector> = experts.iter().collect();
@@ -109,7 +106,7 @@ pub(super) fn info(args: &InfoArgs) -> Result<(), Failure> {
     println!("base            {}", expert.base_hash().short());
     println!("matrices        {}", expert.matrices.len());
     println!("numbers         {}", grouped(expert.len() as u64));
-    println!("file            {}", model::size(bytes));
+    println!("file            {}", table::bytes(bytes));
     let kind = match expert.parametrisation.kind {
         ScaleKind::Direct => "z = p".to_owned(),
         ScaleKind::Sigmoid { ceiling } => format!("z = {ceiling}·sigmoid(p)"),

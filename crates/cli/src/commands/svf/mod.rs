@@ -1,16 +1,14 @@
 //! `specialformer svf`.
 
-pub(crate) mod args;
 mod decompose;
 mod eval;
 mod experts;
 pub(super) mod model;
 mod report;
-pub(crate) mod run;
+mod run;
 mod train;
 
-use args::SvfCommand;
-
+use crate::args::svf::SvfCommand;
 use crate::failure::Failure;
 
 pub(crate) fn run(command: &SvfCommand) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use specialformer::nn::names::choices;
 use specialformer::svd_finetune::{Base, BaseOptions, ExpertVector, Selection, SvfError};
 use specialformer::svf::{Decomposition, decompose};
 
-use super::args::CacheArgs;
+use crate::args::svf::CacheArgs;
 use crate::commands::published::check_path;
 use crate::failure::Failure;
 use crate::interrupt;
@@ -118,19 +118,4 @@ pub(crate) fn base_of(
 
 pub(crate) fn input(error: SvfError) -> Failure {
     specialformer::Error::from(error).into()
-}
-
-/// Bytes for people.
-pub(crate) fn size(bytes: u64) -> String {
-    let units = ["B", "kB", "MB", "GB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{bytes} B"),
-        _ => format!("{value:.1} {}", units[unit]),
-    }
 }

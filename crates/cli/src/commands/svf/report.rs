@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use specialformer::svf::{PromptScore, TuneReport, Tuned};
 use specialformer::training::TrainRecord;
 
-use super::args::{ObjectiveName, TrainArgs};
+use crate::args::svf::{ObjectiveName, TrainArgs};
 use crate::failure::Failure;
 use crate::job;
 use crate::report::{self, Point, Reference, ReportData, Run, Score, Scores};
@@ -94,7 +94,7 @@ fn point(record: &TrainRecord) -> Point {
         tokens: record.tokens,
         train_loss: Some(record.loss),
         // A drawn answer is right or not as a whole.
-        exact: statistic("exact").or(reward.map(|_| record.accuracy)),
+        exact: statistic("exact").or(reward.and(record.accuracy)),
         reward,
         divergence: statistic("kl"),
         learning_rate: Some(record.learning_rate),
@@ -116,7 +116,7 @@ mod tests {
             tokens: 96,
             loss: 0.5,
             terms: BTreeMap::new(),
-            accuracy: 0.25,
+            accuracy: Some(0.25),
             learning_rate: 1e-3,
             gradient_norm: 1.0,
             tasks: BTreeMap::new(),

@@ -18,12 +18,13 @@ use specialformer::svf::{
 };
 use specialformer::training::{Observer, Outcome, ReinforceConfig, StepReport};
 
-use super::args::{MethodName, ObjectiveName, TrainArgs};
 use super::{model, report};
+use crate::args::svf::{MethodName, ObjectiveName, TrainArgs};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::output::check_free;
 use crate::progress::Progress;
-use crate::table::grouped;
+use crate::table::{self, grouped};
 
 /// Prompts answered together while scoring.
 const TOGETHER: usize = 32;
@@ -41,9 +42,12 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         _ => return Err(Failure::input("give --task, --data or --naming")),
     };
     let out = out_path(args, &data.task);
-    if out.exists() && !args.force {
-        let what = "is there already; --force writes over it";
-        return Err(Failure::input(format!("{}: {what}", out.display())));
+    check_free(&out, Some(args.force))?;
+    if let (Ok(out), Ok(model)) = (out.canonicalize(), args.model.canonicalize())
+        && out == model
+    {
+        let what = "is the model itself, which is not written over";
+        return Err(Failure::input(format!("{}: {what}", args.model.display())));
     }
     let mut opened = model::open(&args.model)?;
     opened.set_recompute(args.recompute);
@@ -269,14 +273,14 @@ fn print(
     println!(
         "{} trained numbers, {}; loss {:.3} → {:.3}; {:.2} s a step, {:.0} s in all{}",
         grouped(tuned.trained_numbers() as u64),
-        model::size(bytes as u64),
+        table::bytes(bytes as u64),
         report.first_loss,
         report.last_loss,
         report.step_seconds,
         report.seconds,
         report
             .peak_memory
-            .map_or_else(String::new, |peak| format!(", peak memory + {}", model::size(peak))),
+            .map_or_else(String::new, |peak| format!(", peak memory + {}", table::bytes(peak))),
     );
     println!("saved {}, report {}", out.display(), page.display());
     Ok(())

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::Section;
 use crate::report::data::{HeadHistogram, Quantity, ReportData};
-use crate::report::html::{NONE, escape};
+use crate::report::html::escape;
+use crate::table::NONE;
 
 /// The section; absent without histograms.
 pub(crate) fn section(data: &ReportData) -> Option<Section> {

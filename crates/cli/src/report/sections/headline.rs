@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::report::data::{Model, Point, ReportData, models};
-use crate::report::html::{compact, duration, escape, percent, thousands};
+use crate::report::html::{compact, duration, escape, percent};
+use crate::table::grouped;
 
 struct Figure {
     label: String,
@@ -33,7 +34,7 @@ pub(crate) fn headline(data: &ReportData) -> String {
     if let Some(model) = best.map(|(model, _)| model).or(models.first()) {
         figures.push(Figure {
             label: "Parameters".to_owned(),
-            value: thousands(model.runs[0].parameters),
+            value: grouped(model.runs[0].parameters),
             note: model.name.to_owned(),
         });
         let speeds = model.runs.iter().flat_map(|run| &run.points);
@@ -89,10 +90,8 @@ fn target_figure(model: &Model<'_>, target: f64) -> Figure {
         (1, 1) | (0, _) => "on validation data".to_owned(),
         _ => format!("on validation data, {hits} of {seeds} seeds"),
     };
-    let value = median(steps).map_or_else(
-        || "not reached".to_owned(),
-        |step| format!("step {}", thousands(step as u64)),
-    );
+    let value = median(steps)
+        .map_or_else(|| "not reached".to_owned(), |step| format!("step {}", grouped(step as u64)));
     Figure { label: format!("{} % first reached", compact(target * 100.0)), value, note }
 }
 

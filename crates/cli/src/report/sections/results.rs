@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::Section;
 use crate::report::data::{Model, ReportData, Run, Score, models};
-use crate::report::html::{NONE, duration, escape, percent, thousands};
+use crate::report::html::{duration, escape, percent};
+use crate::table::{NONE, grouped, mean_deviation};
 
 /// The section; absent without runs.
 pub(crate) fn section(data: &ReportData) -> Option<Section> {
@@ -103,14 +104,8 @@ impl<'a> Row<'a> {
 
 /// Mean and sample standard deviation (in the place of the error).
 fn spread(values: &[f64]) -> Option<Score> {
-    let n = values.len() as f64;
-    if values.is_empty() {
-        return None;
-    }
-    let mean = values.iter().sum::<f64>() / n;
-    let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-    let deviation = (values.len() > 1).then(|| (square / (n - 1.0)).sqrt());
-    Some(Score { accuracy: mean, standard_error: deviation })
+    let (accuracy, standard_error) = mean_deviation(values)?;
+    Some(Score { accuracy, standard_error })
 }
 
 /// Number of subtasks that have a column: none where they are too many to
@@ -166,11 +161,11 @@ fn table(out: &mut String, data: &ReportData, rows: &[Row<'_>], label: &str) {
             let _ = write!(out, " <span class=\"seeds\">{}</span>", escape(&row.seeds));
         }
         out.push_str("</th>");
-        let _ = write!(out, "<td class=\"number\">{}</td>", thousands(row.run.parameters));
+        let _ = write!(out, "<td class=\"number\">{}</td>", grouped(row.run.parameters));
         for (column, &best) in best.iter().enumerate() {
             score_cell(out, cell(row, column), best, rows.len() > 1);
         }
-        let steps = row.run.points.last().map(|point| thousands(point.step));
+        let steps = row.run.points.last().map(|point| grouped(point.step));
         let _ = write!(out, "<td class=\"number\">{}</td>", steps.as_deref().unwrap_or(NONE));
         if timed {
             let time = row.seconds.map_or_else(|| NONE.to_owned(), duration);
@@ -224,7 +219,7 @@ fn layouts(out: &mut String, models: &[Model<'_>]) {
     for model in given() {
         let run = model.runs[0];
         let (name, layout) = (escape(model.name), escape(&run.parameter_layout));
-        let total = thousands(run.parameters);
+        let total = grouped(run.parameters);
         let _ = writeln!(out, "<div><dt>{name}</dt><dd>{layout} = {total}</dd></div>");
     }
     out.push_str("</dl></details>\n");

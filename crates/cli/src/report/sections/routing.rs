@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use super::Section;
 use crate::report::data::{ReportData, Routing, RoutingLayer};
-use crate::report::html::{NONE, escape, percent, thousands};
+use crate::report::html::{escape, percent};
+use crate::table::{NONE, grouped};
 
 /// With more experts than this, cells show their value on demand only.
 const NUMBERED: usize = 16;
@@ -19,7 +20,7 @@ pub(crate) fn section(data: &ReportData) -> Option<Section> {
         body,
         "<p class=\"lead\">Which experts the tokens of {} rows of {} data go to. An assignment is \
          a token going to one expert; the load of an expert is its share of them.</p>",
-        thousands(routing.rows as u64),
+        grouped(routing.rows as u64),
         escape(&routing.set)
     );
     figures(&mut body, routing);

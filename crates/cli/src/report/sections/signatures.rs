@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use super::Section;
 use crate::report::data::{ReportData, SignatureRow, Signatures};
-use crate::report::html::{NONE, escape};
-use crate::table;
+use crate::report::html::escape;
+use crate::table::{self, NONE};
 
 /// The section; absent without signatures.
 pub(crate) fn section(data: &ReportData) -> Option<Section> {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::Section;
 use crate::report::data::{ReportData, TaskResult};
-use crate::report::html::{NONE, escape, percent, thousands};
+use crate::report::html::{escape, percent};
+use crate::table::{NONE, grouped};
 
 /// The section; absent without tasks.
 pub(crate) fn section(data: &ReportData) -> Option<Section> {
@@ -57,7 +58,7 @@ fn table(out: &mut String, tasks: &[TaskResult]) {
         };
         let _ = write!(out, "<td class=\"number\">{}</td>", number(task.r_squared));
         let _ = write!(out, "<td class=\"number\">{}</td>", number(Some(task.loss)));
-        let _ = writeln!(out, "<td class=\"number\">{}</td></tr>", thousands(task.targets));
+        let _ = writeln!(out, "<td class=\"number\">{}</td></tr>", grouped(task.targets));
     }
     out.push_str("</tbody></table></div>\n");
 }

@@ -1,6 +1,7 @@
 //! [`PromptFormat`]: from prompts to tokens, and from tokens to a verdict.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use specialformer_checkpoint::{ChatMessage, ChatTemplate, Tokenizer};
 use specialformer_tensor::Element;
@@ -20,7 +21,7 @@ pub const OPENING: &str = "Answer:";
 #[derive(Debug)]
 pub struct PromptFormat {
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    template: Option<Arc<ChatTemplate>>,
     /// What a conversation's first turns render to.
     before: String,
     opening: String,
@@ -43,6 +44,15 @@ impl PromptFormat {
         opening: impl Into<String>,
         end: Vec<u32>,
     ) -> Result<Self> {
+        Self::sharing(tokenizer, template.map(Arc::new), opening.into(), end)
+    }
+
+    fn sharing(
+        tokenizer: Tokenizer,
+        template: Option<Arc<ChatTemplate>>,
+        opening: String,
+        end: Vec<u32>,
+    ) -> Result<Self> {
         if end.is_empty() {
             let what = "the model's configuration names no token that ends a text".to_owned();
             return Err(Error::Input { model: "prompt format", what });
@@ -51,7 +61,7 @@ impl PromptFormat {
             Some(template) => template.render(&first_turns(), false)?,
             None => String::new(),
         };
-        Ok(Self { tokenizer, template, before, opening: opening.into(), end })
+        Ok(Self { tokenizer, template, before, opening, end })
     }
 
     /// The format of a published model: its tokenizer, template and end
@@ -61,15 +71,22 @@ impl PromptFormat {
     /// If the tokenizer or the template cannot be read, or the model is no
     /// decoder.
     pub fn open<E: Element>(path: impl AsRef<Path>, model: &PublishedModel<E>) -> Result<Self> {
-        let files = TextFiles::open(path)?;
+        Self::of(&TextFiles::open(path)?, model)
+    }
+
+    /// The format of a published model whose files were read already.
+    ///
+    /// # Errors
+    /// If the template cannot be rendered, or the model is no decoder.
+    pub fn of<E: Element>(files: &TextFiles, model: &PublishedModel<E>) -> Result<Self> {
         // What the configuration names first is what models are taught to say.
         let decoder = model.config().family.decoder();
         let mut end = decoder.map_or_else(Vec::new, |decoder| decoder.eos_token_ids.clone());
         end.extend(files.stop_tokens());
         let mut seen = std::collections::HashSet::new();
         end.retain(|token| seen.insert(*token));
-        let (tokenizer, template) = files.into_parts();
-        Self::new(tokenizer, template, OPENING, end)
+        let tokenizer = files.tokenizer().clone();
+        Self::sharing(tokenizer, files.shared_template(), OPENING.into(), end)
     }
 
     /// The tokenizer.

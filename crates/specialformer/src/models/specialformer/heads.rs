@@ -41,9 +41,28 @@ impl<E: Element> Heads<E> {
         Ok(Self { tasks: config.tasks.clone(), pooling, shared, own })
     }
 
-    /// The language-model head that tasks share.
-    pub(super) fn shared(&self) -> Option<&Linear<E>> {
-        self.shared.as_ref()
+    /// The head that continues texts of a task, or of none: it has `outputs`
+    /// logits.
+    pub(super) fn language_model(&self, task: Option<usize>, outputs: usize) -> Result<&Linear<E>> {
+        let cannot = |what: String| Err(Error::Input { model: "specialformer", what });
+        let Some(task) = task else {
+            return self.shared.as_ref().map_or_else(
+                || {
+                    let what = "the tasks share no language-model head to continue texts with";
+                    cannot(format!("{what}: say of which task they are"))
+                },
+                Ok,
+            );
+        };
+        let name = &self.tasks[task].name;
+        if self.tasks[task].head != Head::LanguageModel {
+            return cannot(format!("task {name} does not answer with a text"));
+        }
+        let head = self.own[task].as_ref().or(self.shared.as_ref());
+        match head.filter(|head| head.out_features() == outputs) {
+            Some(head) => Ok(head),
+            None => cannot(format!("task {name} has no head of the {outputs} tokens of texts")),
+        }
     }
 
     /// One vector of each row: [n, T, C] of these rows → [n, 1, C].

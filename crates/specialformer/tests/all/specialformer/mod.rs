@@ -6,6 +6,7 @@ mod common;
 mod errors;
 mod gradients;
 mod isolation;
+mod texts;
 
 use common::*;
 use specialformer::nn::TaskRows;

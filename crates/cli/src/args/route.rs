@@ -8,7 +8,7 @@ use specialformer::routing::SignatureKind;
 use specialformer::routing::condition::Budget;
 use specialformer::routing_trace::TokenScope;
 
-use crate::args::{CommonArgs, SetName, model_path};
+use super::{CommonArgs, SetName, model_path};
 use crate::failure::Failure;
 
 /// What a choice counts in a signature.
@@ -82,7 +82,8 @@ pub(crate) struct RouteTraceArgs {
     /// Cut prompts to so many tokens.
     #[arg(long, value_name = "N", requires = "prompts")]
     pub(crate) most_tokens: Option<usize>,
-    /// Which held-out rows, without --prompts.
+    /// Which held-out rows, without --prompts. Conditions are fitted to
+    /// `validation`, because they are scored on `test`.
     #[arg(long, value_enum, default_value = "test", conflicts_with = "prompts")]
     pub(crate) set: SetName,
     /// How many held-out rows, without --prompts.
@@ -146,6 +147,9 @@ pub(crate) struct RouteDiscoverArgs {
     /// Write each prompt's cluster here, as a labels file.
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) out: Option<PathBuf>,
+    /// Write over what is there.
+    #[arg(long, requires = "out")]
+    pub(crate) force: bool,
     /// What a choice counts in a signature.
     #[arg(long, value_enum, default_value = "count")]
     pub(crate) kind: KindName,
@@ -209,7 +213,7 @@ pub(crate) struct ConditionFitArgs {
     /// The run folder or published model.
     #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
-    /// A trace of it, with labels.
+    /// A trace of it, with labels; of a run's rows, those of `--set validation`.
     #[arg(long, value_name = "TRACE")]
     pub(crate) trace: PathBuf,
     /// Labels of prompts by their id, as `route discover --out` writes them; in
@@ -219,6 +223,9 @@ pub(crate) struct ConditionFitArgs {
     /// Where to write the conditions.
     #[arg(long, value_name = "FILE.json", default_value = "condition.json")]
     pub(crate) out: PathBuf,
+    /// Write over what is there.
+    #[arg(long)]
+    pub(crate) force: bool,
     /// How many experts are kept.
     #[command(flatten)]
     pub(crate) budget: BudgetArgs,
@@ -247,7 +254,8 @@ pub(crate) struct ConditionEvalArgs {
     /// The conditions.
     #[arg(long, value_name = "FILE.json")]
     pub(crate) condition: PathBuf,
-    /// Texts with labels, as JSONL; the run's test rows if absent.
+    /// Texts with labels, as JSONL; the run's test rows if absent, unless the
+    /// conditions were fitted to them.
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) prompts: Option<PathBuf>,
     /// How many test rows, without --prompts.

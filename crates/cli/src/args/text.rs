@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::args::{CommonArgs, model_path};
-use crate::commands::adapt::StrategyName;
-use crate::commands::picture::PictureArgs;
+use super::adapt::StrategyName;
+use super::{CommonArgs, model_path};
 
 /// How weights are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,31 +34,49 @@ pub(crate) struct ModelArgs {
     pub(crate) adapter: Option<PathBuf>,
     /// Of a run with elastic blocks: use this share of the heads and hidden
     /// units, one of `model.dynamic.widths`.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub(crate) width: Option<f64>,
 }
 
 /// How the next token is chosen.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct SamplingArgs {
-    /// At most so many new tokens.
+    /// At most so many new tokens (default: 128; in `chat` 512).
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
-    /// Logits are divided by this; 0 always takes the likeliest token.
-    #[arg(long, value_name = "T")]
+    /// Logits are divided by this; 0 always takes the likeliest token (default:
+    /// 0; in `chat` 0.7).
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f64>,
     /// Draw from the K likeliest tokens only; 0 for all.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub(crate) top_k: usize,
-    /// Draw from the fewest tokens whose probabilities sum to P.
-    #[arg(long, value_name = "P")]
+    /// Draw from the fewest tokens whose probabilities sum to P (default: 1; in
+    /// `chat` 0.9).
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f64>,
     /// Make tokens that the text holds already less likely; 1 for not.
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) repetition_penalty: f64,
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+/// What a prompt is about.
+#[derive(Debug, Args, Clone)]
+pub(crate) struct PictureArgs {
+    /// A PNG image that the prompt asks about, of a run on several modalities;
+    /// may be given twice. Square, of the size that the model reads or a
+    /// multiple of it; ink is light on dark.
+    #[arg(long, value_name = "FILE.png")]
+    pub(crate) image: Vec<PathBuf>,
+    /// The images are dark on light.
+    #[arg(long, requires = "image")]
+    pub(crate) invert: bool,
+    /// A series that the prompt asks about: numbers separated by commas.
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_name = "NUMBERS")]
+    pub(crate) series: Vec<f32>,
 }
 
 /// `specialformer generate`.
@@ -90,6 +107,10 @@ pub(crate) struct GenerateArgs {
     /// What the model is told before the question.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
+    /// Of a run with several tasks: the texts are of this one, with its
+    /// adapters and head (default: of none).
+    #[arg(long, value_name = "NAME")]
+    pub(crate) task: Option<String>,
     /// Go on after tokens that end a text.
     #[arg(long)]
     pub(crate) no_stop: bool,
@@ -118,7 +139,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// A folder of experts of `svf train`: before each answer the task is found
-    /// out anew, and the expert for it applied.
+    /// out anew, and the expert for it applied. Weights are then in single
+    /// precision, and an adapter is folded into them.
     #[arg(long, value_name = "DIR")]
     pub(crate) experts: Option<PathBuf>,
     /// How experts are chosen.

@@ -1,20 +1,22 @@
 //! Command-line arguments.
 
+pub(crate) mod adapt;
+pub(crate) mod route;
+pub(crate) mod svf;
+pub(crate) mod text;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use specialformer::training::{ExportFormat, HeldOut};
 
+use self::adapt::AdaptArgs;
+use self::route::{
+    ConditionCommand, RouteAnalyzeArgs, RouteDiscoverArgs, RoutePruneArgs, RouteTraceArgs,
+};
+use self::svf::SvfCommand;
+use self::text::{ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs};
 use crate::build_info;
-use crate::commands::adapt::AdaptArgs;
-use crate::commands::svf::args::SvfCommand;
-pub(crate) use crate::route_args::{
-    ConditionApplyArgs, ConditionCommand, ConditionEvalArgs, ConditionFitArgs, RouteAnalyzeArgs,
-    RouteDiscoverArgs, RoutePruneArgs, RouteTraceArgs,
-};
-use crate::text_args::{
-    ChatArgs, ConvertArgs, GenerateArgs, InspectArgs, PerplexityArgs, TokenizeArgs,
-};
 
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
@@ -211,13 +213,15 @@ Examples:
   specialformer iarc --models cisformer-softmax,mlp --steps 4000
   specialformer iarc --full --seeds 3 --out runs/study")]
 pub(crate) struct IarcArgs {
-    /// Models to train, by name, separated by commas.
+    /// Models to train, by name, separated by commas (default:
+    /// cisformer-expressive and transformer-softmax-none; with --full all).
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub(crate) models: Vec<String>,
-    /// Optimiser steps of 256 windows, the same for every model.
+    /// Optimiser steps of 256 windows, the same for every model (default:
+    /// 16000; with --full 10000).
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// Train every model with seeds 1..=K.
+    /// Train every model with seeds 1..=K (default: 1; with --full 3).
     #[arg(long, value_name = "K")]
     pub(crate) seeds: Option<u64>,
     /// All models of the study, three seeds.
@@ -289,7 +293,7 @@ pub(crate) struct EvalArgs {
     pub(crate) shifted: bool,
     /// Score the model at this share of its heads and hidden units, one of
     /// `model.dynamic.widths`.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub(crate) width: Option<f64>,
     /// Number of rows to score.
     #[arg(long, value_name = "N", default_value_t = 32_768)]
@@ -318,7 +322,7 @@ Examples:
   specialformer predict runs/reviews --task sentiment reviews.jsonl --field text --json
 
 Symbols stand between blanks; where all are single characters, blanks may be
-left out. Answers stand one a line: a table, or JSON with --json.")]
+left out. Answers stand one a line: a table, or with --json a JSON object each.")]
 pub(crate) struct PredictArgs {
     /// The run folder.
     #[arg(value_name = "RUN")]
@@ -356,6 +360,9 @@ pub(crate) struct RouteStatsArgs {
     /// Number of rows to route.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub(crate) size: usize,
+    /// Also write it into the run's report.
+    #[arg(long)]
+    pub(crate) report: bool,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::args::{CommonArgs, model_path};
-use crate::text_args::Target;
+use super::text::Target;
+use super::{CommonArgs, model_path};
 
 /// `specialformer svf`.
 #[derive(Debug, Subcommand)]
@@ -15,7 +15,7 @@ pub(crate) enum SvfCommand {
     /// Train an expert (or LoRA, the last layer, all weights) on a task.
     Train(Box<TrainArgs>),
     /// Adapt a run of several modalities to other tasks, by z alone.
-    Run(super::run::RunArgs),
+    Run(RunArgs),
     /// Score the base and experts on tasks, and on a text.
     Eval(EvalArgs),
     /// Fold an expert into the model, for other tools.
@@ -180,7 +180,7 @@ pub(crate) struct TrainArgs {
     pub(crate) batch_size: usize,
     /// The learning rate of Adam (default: 2e-3 for SVF, 5e-4 for LoRA, 1e-4
     /// for the last layer, 2e-5 for all weights).
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub(crate) learning_rate: Option<f64>,
     /// The weight of the divergence from the base (REINFORCE).
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.05)]
@@ -203,6 +203,41 @@ pub(crate) struct TrainArgs {
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// `specialformer svf run`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer svf run runs/mpt-base --tasks parity,larger --steps 500 --out larger.safetensors")]
+pub(crate) struct RunArgs {
+    /// The run folder of a Specialformer on multimodal data.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// The tasks to adapt to, separated by commas (default: those of the run).
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub(crate) tasks: Vec<String>,
+    /// Optimiser steps.
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) steps: u64,
+    /// Rows of a step.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) batch_size: usize,
+    /// Learning rate.
+    #[arg(long, value_name = "R", default_value_t = 0.01, allow_negative_numbers = true)]
+    pub(crate) learning_rate: f64,
+    /// Rows that are scored before and after.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) size: usize,
+    /// A file for the expert.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Write over what is there.
+    #[arg(long, requires = "out")]
+    pub(crate) force: bool,
     /// Flags that every command takes.
     #[command(flatten)]
     pub(crate) common: CommonArgs,

@@ -1,0 +1,91 @@
+//! Arguments of `specialformer adapt`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::svf::CacheArgs;
+use super::{CommonArgs, model_path};
+
+/// How experts are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StrategyName {
+    /// The model is asked for the task's name.
+    Prompt,
+    /// A classifier on the prompt's hidden states.
+    Classifier,
+    /// An expert that was trained to name tasks (task `classifier`).
+    ClassifierExpert,
+    /// A mixture that answers the examples of `--examples`.
+    Mixture,
+}
+
+/// `specialformer adapt`.
+#[derive(Debug, Args, Clone)]
+#[command(after_help = "\
+Examples:
+  specialformer adapt MODEL --experts experts --strategy prompt --prompt 'What is 12 plus 30?'
+  specialformer adapt MODEL --experts experts --strategy classifier --prompt 'What is 12 plus 30?'
+  specialformer adapt MODEL --experts experts --strategy classifier --score initials
+  specialformer adapt MODEL --experts experts --strategy mixture --examples few.jsonl \\
+      --prompt 'Which domain does anna@example.org belong to?'
+
+The first use of `classifier` trains it on prompts of the experts' tasks and keeps it in the
+folder of experts. Tasks of your own need their prompts: --data TASK=FILE.jsonl.")]
+pub(crate) struct AdaptArgs {
+    /// A model folder or a .gguf file.
+    #[arg(value_name = "MODEL", value_parser = model_path)]
+    pub(crate) model: PathBuf,
+    /// A folder of experts, made by `svf train`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) experts: PathBuf,
+    /// How experts are chosen.
+    #[arg(long, value_enum)]
+    pub(crate) strategy: StrategyName,
+    /// What is asked; may be given several times.
+    #[arg(long, value_name = "TEXT", required_unless_present = "score")]
+    pub(crate) prompt: Vec<String>,
+    /// Score test prompts of a generated task in place of answering one.
+    #[arg(long, value_name = "TASK", conflicts_with_all = ["prompt", "examples"])]
+    pub(crate) score: Option<String>,
+    /// Test prompts of `--score`.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) size: usize,
+    /// Examples of the task that a mixture is searched with (`--score`).
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) shots: usize,
+    /// A JSONL file with a few examples (`prompt`, `answer`), for `mixture`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) examples: Option<PathBuf>,
+    /// Candidates of an iteration of the search for a mixture.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) population: usize,
+    /// Iterations of the search.
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    pub(crate) iterations: usize,
+    /// Search for weights of each layer's own in place of one set for all.
+    #[arg(long)]
+    pub(crate) per_layer: bool,
+    /// Draw the candidates uniformly in place of the cross-entropy method.
+    #[arg(long)]
+    pub(crate) random_search: bool,
+    /// Below this probability the classifier says `others` (default: what it
+    /// was trained with, at first 0.5).
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) threshold: Option<f64>,
+    /// Prompts of a task that is not a generated one, to train the classifier
+    /// on; may be given several times.
+    #[arg(long, value_name = "TASK=FILE")]
+    pub(crate) data: Vec<String>,
+    /// The most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) max_tokens: usize,
+    /// Draws the candidates of the search.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
