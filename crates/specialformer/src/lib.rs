@@ -30,6 +30,7 @@ mod grow;
 pub mod iarc;
 pub mod inspect;
 mod inventory;
+mod memory;
 mod models;
 mod multimodal;
 mod parameter_count;

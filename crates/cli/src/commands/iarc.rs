@@ -152,6 +152,7 @@ fn run_config(
         data: DataConfig::Iarc(data.clone()),
         train,
         grow: Vec::new(),
+        labels: None,
     }
 }
 
