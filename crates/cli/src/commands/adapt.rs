@@ -19,6 +19,7 @@ use super::svf::model;
 use crate::args::{CommonArgs, model_path};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::limits;
 use crate::progress::Progress;
 
 /// Prompts of each task that a classifier is trained on.
@@ -26,6 +27,9 @@ const CLASSIFIER_PROMPTS: usize = 48;
 
 /// The most tokens of an answer that is scored.
 const SCORED_TOKENS: usize = 32;
+
+/// What `--shots` is where it is not given.
+const SHOTS: usize = 8;
 
 /// How experts are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -182,6 +186,11 @@ impl Prepared {
 
 /// Finds out what each prompt is of, and answers it.
 pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
+    limits::check_count("--size", args.size)?;
+    limits::check_count("--shots", args.shots)?;
+    if args.strategy != StrategyName::Mixture && args.shots != SHOTS {
+        return Err(Failure::input("--shots is for --strategy mixture"));
+    }
     let library = ExpertLibrary::open(&args.experts)?;
     let scored = args.score.as_deref().map(GeneratedTask::named).transpose()?;
     let examples = match (&args.examples, scored) {

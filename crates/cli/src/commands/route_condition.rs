@@ -12,7 +12,7 @@ use specialformer::training::HeldOut;
 use super::route_analyze::read_labels;
 use crate::args::{ConditionApplyArgs, ConditionEvalArgs, ConditionFitArgs, RoutePruneArgs};
 use crate::failure::Failure;
-use crate::table;
+use crate::{limits, table};
 
 /// Chooses experts for each task.
 pub(crate) fn fit(args: &ConditionFitArgs) -> Result<(), Failure> {
@@ -70,6 +70,7 @@ pub(crate) fn eval(args: &ConditionEvalArgs) -> Result<(), Failure> {
     if let Some(bad) = args.experts.iter().find(|share| !(**share > 0.0 && **share <= 1.0)) {
         return Err(Failure::input(format!("--experts = {bad}: must be in (0, 1]")));
     }
+    limits::check_count("--size", args.size)?;
     let model = RoutedModel::open(&args.model)?;
     let conditions = Conditions::load(&args.condition)?;
     conditions.check_model(&model)?;

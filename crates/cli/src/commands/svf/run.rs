@@ -12,7 +12,7 @@ use specialformer::training::{HeldOut, TrainConfig};
 use crate::args::CommonArgs;
 use crate::failure::Failure;
 use crate::job::Bar;
-use crate::table;
+use crate::{limits, table};
 
 /// `specialformer svf run`.
 #[derive(Debug, Args, Clone)]
@@ -47,6 +47,7 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
+    limits::check_count("--size", args.size)?;
     let (config, model) = specialformer::load(&args.run)?;
     let mut data = config.data;
     match &mut data {
