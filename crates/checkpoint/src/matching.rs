@@ -49,11 +49,20 @@ impl Mismatch {
     }
 }
 
-/// One line: `1 missing: `a` [2]; 1 unexpected: `b` [3]; 1 of wrong shape: …`.
+/// Tensors of a kind that a message names.
+const NAMED: usize = 3;
+
+/// One line: `1 missing: `a` [2]; 1 unexpected: `b` [3]; 1 of wrong shape: …`,
+/// with the first few tensors of each kind.
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |items: Vec<String>, what: &str| {
-            (!items.is_empty()).then(|| format!("{} {what}: {}", items.len(), items.join(", ")))
+            let shown = items[..items.len().min(NAMED)].join(", ");
+            let rest = match items.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            (!items.is_empty()).then(|| format!("{} {what}: {shown}{rest}", items.len()))
         };
         let missing =
             self.missing.iter().map(|(name, shape)| format!("`{}` {shape}", OneLine(name)));
@@ -71,5 +80,17 @@ impl fmt::Display for Mismatch {
         .flatten()
         .collect();
         f.write_str(&parts.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_few_tensors_are_named() {
+        let expected = (0..5).map(|i| (format!("w{i}"), Shape::from([2]))).collect();
+        let mismatch = Mismatch::between(&expected, [("w0", &[2][..])].into_iter());
+        assert_eq!(mismatch.to_string(), "4 missing: `w1` [2], `w2` [2], `w3` [2] and 1 more");
     }
 }

@@ -157,7 +157,7 @@ pub(crate) fn train(
     exported?;
     Ok(Finished {
         folder: folder.to_owned(),
-        config: config.clone(),
+        config: config.clone().numbered_by(folder),
         model: trained.model,
         records: read_records(folder)?,
         result,

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod interrupt;
 mod job;
+mod limits;
 mod memory;
 mod output;
 mod progress;
@@ -92,8 +93,6 @@ fn start_logging() {
 
 fn start_threads(common: &CommonArgs) -> Result<(), Failure> {
     let Some(threads) = common.threads else { return Ok(()) };
-    if threads == 0 {
-        return Err(Failure::input("--threads = 0: must be at least 1"));
-    }
+    limits::check_threads(threads)?;
     specialformer::set_threads(threads).map_err(|error| Failure::input(error.to_string()))
 }

@@ -36,7 +36,7 @@ pub enum NnError {
         shape: Shape,
     },
     /// Named tensors do not fit the parameters.
-    #[error("{} of the tensors do not fit the model: {}", .problems.len(), .problems.join("; "))]
+    #[error("{} of the tensors do not fit the model: {}", .problems.len(), first_few(.problems))]
     Mismatch {
         /// One line for each missing, unexpected or wrongly shaped tensor.
         problems: Vec<String>,
@@ -49,6 +49,16 @@ pub enum NnError {
     },
 }
 
+/// The first problems, and how many more there are.
+fn first_few(problems: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let shown = problems[..problems.len().min(SHOWN)].join("; ");
+    match problems.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
 impl NnError {
     /// A [`NnError::Config`].
     pub fn config(
@@ -58,5 +68,18 @@ impl NnError {
         reason: impl Into<String>,
     ) -> Self {
         Self::Config { layer, field, value: value.to_string(), reason: reason.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_few_problems_are_named() {
+        let problems = (0..5).map(|i| format!("`w{i}` is missing")).collect();
+        let message = NnError::Mismatch { problems }.to_string();
+        assert!(message.starts_with("5 of the tensors do not fit the model: `w0` is missing; "));
+        assert!(message.ends_with("`w2` is missing; and 2 more"), "{message}");
     }
 }

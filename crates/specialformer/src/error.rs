@@ -33,6 +33,26 @@ pub enum Error {
         /// Why not, with line and field.
         reason: String,
     },
+    /// A setting, named by where it stands, is outside its range.
+    #[error("{path} = {value}: {reason}")]
+    Setting {
+        /// Where it stands, with dots between levels.
+        path: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Memory cannot hold what a configuration asks for.
+    #[error("{what} needs about {needed:.1} GB of memory, and {available:.1} GB are free")]
+    Memory {
+        /// What needs it.
+        what: &'static str,
+        /// Gigabytes (10^9 bytes), at least.
+        needed: f64,
+        /// Gigabytes that the system has left.
+        available: f64,
+    },
     /// The model's input does not fit it.
     #[error("{model}: {what}")]
     Input {

@@ -204,7 +204,7 @@ fn attention_flops(attention: &AttentionConfig, window: usize) -> usize {
         return 0;
     }
     let keys = if attention.causal { window } else { 2 * window };
-    2 * keys * attention.head_width * attention.heads
+    2 * keys * attention.head_width() * attention.heads
 }
 
 /// What acts on a token of a model without kinds of positions.

@@ -31,6 +31,7 @@ pub mod iarc;
 pub mod inspect;
 mod inventory;
 mod logits;
+mod memory;
 mod models;
 mod multimodal;
 mod parameter_count;

@@ -41,10 +41,42 @@ impl ParameterCount {
         Self { total: parameters.count(), active, parts }
     }
 
-    /// The layout in one line: `embedding 224 + blocks.0 51,456 + …`.
+    /// The layout in one line: `embedding 224 + blocks.0–1 2 × 51456 + …`, with
+    /// blocks of one size after each other as one.
     pub fn layout(&self) -> String {
-        let parts: Vec<_> =
-            self.parts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        parts.join(" + ")
+        let same =
+            |a: &(String, usize), b: &(String, usize)| a.1 == b.1 && stack(&a.0) == stack(&b.0);
+        let runs = self.parts.chunk_by(|a, b| stack(&a.0).is_some() && same(a, b));
+        let shown = runs.map(|run| match run {
+            [(name, count)] => format!("{name} {count}"),
+            [(first, count), .., (last, _)] => {
+                let last = last.rsplit('.').next().unwrap_or_default();
+                format!("{first}–{last} {} × {count}", run.len())
+            }
+            [] => String::new(),
+        });
+        shown.collect::<Vec<_>>().join(" + ")
+    }
+}
+
+/// The stack that a block is of: `blocks` of `blocks.3`.
+fn stack(part: &str) -> Option<&str> {
+    let (stack, number) = part.rsplit_once('.')?;
+    number.parse::<usize>().ok().map(|_| stack)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_one_size_are_shown_as_one() {
+        let sizes = [("embedding", 9), ("blocks.0", 5), ("blocks.1", 5), ("blocks.2", 7)];
+        let mut parts: Vec<_> = sizes.map(|(name, size)| (name.to_owned(), size)).to_vec();
+        parts.extend((0..30).map(|i| (format!("decoder.{i}"), 7)));
+        parts.push(("head".into(), 7));
+        let layout = ParameterCount { total: 0, active: 0, parts }.layout();
+        let expected = "embedding 9 + blocks.0–1 2 × 5 + blocks.2 7 + decoder.0–29 30 × 7 + head 7";
+        assert_eq!(layout, expected);
     }
 }

@@ -91,6 +91,22 @@ pub enum TrainError {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder holds no weights of a run.
+    #[error("{}: not the folder of a trained run: {what}", path.display())]
+    NoWeights {
+        /// The folder.
+        path: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The newest checkpoint cannot be read.
+    #[error("{source}; {remedy}")]
+    Damaged {
+        /// What is wrong with it.
+        source: Box<TrainError>,
+        /// What can be done.
+        remedy: String,
+    },
     /// Another process is training in this run folder.
     #[error("{}: another process is training in this run folder", path.display())]
     RunLocked {

@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use specialformer_checkpoint::{atomic_write, remove_leftovers};
+use specialformer_checkpoint::{TensorFile, atomic_write, remove_leftovers};
 
 use crate::error::{Result, TrainError};
 
@@ -137,25 +137,46 @@ impl RunFolder {
         Ok(checkpoints(path.as_ref())?.pop())
     }
 
-    /// The newest weights of the run at `path`: those of its newest
-    /// checkpoint, which a run that ended made at its end, or the final ones
-    /// where somebody removed the checkpoints.
+    /// The newest weights of the run at `path`: the final ones of a run that
+    /// ended, or those of its newest checkpoint where it goes on.
     ///
     /// # Errors
-    /// [`TrainError::NoRun`] if it has neither; [`TrainError::Io`].
+    /// [`TrainError::NoWeights`] if it has neither; [`TrainError::Io`];
+    /// [`TrainError::Checkpoint`] if the final weights cannot be read.
     pub fn weights(path: impl AsRef<Path>) -> Result<PathBuf> {
         let path = path.as_ref();
-        if let Some((_, checkpoint)) = Self::latest_checkpoint(path)? {
-            return Ok(checkpoint.join("model.safetensors"));
-        }
         let last = path.join("model.safetensors");
-        if last.is_file() {
-            return Ok(last);
+        let checkpoint = Self::latest_checkpoint(path)?;
+        match checkpoint {
+            // A run that ended may have been gone on with.
+            Some((step, checkpoint)) if !last.is_file() || step_of(&last)? < Some(step) => {
+                Ok(checkpoint.join("model.safetensors"))
+            }
+            _ if last.is_file() => Ok(last),
+            _ => Err(TrainError::NoWeights {
+                path: path.to_owned(),
+                what: match path.is_dir() {
+                    true => "it holds neither model.safetensors nor a checkpoint",
+                    false => "there is no such folder",
+                },
+            }),
         }
-        Err(TrainError::NoRun {
-            path: path.to_owned(),
-            what: "it holds neither model.safetensors nor a checkpoint",
-        })
+    }
+
+    /// The step of the run's [`RunFolder::weights`]; `None` if their file does
+    /// not say.
+    ///
+    /// # Errors
+    /// As [`RunFolder::weights`].
+    pub fn weights_step(path: impl AsRef<Path>) -> Result<Option<u64>> {
+        step_of(&Self::weights(path)?)
+    }
+
+    /// The newest checkpoint older than this one, if there is one.
+    pub(crate) fn checkpoint_before(&self, checkpoint: &Path) -> Option<PathBuf> {
+        let mut all = checkpoints(&self.path).ok()?;
+        all.retain(|(_, path)| path != checkpoint);
+        Some(all.pop()?.1)
     }
 
     /// Makes the checkpoint of a step from what `write` puts into a folder,
@@ -237,6 +258,12 @@ fn is_empty(path: &Path) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// The step that a file of weights says it is of.
+fn step_of(weights: &Path) -> Result<Option<u64>> {
+    let file = TensorFile::open(weights)?;
+    Ok(file.metadata("step").and_then(|step| step.parse().ok()))
 }
 
 /// The whole checkpoints of a run by step.

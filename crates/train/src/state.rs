@@ -111,6 +111,15 @@ impl State {
 
 /// Lists the leaves in which two trees differ.
 fn compare(name: &str, then: &Value, now: &Value, differences: &mut Vec<(String, String)>) {
+    if let (Value::Array(a), Value::Array(b)) = (then, now)
+        && a.iter().chain(b).any(Value::is_object)
+    {
+        for i in 0..a.len().max(b.len()) {
+            let (then, now) = (a.get(i).unwrap_or(&Value::Null), b.get(i).unwrap_or(&Value::Null));
+            compare(&format!("{name}.{i}"), then, now, differences);
+        }
+        return;
+    }
     let (Value::Object(a), Value::Object(b)) = (then, now) else {
         if then != now {
             let what = format!("{} in the run, {} now", shown(then), shown(now));

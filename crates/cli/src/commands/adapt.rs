@@ -21,6 +21,7 @@ use crate::args::svf::CacheArgs;
 use crate::args::text::ModelArgs;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::limits;
 use crate::progress::Progress;
 
 /// Prompts of each task that a classifier is trained on.
@@ -31,6 +32,9 @@ const THRESHOLD: f64 = 0.5;
 
 /// The most tokens of an answer that is scored.
 const SCORED_TOKENS: usize = 32;
+
+/// What `--shots` is where it is not given.
+const SHOTS: usize = 8;
 
 /// A model with its experts, and what chooses among them.
 pub(crate) struct Prepared {
@@ -110,6 +114,11 @@ impl Prepared {
 
 /// Finds out what each prompt is of, and answers it.
 pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
+    limits::check_count("--size", args.size)?;
+    limits::check_count("--shots", args.shots)?;
+    if args.strategy != StrategyName::Mixture && args.shots != SHOTS {
+        return Err(Failure::input("--shots is for --strategy mixture"));
+    }
     if let Some(bad) = args.threshold.filter(|threshold| !(0.0..1.0).contains(threshold)) {
         return Err(Failure::input(format!("--threshold = {bad}: must be in [0, 1)")));
     }

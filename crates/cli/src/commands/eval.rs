@@ -2,18 +2,16 @@
 
 use serde_json::json;
 use specialformer::ParameterCount;
-use specialformer::training::HeldOut;
+use specialformer::training::{HeldOut, RunFolder};
 
 use super::published::load_at;
 use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::run_report::task_names;
-use crate::table;
+use crate::{limits, table};
 
 pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
-    if args.size == 0 {
-        return Err(Failure::input("--size = 0: must be at least 1"));
-    }
+    limits::check_count("--size", args.size)?;
     let (mut config, model) = load_at(&args.run, args.width)?;
     if args.shifted {
         config = config.shifted(1)?;
@@ -23,6 +21,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     let Some((record, calibration)) = scored else {
         return Err(Failure::input(format!("{}: the data has no such set", args.run.display())));
     };
+    let step = RunFolder::weights_step(&args.run).map_err(specialformer::Error::from)?;
     let parameters = ParameterCount::of(&model);
     if args.common.json {
         let value = json!({
@@ -30,6 +29,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
             "name": config.name,
             "parameters": parameters.total,
             "active_parameters": parameters.active,
+            "step": step,
             "shifted": args.shifted,
             "width": args.width.unwrap_or(1.0),
             "evaluation": record,
@@ -38,8 +38,12 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
         println!("{value:#}");
         return Ok(());
     }
-    println!("{} ({} parameters)", config.name, parameters.total);
+    println!("{} ({} parameters)", config.name, table::grouped(parameters.total as u64));
     println!("{}", parameters.layout());
+    if let Some(step) = step.filter(|&step| step < config.train.steps) {
+        let (step, steps) = (table::grouped(step), table::grouped(config.train.steps));
+        println!("weights of step {step} of {steps}");
+    }
     println!();
     if let Some(share) = args.width {
         println!("at {share} of the heads and hidden units");

@@ -156,6 +156,7 @@ fn run_config(
         data: DataConfig::Iarc(data.clone()),
         train,
         grow: Vec::new(),
+        labels: None,
     }
 }
 

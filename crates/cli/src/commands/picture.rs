@@ -27,6 +27,10 @@ pub(crate) fn run(
     as_json: bool,
     quiet: bool,
 ) -> Result<(), Failure> {
+    if !of.model.join("config.toml").is_file() {
+        let what = "is no run: --image and --series are for runs on several modalities";
+        return Err(Failure::input(format!("{}: {what}", of.model.display())));
+    }
     let (config, model) = published::load_at(&of.model, of.width)?;
     let model = MultimodalPredictor::new(&config, model)?;
     let read = |path: &PathBuf| pixels(path, model.side(), args.invert);

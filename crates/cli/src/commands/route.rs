@@ -7,7 +7,7 @@ use crate::args::route::ConditionCommand;
 use crate::args::{RouteCommand, RouteStatsArgs};
 use crate::commands::{route_analyze, route_condition, route_trace};
 use crate::failure::Failure;
-use crate::{job, run_report, table};
+use crate::{job, limits, run_report, table};
 
 /// Runs one of the commands.
 pub(crate) fn run(command: &RouteCommand) -> Result<(), Failure> {
@@ -25,9 +25,7 @@ pub(crate) fn run(command: &RouteCommand) -> Result<(), Failure> {
 
 /// Prints where the tokens of held-out data go.
 fn stats(args: &RouteStatsArgs) -> Result<(), Failure> {
-    if args.size == 0 {
-        return Err(Failure::input("--size = 0: must be at least 1"));
-    }
+    limits::check_count("--size", args.size)?;
     let routing = |config: &RunConfig, model: &Model| {
         specialformer::routing_report(config, model, args.set.into(), args.size)
     };

@@ -15,7 +15,7 @@ use specialformer::tensor::Seed;
 use crate::args::route::{RouteAnalyzeArgs, RouteDiscoverArgs};
 use crate::failure::Failure;
 use crate::output::check_free;
-use crate::{job, run_report, signature_report, table};
+use crate::{job, limits, run_report, signature_report, table};
 
 /// A line of a labels file.
 #[derive(Debug, Deserialize)]
@@ -48,6 +48,7 @@ fn relabel(data: &mut PromptSignatures, labels: &BTreeMap<String, String>) {
 
 /// Analyses a trace, prints a table and writes JSON and report.
 pub(crate) fn analyze(args: &RouteAnalyzeArgs) -> Result<(), Failure> {
+    limits::check_most("--permutations", args.permutations)?;
     let reader = TraceReader::open(&args.trace)?;
     let mut data = read_signatures(&reader, args.tokens.into())?;
     if let Some(path) = &args.labels {

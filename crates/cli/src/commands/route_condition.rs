@@ -13,7 +13,7 @@ use super::route_analyze::read_labels;
 use crate::args::route::{ConditionApplyArgs, ConditionEvalArgs, ConditionFitArgs, RoutePruneArgs};
 use crate::failure::Failure;
 use crate::output::check_free;
-use crate::table;
+use crate::{limits, table};
 
 /// Chooses experts for each task.
 pub(crate) fn fit(args: &ConditionFitArgs) -> Result<(), Failure> {
@@ -72,6 +72,7 @@ pub(crate) fn eval(args: &ConditionEvalArgs) -> Result<(), Failure> {
     if let Some(bad) = args.experts.iter().find(|share| !(**share > 0.0 && **share <= 1.0)) {
         return Err(Failure::input(format!("--experts = {bad}: must be in (0, 1]")));
     }
+    limits::check_count("--size", args.size)?;
     let model = RoutedModel::open(&args.model)?;
     let conditions = Conditions::load(&args.condition)?;
     conditions.check_model(&model)?;

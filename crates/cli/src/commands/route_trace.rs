@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use specialformer::Error;
 use specialformer::checkpoint::atomic_write;
 use specialformer::routing_trace::{
     RoutedModel, TraceOptions, TraceReader, TraceWriter, read_prompts, trace_held_out,
@@ -12,12 +13,16 @@ use specialformer::routing_trace::{
 
 use crate::args::route::RouteTraceArgs;
 use crate::failure::Failure;
+use crate::limits;
 use crate::progress::Progress;
 
 /// Traces prompts or held-out rows.
 pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
-    if args.size == 0 {
-        return Err(Failure::input("--size = 0: must be at least 1"));
+    limits::check_count("--size", args.size)?;
+    let in_prompts =
+        [("--generate", args.generate > 0), ("--most-tokens", args.most_tokens.is_some())];
+    if let Some((flag, _)) = in_prompts.iter().find(|(_, given)| *given && args.prompts.is_none()) {
+        return Err(Failure::input(format!("{flag}: is for prompts, and there is no --prompts")));
     }
     let model = RoutedModel::open(&args.model)?;
     let out = args.out.clone().unwrap_or_else(|| beside(&args.model));
@@ -45,7 +50,11 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
             });
             let info = trace_prompts(&model, prompts, options, writer);
             bar.clear();
-            info?
+            // A prompt is named by its line; the file it is in only here.
+            info.map_err(|error| match error {
+                Error::Data { .. } => Failure::input(format!("{}: {error}", path.display())),
+                error => error.into(),
+            })?
         }
         None if model.run_config().is_none() => {
             let what = "a published model has no held-out data: give prompts with --prompts";

@@ -13,6 +13,9 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
     if let Some(from) = &args.init_from {
         config.init_from = Some(from.clone());
     }
+    if !args.resume {
+        config.check_name()?;
+    }
     let folder = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     let start = if args.resume { Start::Resume } else { Start::New };
     let quiet = args.common.quiet || args.common.json;

@@ -262,7 +262,7 @@ fn later_versions_are_refused_as_such() {
             checkpoint.join("model.safetensors"),
             "\"format_version\":\"1\"",
             "\"format_version\":\"2\"",
-            &["eval", "runs/long"],
+            &resume,
         ),
     ] {
         let good = fs::read(&path).unwrap();

@@ -4,6 +4,7 @@ mod cli;
 mod common;
 mod conventions;
 mod full_disk;
+mod limits;
 mod published;
 mod svf;
 mod tasks;

@@ -229,3 +229,37 @@ fn what_is_no_model_is_refused_in_one_line() {
     fs::remove_file(at.join("model/tokenizer.json")).unwrap();
     assert!(refused(at, &generate("model")).contains("tokenizer.json"));
 }
+
+/// An adapter that was trained on a file of stored weights goes on that file.
+#[test]
+fn adapters_go_on_stored_weights() {
+    let folder = tiny();
+    let at = folder.path();
+    run(at, &["convert", "model", "--to", "gguf-q8-0", "--out", "m.gguf"]);
+    let lines: String =
+        (0..8).map(|i| format!("{{\"prompt\": \"{i}?\", \"answer\": \"x\"}}\n")).collect();
+    fs::write(at.join("mine.jsonl"), lines).unwrap();
+    let train =
+        ["svf", "train", "m.gguf", "--data", "mine.jsonl", "--method", "lora", "--rank", "2"];
+    run(
+        at,
+        &[&train[..], &["--steps", "1", "--test", "0", "--out", "lora", "--no-cache"]].concat(),
+    );
+    for weights in ["quantized", "quantized-exact", "f32"] {
+        run(
+            at,
+            &[
+                "generate",
+                "m.gguf",
+                "--adapter",
+                "lora",
+                "--prompt",
+                "a",
+                "--max-tokens",
+                "2",
+                "--weights",
+                weights,
+            ],
+        );
+    }
+}

@@ -256,7 +256,17 @@ impl Conditions {
         if self.fingerprint == model.fingerprint() && self.layers == model.layers() {
             return Ok(());
         }
-        let reason = format!("was fitted to another model, {}", self.model);
+        // A smaller model that was made of it has its name.
+        let experts =
+            |layers: &[LayerShape]| layers.iter().map(|layer| layer.experts).sum::<usize>();
+        let (then, now) = (experts(&self.layers), experts(&model.layers()));
+        let reason = match self.model == model.name() {
+            true => format!(
+                "the conditions are of another model of this name, with other weights or experts \
+                 ({then} experts, here {now})"
+            ),
+            false => format!("the conditions were fitted to another model, {}", self.model),
+        };
         fail(model.name(), reason)
     }
 

@@ -1,6 +1,6 @@
 //! Which of a model's parameters act, and how often.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use specialformer_attention::QueryKeyNorm;
 
@@ -66,9 +66,19 @@ pub struct DynamicConfig {
     pub exit: Option<ExitConfig>,
     /// Shares of their attention heads and hidden units, from 1 down, at which
     /// the blocks are trained to work: the first ones of each (slimmable
-    /// networks, Yu et al. 2019). One width if empty.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// networks, Yu et al. 2019). One width if empty, for which a file leaves
+    /// them out.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "some_widths")]
     pub widths: Vec<f64>,
+}
+
+/// A list that would change nothing is a mistake.
+fn some_widths<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    let widths = Vec::deserialize(from)?;
+    match widths.is_empty() {
+        true => Err(serde::de::Error::custom("widths = []: leave it out for one width")),
+        false => Ok(widths),
+    }
 }
 
 impl DynamicConfig {

@@ -16,7 +16,7 @@ pub(super) fn check(model: &ModelConfig) -> Result<()> {
     match largest("model", &value) {
         Some((path, number)) if number > LARGEST => {
             let reason = format!("no size can be larger than {LARGEST}");
-            Err(Error::config("model", "size", format!("{number} ({path})"), reason))
+            Err(Error::Setting { path, value: number.to_string(), reason })
         }
         _ => Ok(()),
     }

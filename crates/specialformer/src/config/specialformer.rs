@@ -448,6 +448,14 @@ impl SpecialformerConfig {
         }
     }
 
+    /// Blocks of the stack that reads the source; 0 where there is none.
+    pub(crate) fn encoder_stack_layers(&self) -> usize {
+        match self.topology {
+            Topology::EncoderDecoder => self.encoder_layers(),
+            _ => 0,
+        }
+    }
+
     /// The stack that reads the source, of an encoder-decoder.
     pub(crate) fn encoder_stack(&self) -> Option<StackConfig> {
         (self.topology == Topology::EncoderDecoder)

@@ -1,5 +1,7 @@
 //! The `[data]` section of a run, and what data asks of a model.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use specialformer_train::Dataset;
 
@@ -95,6 +97,11 @@ impl DataConfig {
     /// As [`DataConfig::validate`], or naming the file, line and field that
     /// cannot be used.
     pub fn load(&self, seed: u64) -> Result<LoadedData> {
+        self.load_numbered(seed, None)
+    }
+
+    /// The same, with the labels of records numbered by a file of a run.
+    pub(crate) fn load_numbered(&self, seed: u64, labels: Option<&Path>) -> Result<LoadedData> {
         let of_tasks = |data: crate::data::TaskDataset| LoadedData {
             shape: DataShape {
                 vocabulary: data.vocabulary().size(),
@@ -118,7 +125,7 @@ impl DataConfig {
                 shape: multimodal_shape(data)?,
                 tasks: Vec::new(),
             },
-            Self::Records(data) => of_tasks(data.dataset(seed)?),
+            Self::Records(data) => of_tasks(data.dataset_numbered(seed, labels)?),
             Self::Text(data) => {
                 let dataset = data.dataset(seed)?;
                 LoadedData {
@@ -250,13 +257,23 @@ fn check_input(model: &SpecialformerConfig, data: &MultimodalConfig) -> Result<(
     let given = model.input.as_ref().map_or(&[][..], |input| &input.types);
     let fits = given.len() == types.len()
         && given.iter().zip(&types).all(|(own, data)| {
-            own.name == data.name && own.tokens == data.tokens && own.features == data.features
+            // A model need not know the places of patches.
+            let grid = own.grid.is_none() || own.grid == data.grid;
+            own.name == data.name
+                && own.tokens == data.tokens
+                && own.features == data.features
+                && grid
         });
     if fits {
         return Ok(());
     }
     let name = |of: &specialformer_embedding::StreamType| match of.tokens {
-        0 => format!("{} of {} features", of.name, of.features),
+        0 => match of.grid {
+            Some([rows, columns]) => {
+                format!("{} of {} features, grid [{rows}, {columns}]", of.name, of.features)
+            }
+            None => format!("{} of {} features", of.name, of.features),
+        },
         n => format!("{} of {n} tokens", of.name),
     };
     let wanted: Vec<_> = types.iter().map(name).collect();

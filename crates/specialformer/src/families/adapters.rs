@@ -15,6 +15,7 @@ use crate::models::Stack;
 
 impl<E: Element> PublishedModel<E> {
     /// Puts a LoRA adapter on the matrices it is for: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
+    /// Those that are kept as stored are widened.
     ///
     /// # Errors
     /// If a module is not one of the model's matrices, or a pair does not fit
@@ -150,7 +151,10 @@ fn adapted<E: Element>(
 ) -> Result<Weight<E>> {
     let rank = pair.a.shape()[0];
     let rng = &mut Seed::new(0).stream("lora");
-    let lora = Lora::new(linear.weight(), rank, scale * rank as f64, rng)?;
+    // A change is added to numbers, not to a form of storage.
+    let dense = widened(linear.weight())?;
+    let base = dense.as_ref().unwrap_or_else(|| linear.weight());
+    let lora = Lora::new(base, rank, scale * rank as f64, rng)?;
     let parameters = NamedParameters::of(&lora);
     for (name, tensor) in [("lora_a", &pair.a), ("lora_b", &pair.b)] {
         let parameter = parameters.get(name).expect("the names of a LoRA layer's parameters");

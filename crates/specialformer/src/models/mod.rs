@@ -26,6 +26,7 @@ use specialformer_tensor::{Element, Seed, Var};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::families::{PublishedModel, TextInput};
+use crate::memory;
 
 /// Token ids [B, T], row after row.
 #[derive(Debug, Clone, Copy)]
@@ -92,9 +93,11 @@ impl<E: Element> Model<E> {
     /// Builds a model with start values drawn from `seed`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field that is wrong.
+    /// [`Error::Config`] naming the field that is wrong; [`Error::Memory`] if
+    /// the model cannot fit into what the system has left.
     pub fn new(config: &ModelConfig, seed: Seed) -> Result<Self> {
         config.validate()?;
+        memory::check_model(config, size_of::<E>())?;
         let rng = &mut seed.stream("init");
         Ok(match config {
             ModelConfig::Transformer(c) => {

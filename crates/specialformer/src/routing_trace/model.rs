@@ -58,6 +58,14 @@ impl RoutedModel {
             let (config, model) = load(path)?;
             return Self::of_run(config, model);
         }
+        if path.is_dir() && !path.join("config.json").is_file() || !path.exists() {
+            let reason = match path.exists() {
+                true => "holds neither config.toml, as a run does, nor config.json",
+                false => "there is no such file or folder",
+            };
+            let place = path.display().to_string();
+            return Err(Error::Data { place, reason: reason.into() });
+        }
         let model = PublishedModel::open(path)?;
         let has_tokenizer = !path.is_dir() || path.join("tokenizer.json").is_file();
         let files = has_tokenizer.then(|| TextFiles::open(path)).transpose()?;
@@ -116,6 +124,14 @@ impl RoutedModel {
         match &self.kind {
             Kind::Run(run) => Some(&run.0),
             Kind::Published(_) => None,
+        }
+    }
+
+    /// Number of tokens that the model knows.
+    pub(crate) fn vocabulary(&self) -> usize {
+        match &self.kind {
+            Kind::Run(run) => run.1.config().base.vocabulary,
+            Kind::Published(model) => model.vocabulary(),
         }
     }
 

@@ -70,6 +70,11 @@ fn trace_one(
     let room = |most: usize| most.saturating_sub(options.generate).max(1);
     tokens.truncate(options.most_tokens.unwrap_or(usize::MAX));
     tokens.truncate(model.window().map_or(usize::MAX, room));
+    let vocabulary = model.vocabulary() as u32;
+    if let Some(bad) = tokens.iter().find(|&&token| token >= vocabulary) {
+        let reason = format!("token {bad} is unknown: the model has {vocabulary} tokens");
+        return Err(Error::Data { place: format!("prompt {id}"), reason });
+    }
     let own = tokens.len();
     if options.generate > 0 {
         tokens.extend(model.continue_text(&tokens, options.generate)?);

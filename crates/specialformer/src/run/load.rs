@@ -11,11 +11,12 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 
 /// Loads the configuration and the weights of a run: the final ones, or those
-/// of its newest checkpoint.
+/// of its newest checkpoint if it goes on. Labels keep the numbers that they
+/// have in the run ([`RunConfig::numbered_by`]).
 ///
 /// # Errors
 /// If the folder holds no run, or its weights do not fit the configuration
-/// (naming every tensor that does not).
+/// (naming tensors that do not).
 pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
     let config_path = folder.join("config.toml");
     if !config_path.is_file() {
@@ -24,7 +25,7 @@ pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
             reason: "no such file: not a run folder".into(),
         });
     }
-    let config = RunConfig::load(config_path)?;
+    let config = RunConfig::load(config_path)?.numbered_by(folder);
     let config = match config.grow.is_empty() {
         true => config,
         // The weights say how far their model has grown.
@@ -42,8 +43,8 @@ pub fn load(folder: &Path) -> Result<(RunConfig, Model)> {
 /// Gives a model the newest weights of a run.
 ///
 /// # Errors
-/// If the folder holds no weights, or they do not fit the model (naming every
-/// tensor that does not).
+/// If the folder holds no weights, or they do not fit the model (naming tensors
+/// that do not).
 pub fn load_weights(folder: &Path, model: &Model) -> Result<()> {
     let path = RunFolder::weights(folder)?;
     let parameters = NamedParameters::of(model);

@@ -73,6 +73,11 @@ pub struct RunConfig {
     /// moment ([`grow`](crate::grow())).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grow: Vec<GrowAt>,
+    /// The file of a run folder that says which number each label of `records`
+    /// data has in this run ([`RunConfig::numbered_by`]); no part of the file
+    /// of the configuration.
+    #[serde(skip)]
+    pub labels: Option<PathBuf>,
 }
 
 /// The version of the configuration's layout, which run folders name.
@@ -109,7 +114,7 @@ impl TryFrom<ConfigFile> for RunConfig {
         if format_version != CONFIG_VERSION {
             return Err(unknown_version(format_version));
         }
-        Ok(Self { name, init_from, teacher, model, data, train, grow })
+        Ok(Self { name, init_from, teacher, model, data, train, grow, labels: None })
     }
 }
 
@@ -121,13 +126,22 @@ impl RunConfig {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::ConfigFile`] with line and field, or
-    /// [`Error::Config`].
+    /// [`Error::Io`]; [`Error::ConfigFile`] with the file and the line or the
+    /// field.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let name = path.as_ref().display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Io { path: name.clone(), source })?;
-        Self::parse(&text, &name)
+        let file = |reason: String| Error::ConfigFile { path: name.clone(), reason };
+        if path.as_ref().is_dir() {
+            return Err(file("is a folder, not a configuration file".into()));
+        }
+        let bytes =
+            std::fs::read(path).map_err(|source| Error::Io { path: name.clone(), source })?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| file("is no text, so it is no configuration file".into()))?;
+        Self::parse(&text, &name).map_err(|error| match error {
+            error @ Error::ConfigFile { .. } => error,
+            error => file(error.to_string()),
+        })
     }
 
     /// Parses and checks a text; `name` is what errors call it.
@@ -148,7 +162,8 @@ impl RunConfig {
         let config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let line = line.map_or(String::new(), |line| format!("line {line}: "));
-            let reason = format!("{line}{}{}", error.message(), meant(error.message(), text));
+            let message = in_words(error.message());
+            let reason = format!("{line}{message}{}", meant(error.message(), text));
             Error::ConfigFile { path: name.into(), reason }
         })?;
         config.validate()?;
@@ -163,6 +178,24 @@ impl RunConfig {
         let text = toml::to_string_pretty(self)
             .map_err(|e| Error::ConfigFile { path: self.name.clone(), reason: e.to_string() })?;
         Ok(format!("format_version = {CONFIG_VERSION}\n{text}"))
+    }
+
+    /// Checks that the name can be that of a folder: runs are kept by it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub fn check_name(&self) -> Result<()> {
+        let name = self.name.as_str();
+        let is_folder = !["", ".", ".."].contains(&name) && !name.contains(['/', '\\']);
+        if is_folder && !name.contains(char::is_control) {
+            return Ok(());
+        }
+        let reason = "must be the name of one folder, without slashes and control characters";
+        Err(Error::Setting {
+            path: "name".into(),
+            value: format!("{name:?}"),
+            reason: reason.into(),
+        })
     }
 
     /// Checks every section and that they fit together.
@@ -193,12 +226,21 @@ impl RunConfig {
         }
     }
 
+    /// The same, with labels numbered as the run in `folder` numbers them, so
+    /// that they mean what its weights learned when the data has changed since.
+    /// A label that the run does not have is an error then.
+    pub fn numbered_by(mut self, folder: &Path) -> Self {
+        let tasks = folder.join(TASKS_FILE);
+        self.labels = tasks.is_file().then_some(tasks);
+        self
+    }
+
     /// Makes or reads the run's data and checks that the model takes it.
     ///
     /// # Errors
     /// As [`DataConfig::load`] and [`DataConfig::check_model`].
     pub fn load_data(&self) -> Result<LoadedData> {
-        let data = self.data.load(self.train.seed)?;
+        let data = self.data.load_numbered(self.train.seed, self.labels.as_deref())?;
         self.data.check_model(&self.model, &data.shape)?;
         Ok(data)
     }
@@ -241,6 +283,27 @@ impl RunConfig {
     fn model_of(&self, model: &ModelConfig) -> Result<Model> {
         Model::new(model, Seed::new(self.train.seed))
     }
+}
+
+/// What a parser says with the types of a program, in words.
+fn in_words(message: &str) -> String {
+    if let Some(number) = message.strip_suffix(" as i128, expected any value") {
+        return format!("{number}: the number is too large");
+    }
+    let Some((found, expected)) = message.rsplit_once(", expected ") else {
+        return message.into();
+    };
+    let words = match expected {
+        "usize" | "u64" | "u32" | "u8" => "a whole number from 0 on",
+        "i64" | "i32" => "a whole number",
+        "f64" | "f32" => "a number",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        "a boolean" => "true or false",
+        "nothing" => "no more",
+        other => other,
+    };
+    format!("{found}, expected {words}")
 }
 
 /// What a name that a parser refused may have meant: `unknown field `widht`,

@@ -7,7 +7,7 @@ use specialformer_nn::NamedParameters;
 use specialformer_tensor::Seed;
 use specialformer_train::{
     CrossEntropy, Dataset, Elastic, MultiTask, Observer, Outcome, RunFolder, Summary, TrainConfig,
-    Trainer,
+    TrainError, Trainer,
 };
 
 use super::{MODEL_KEY, RunConfig, load, load_weights};
@@ -15,6 +15,7 @@ use crate::config::ModelConfig;
 use crate::data::{LoadedData, save_specs};
 use crate::error::{Error, Result};
 use crate::grow::{grow, grows, stages};
+use crate::memory::check_training;
 use crate::models::Model;
 
 /// How to treat a run folder.
@@ -53,6 +54,14 @@ pub fn train<'a>(
     stop: impl Fn() -> bool + Send + 'a,
 ) -> Result<TrainedRun> {
     config.validate()?;
+    let config = &match start {
+        Start::New => {
+            config.check_name()?;
+            config.clone()
+        }
+        Start::Resume => config.clone().numbered_by(folder),
+    };
+    check_training(config)?;
     let data = config.load_data()?;
     let model = config.build_model()?;
     let fresh = start == Start::New || RunFolder::latest_checkpoint(folder)?.is_none();
@@ -163,10 +172,11 @@ impl Run<'_> {
         let settings = settings
             .map_err(|e| Error::ConfigFile { path: config.name.clone(), reason: e.to_string() })?;
         let mut trainer = match begin {
-            Begin::New => trainer.start_in(folder, &settings)?,
-            Begin::Resume => trainer.resume_in(folder, &settings)?,
-            Begin::Grown => trainer.resume_grown_in(folder, &settings)?,
-        };
+            Begin::New => trainer.start_in(folder, &settings),
+            Begin::Resume => trainer.resume_in(folder, &settings),
+            Begin::Grown => trainer.resume_grown_in(folder, &settings),
+        }
+        .map_err(with_sections)?;
         Ok(trainer.run()?)
     }
 }
@@ -178,6 +188,19 @@ fn init_from(config: &RunConfig, folder: &Path, start: Start) -> Result<Option<P
     let begun = (start == Start::Resume && begun.is_file()).then(|| RunConfig::load(begun));
     let begun = begun.transpose()?.and_then(|begun| begun.init_from);
     Ok(config.init_from.clone().or(begun))
+}
+
+/// Settings that differ by their sections: a run keeps them as a list.
+fn with_sections(error: TrainError) -> TrainError {
+    let TrainError::ConfigChanged { path, differences } = error else { return error };
+    let named = |line: String| {
+        let sections = [("run.0.", "model."), ("run.1.", "data."), ("run.2", "grow")];
+        let found = sections.iter().find_map(|(number, section)| {
+            line.strip_prefix(number).map(|rest| format!("{section}{rest}"))
+        });
+        found.unwrap_or(line)
+    };
+    TrainError::ConfigChanged { path, differences: differences.into_iter().map(named).collect() }
 }
 
 /// Gives a model the weights of another run, whose model may be smaller.

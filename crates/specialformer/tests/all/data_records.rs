@@ -231,7 +231,7 @@ fn labels_keep_their_numbers_in_a_file() {
     assert_eq!(data.tasks()[0].labels, ["neg", "pos"]);
     assert!(training(&data, 0).iter().all(|e| e.target == ExampleTarget::Class(1)));
     files.write("reviews.jsonl", &reviews().replace("\"neg\"", "\"meh\""));
-    let expected = "line 2: field `target`: unknown label `meh`; there are neg, pos";
+    let expected = "line 2: field `target`: label `meh` is unknown; there are neg, pos";
     assert_eq!(message(&config), format!("{}: {expected}", path.display()));
     let mut other = config.clone();
     other.tasks[0].kind = TaskKind::Regression;

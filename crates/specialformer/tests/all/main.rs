@@ -1,5 +1,6 @@
 //! The integration tests of this crate in one program, so that it links once.
 
+mod changed_data;
 mod configs;
 mod data_multitask;
 mod data_records;

@@ -1,9 +1,10 @@
 //! What a run keeps on the disk, and continuing from it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use specialformer_checkpoint::CheckpointError;
 use specialformer_nn::Module;
 use specialformer_tensor::Element;
 
@@ -37,7 +38,8 @@ where
     /// # Errors
     /// [`TrainError::ConfigChanged`] listing every setting that differs;
     /// [`TrainError::Checkpoint`] naming the file and every tensor that does
-    /// not fit the model; [`TrainError::State`]; [`TrainError::Io`].
+    /// not fit the model; [`TrainError::Damaged`] with a remedy if the
+    /// checkpoint cannot be read; [`TrainError::State`]; [`TrainError::Io`].
     pub fn resume_in(mut self, folder: RunFolder, settings: &impl Serialize) -> Result<Self> {
         let settings = self.settings(&folder, settings)?;
         let Some((step, checkpoint)) = RunFolder::latest_checkpoint(folder.path())? else {
@@ -46,9 +48,10 @@ where
             self.checkpoint()?;
             return Ok(self);
         };
-        let state = State::load(&checkpoint)?;
+        let state = State::load(&checkpoint).map_err(|e| damaged(e, &folder, &checkpoint))?;
         state.check_settings(&checkpoint, &settings)?;
-        load_tensors(&checkpoint, &self.parameters, &self.own, self.optimizer.as_mut())?;
+        load_tensors(&checkpoint, &self.parameters, &self.own, self.optimizer.as_mut())
+            .map_err(|e| damaged(e, &folder, &checkpoint))?;
         self.feed.seek(&state.cursor)?;
         tracing::info!(step, folder = %checkpoint.display(), "resuming");
         self.state = State { settings, ..state };
@@ -155,4 +158,24 @@ where
         run.checkpoint = Some((step, path));
         Ok(())
     }
+}
+
+/// Says what to do about a checkpoint that cannot be read.
+fn damaged(source: TrainError, folder: &RunFolder, checkpoint: &Path) -> TrainError {
+    let unreadable = match &source {
+        TrainError::Checkpoint(error) => !matches!(
+            error,
+            CheckpointError::NewerVersion { .. } | CheckpointError::Mismatch { .. }
+        ),
+        TrainError::State { .. } | TrainError::Io { .. } => true,
+        _ => false,
+    };
+    if !unreadable {
+        return source;
+    }
+    let remedy = match folder.checkpoint_before(checkpoint) {
+        Some(older) => format!("remove {} to go on from {}", checkpoint.display(), older.display()),
+        None => "there is no older checkpoint to go on from: train anew in another folder".into(),
+    };
+    TrainError::Damaged { source: Box::new(source), remedy }
 }

@@ -9,3 +9,4 @@ mod pcgrad;
 mod resume;
 mod tasks;
 mod training;
+mod weights;

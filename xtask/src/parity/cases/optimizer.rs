@@ -74,7 +74,7 @@ fn variant(case: &GoldenCase, judge: &mut Judge<'_>, name: &str, settings: &Valu
         let gradients = vec![tape.backward(&loss)?];
         drop((loss, tape));
         let gradients = GradientSet::sum(&parameters, gradients, Parallelism::Serial)?;
-        let norm = gradients.norm();
+        let norm = gradients.norm(Parallelism::Serial);
         norms.push(norm);
         let clip = settings["clip"].as_f64();
         let args = UpdateArgs {

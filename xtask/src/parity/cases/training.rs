@@ -142,7 +142,7 @@ fn steps(
         }
         drop((logits, loss, ctx, tape));
         let gradients = GradientSet::sum(&parameters, vec![gradients], Parallelism::Serial)?;
-        let norm = gradients.norm();
+        let norm = gradients.norm(Parallelism::Serial);
         norms.push(norm);
         let args = UpdateArgs {
             learning_rate: number("learning_rate")?,

@@ -15,6 +15,7 @@ use super::model;
 use crate::args::svf::EvalArgs;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::limits;
 use crate::progress::Progress;
 use crate::table;
 
@@ -42,6 +43,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.experts_only && args.expert.is_empty() {
         return Err(Failure::input("--experts-only: there is no --expert"));
     }
+    limits::check_count("--size", args.size)?;
+    limits::check_count("--batch-size", args.batch_size)?;
     let tasks = tasks(args)?;
     let experts =
         args.expert.iter().map(|path| model::expert(path)).collect::<Result<Vec<_>, _>>()?;

@@ -11,9 +11,10 @@ use crate::failure::Failure;
 use crate::job::Bar;
 use crate::output::check_free;
 use crate::run_report::task_names;
-use crate::{interrupt, table};
+use crate::{interrupt, limits, table};
 
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
+    limits::check_count("--size", args.size)?;
     if let Some(out) = &args.out {
         check_free(out, Some(args.force))?;
     }

@@ -22,10 +22,14 @@ use super::{model, report};
 use crate::args::svf::{MethodName, ObjectiveName, TrainArgs};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::limits;
 use crate::output::check_free;
 use crate::progress::Progress;
 use crate::table::{self, grouped};
 
+/// What `--rank` and `--kl` are where they are not given.
+const RANK: usize = 16;
+const KL: f64 = 0.05;
 /// Prompts answered together while scoring.
 const TOGETHER: usize = 32;
 /// Gradients are scaled down to this norm.
@@ -33,7 +37,23 @@ const CLIP: f64 = 1.0;
 /// The least room for answers that are drawn.
 const DRAWN_TOKENS: usize = 24;
 
+/// Refuses counts without bound, and settings that would change nothing.
+fn check(args: &TrainArgs) -> Result<(), Failure> {
+    limits::check_count("--examples", args.examples)?;
+    limits::check_count("--batch-size", args.batch_size)?;
+    limits::check_most("--test", args.test)?;
+    if args.method != MethodName::Lora && args.rank != RANK {
+        let method = args.method.said();
+        return Err(Failure::input(format!("--rank is for --method lora; {method} has none")));
+    }
+    if args.objective == ObjectiveName::Supervised && args.kl.to_bits() != KL.to_bits() {
+        return Err(Failure::input("--kl is for --objective reinforce"));
+    }
+    Ok(())
+}
+
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
+    check(args)?;
     let sizes = PromptSizes { train: args.examples, validation: 0, test: args.test };
     let data = match (&args.data.task, &args.data.data, &args.data.naming) {
         (Some(task), ..) => PromptData::generated(task, sizes, args.seed)?,

@@ -1,7 +1,7 @@
 //! The files of a task as examples in memory.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use specialformer_iarc_data::Split;
 use specialformer_nn::names::choices;
@@ -15,6 +15,10 @@ use crate::data::shuffle::Shuffle;
 use crate::data::sources::ExampleSource;
 use crate::data::words::hash_bytes;
 use crate::error::{Error, Result};
+
+/// Most symbols of integer tokens: each has a name and a row of the embedding,
+/// so one stray number in a file must not ask for memory without bound.
+pub(crate) const MAX_SYMBOLS: usize = 1 << 20;
 
 /// The examples of a task, with all tokens in one list.
 #[derive(Debug)]
@@ -91,16 +95,18 @@ impl ExampleSource for Records {
 }
 
 /// Reads a task; what it is comes from `known`, else from the configuration
-/// and the files.
+/// and the files. `run` is the file of a run that it comes from.
 pub(crate) fn load(
     config: &RecordsConfig,
     task: &RecordTask,
     known: Option<&TaskSpec>,
+    run: Option<&Path>,
 ) -> Result<Records> {
     let fixed = known.map_or(task.labels.as_slice(), |spec| &spec.labels);
     let mut reader = Reader {
         config,
         task,
+        run,
         symbols: known.map(|spec| spec.symbols.len()).or(match task.tokens {
             TokenKind::Bytes => Some(256),
             TokenKind::Integers => task.symbols,
@@ -123,6 +129,7 @@ pub(crate) fn load(
 struct Reader<'a> {
     config: &'a RecordsConfig,
     task: &'a RecordTask,
+    run: Option<&'a Path>,
     /// Number of symbols, where it is known beforehand.
     symbols: Option<usize>,
     /// Whether the labels are known beforehand.
@@ -219,6 +226,9 @@ impl Reader<'_> {
         {
             return Err(format!("token {largest}, but there are {symbols} symbols"));
         }
+        if let Some(largest) = largest.filter(|&largest| largest as usize >= MAX_SYMBOLS) {
+            return Err(format!("token {largest}: integer tokens must be below {MAX_SYMBOLS}"));
+        }
         self.largest = self.largest.max(largest);
         Ok(self.tokens.len() - start)
     }
@@ -258,7 +268,9 @@ impl Reader<'_> {
         }
         if self.fixed {
             let known = choices(name, &self.names);
-            return Err(format!("unknown label `{name}`; there are {known}"));
+            let to =
+                self.run.map_or_else(String::new, |run| format!(" to the run ({})", run.display()));
+            return Err(format!("label `{name}` is unknown{to}; there are {known}"));
         }
         let number = self.names.len() as u32;
         self.numbers.insert(name.into(), number);

@@ -129,7 +129,7 @@ pub struct RecordTask {
     #[serde(default)]
     pub tokens: TokenKind,
     /// Number of symbols of integer tokens; one more than the largest in the
-    /// files if left out.
+    /// files if left out; at most 2^20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbols: Option<usize>,
     /// The classes or token labels; those of the files in order if left out.
@@ -207,6 +207,10 @@ impl RecordsConfig {
             if task.symbols == Some(0) {
                 return fail("symbols", &0, "must be positive");
             }
+            if let Some(symbols) = task.symbols.filter(|&symbols| symbols > load::MAX_SYMBOLS) {
+                let reason = format!("must be at most {}", load::MAX_SYMBOLS);
+                return fail("symbols", &symbols, &reason);
+            }
             let labelled = matches!(task.kind, TaskKind::Classification | TaskKind::Labelling);
             if !task.labels.is_empty() && !labelled {
                 let reason = format!("has labels, but its kind is {}", task.kind.name());
@@ -233,15 +237,22 @@ impl RecordsConfig {
     /// cannot be read, [`Error::Record`] naming file, line and field, and
     /// [`Error::Data`] for a file or a task without examples.
     pub fn dataset(&self, seed: u64) -> Result<TaskDataset> {
+        self.dataset_numbered(seed, None)
+    }
+
+    /// The same; where `run` is the file of a run's tasks, they are as it
+    /// says.
+    pub(crate) fn dataset_numbered(&self, seed: u64, run: Option<&Path>) -> Result<TaskDataset> {
         self.validate()?;
-        let known = match &self.specs {
-            Some(path) if path.is_file() => Some(load_specs(path)?),
+        let known = match run.or(self.specs.as_deref()) {
+            Some(path) if path.is_file() => Some((path, load_specs(path)?)),
             _ => None,
         };
         let mut sources: Vec<Box<dyn ExampleSource>> = Vec::new();
         for task in &self.tasks {
-            let spec = known.as_ref().map(|specs| self.known_spec(specs, task)).transpose()?;
-            sources.push(Box::new(load::load(self, task, spec)?));
+            let spec = known.as_ref().map(|(path, specs)| known_spec(path, specs, task));
+            let spec = spec.transpose()?;
+            sources.push(Box::new(load::load(self, task, spec, run)?));
         }
         let specs: Vec<_> = sources.iter().map(|source| source.spec().clone()).collect();
         if let (Some(path), None) = (&self.specs, known) {
@@ -251,24 +262,25 @@ impl RecordsConfig {
         let vocabulary = JointVocabulary::new(&specs, self.vocabulary, label_tokens);
         TaskDataset::new(sources, vocabulary, self.format(), Size::default(), &self.sampling, seed)
     }
+}
 
-    fn known_spec<'a>(&self, specs: &'a [TaskSpec], task: &RecordTask) -> Result<&'a TaskSpec> {
-        let place = || self.specs.as_deref().unwrap_or(Path::new("")).display().to_string();
-        let spec = specs.iter().find(|spec| spec.name == task.name).ok_or_else(|| Error::Data {
-            place: place(),
-            reason: format!("has no task {}", task.name),
-        })?;
-        if spec.kind != task.kind {
-            let reason = format!(
-                "task {} is {} there, and {} in the configuration",
-                task.name,
-                spec.kind.name(),
-                task.kind.name()
-            );
-            return Err(Error::Data { place: place(), reason });
-        }
-        Ok(spec)
+/// What a file says of a task.
+fn known_spec<'a>(path: &Path, specs: &'a [TaskSpec], task: &RecordTask) -> Result<&'a TaskSpec> {
+    let place = || path.display().to_string();
+    let spec = specs.iter().find(|spec| spec.name == task.name).ok_or_else(|| Error::Data {
+        place: place(),
+        reason: format!("has no task {}", task.name),
+    })?;
+    if spec.kind != task.kind {
+        let reason = format!(
+            "task {} is {} there, and {} in the configuration",
+            task.name,
+            spec.kind.name(),
+            task.kind.name()
+        );
+        return Err(Error::Data { place: place(), reason });
     }
+    Ok(spec)
 }
 
 /// Writes what tasks are, with their symbols and labels, as JSON.

@@ -11,7 +11,7 @@ mod streams;
 mod text;
 
 use specialformer_moe::MoeFeedForward;
-use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor, TaskRows};
+use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor};
 use specialformer_routing::{Keep, Routing, RoutingTrace};
 use specialformer_tensor::{Element, RngStream, Var};
 use specialformer_train::{BoxError, ModelOutput, Rows};
@@ -190,7 +190,11 @@ impl<E: Element> Specialformer<E> {
     /// As [`Specialformer::forward`].
     pub fn trace(&self, ctx: &Ctx<E>, input: &Rows<'_>) -> Result<RoutingTrace> {
         let pass = self.run(ctx, input, true)?;
-        let tasks = pass.arranged.tasks.as_ref().map(TaskRows::ids);
+        // A model without tasks of its own still reads rows of the data's.
+        let tasks = match &pass.arranged.tasks {
+            Some(tasks) => Some(tasks.ids()),
+            None => input.task_ids(),
+        };
         routing::trace(&pass.routings, tasks, input.rows())
     }
 
