@@ -74,6 +74,10 @@ impl Peer {
     }
 }
 
+/// Peers choose their kernels when they are compiled: for the baseline, without
+/// this.
+const NATIVE: &str = r#"build.rustflags = ["-C", "target-cpu=native"]"#;
+
 const RESULTS_FRAME: &str = "# Benchmark results\n\n\
     Written by `cargo xtask bench --peers`.\n\n\
     <!-- peers:begin -->\n<!-- peers:end -->\n";
@@ -151,7 +155,8 @@ fn peer_servers(peers: &[Peer]) -> Result<Vec<Server>> {
     let mut built = Vec::new();
     if !rust.is_empty() {
         let manifest = manifest.to_string_lossy();
-        built = shell::build(&["--release", "--workspace", "--manifest-path", &manifest])?;
+        let words = ["--release", "--workspace", "--manifest-path", &manifest, "--config", NATIVE];
+        built = shell::build(&words)?;
     }
     peers
         .iter()

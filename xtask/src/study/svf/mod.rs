@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use specialformer::adaptation::CLASSIFIER_FILE;
 
 use super::process::Binary;
 use super::queue::{Experiment, Record, Run};
@@ -311,8 +312,16 @@ impl Svf {
         for task in settings["experts"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             let from = folder(settings).join("seed1").join(format!("{task}.safetensors"));
             let to = experts.join(format!("{task}.safetensors"));
-            if !to.exists() {
-                std::fs::copy(&from, &to).map_err(|e| format!("{}: {e}", from.display()))?;
+            let io = |e: std::io::Error| format!("{}: {e}", from.display());
+            let expert = std::fs::read(&from).map_err(io)?;
+            if std::fs::read(&to).is_ok_and(|known| known == expert) {
+                continue;
+            }
+            std::fs::write(&to, expert).map_err(io)?;
+            // What was trained for the experts that were there.
+            let classifier = experts.join(CLASSIFIER_FILE);
+            if classifier.exists() {
+                std::fs::remove_file(&classifier).map_err(io)?;
             }
         }
         Ok(())
