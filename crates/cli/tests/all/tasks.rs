@@ -371,6 +371,7 @@ fn later_versions_of_what_a_run_gives_are_refused_as_such() {
     let at = folder.path();
     let trace = ["route", "trace", "runs/tiny", "--size", "64", "--out", "trace"];
     let fit = ["route", "condition", "fit", "runs/tiny", "--trace", "trace", "--out", "c.json"];
+    let again = [&fit[..], &["--force"]].concat();
     let eval = ["route", "condition", "eval", "runs/tiny", "--condition", "c.json", "--size", "8"];
     fs::write(at.join("in.txt"), "3 1 2\n").unwrap();
     let predict = ["predict", "runs/tiny", "--task", "sort", "in.txt"];
@@ -381,13 +382,13 @@ fn later_versions_of_what_a_run_gives_are_refused_as_such() {
     // Nothing is written over unasked.
     let said = refused(at, &fit);
     assert!(said.contains("c.json: is there already; --force writes over it"), "{said}");
-    assert!(specialformer(at, &[&fit[..], &["--force"]].concat()).status.success());
+    assert!(specialformer(at, &again).status.success());
     // What was fitted to the test set is not scored on it.
     let said = refused(at, &eval);
     assert!(said.contains("was fitted to the test set"), "{said}");
     assert!(said.contains("--set validation") && said.contains("--prompts"), "{said}");
     for (path, command) in
-        [("trace/trace.json", &fit[..]), ("c.json", &eval), ("runs/tiny/tasks.json", &predict)]
+        [("trace/trace.json", &again[..]), ("c.json", &eval), ("runs/tiny/tasks.json", &predict)]
     {
         let good = fs::read_to_string(at.join(path)).unwrap();
         let later =
