@@ -284,9 +284,6 @@ pub(crate) struct EvalArgs {
     /// Which held-out data to score on.
     #[arg(long, value_enum, default_value = "test")]
     pub(crate) set: SetName,
-    /// The same as `--set validation`.
-    #[arg(long, conflicts_with = "set", hide = true)]
-    pub(crate) validation: bool,
     /// Score on the held-out variants of the tasks (longer inputs, other
     /// symbol frequencies), which were not trained on.
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use specialformer::ParameterCount;
-use specialformer::training::{HeldOut, RunFolder};
+use specialformer::training::RunFolder;
 
 use super::published::load_at;
 use crate::args::EvalArgs;
@@ -16,8 +16,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.shifted {
         config = config.shifted(1)?;
     }
-    let set = if args.validation { HeldOut::Validation } else { args.set.into() };
-    let scored = specialformer::evaluate_with_calibration(&config, &model, set, args.size)?;
+    let scored =
+        specialformer::evaluate_with_calibration(&config, &model, args.set.into(), args.size)?;
     let Some((record, calibration)) = scored else {
         return Err(Failure::input(format!("{}: the data has no such set", args.run.display())));
     };

@@ -117,8 +117,8 @@ fn wrong_files_are_named() {
     assert!(refused(at, &["train", "run.toml", "--out", "file/run"]).contains("file/run"));
 
     assert!(specialformer(at, &["train", "run.toml", "--quiet"]).status.success());
-    // The newest checkpoint is what is loaded.
-    let model = at.join("runs/tiny/checkpoints/step-00000012/model.safetensors");
+    // Of a run that has ended, the final weights are what is loaded.
+    let model = at.join("runs/tiny/model.safetensors");
     let good = fs::read(&model).unwrap();
     for bad in [&good[..good.len() / 2], b"garbage", b""] {
         fs::write(&model, bad).unwrap();

@@ -90,7 +90,9 @@ fn statistics_of_routing_know_the_tasks_of_texts() {
     let place = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
         let path = place.path().join(name);
-        fs::write(&path, text.repeat(400)).unwrap();
+        // No two pieces are equal: which set a piece is in depends on its text.
+        let lines = (0..4000).map(|line| format!("{line} {text}"));
+        fs::write(&path, lines.collect::<String>()).unwrap();
         path.display().to_string()
     };
     let (a, b) = (write("a.txt", "the cat sat on the mat. "), write("b.txt", "0123 4567 89; "));
@@ -136,7 +138,7 @@ fn what_is_wrong_with_a_file_names_it_in_words() {
         (
             "width = 8",
             "width = -2",
-            "line 6: invalid value: integer `-2`, expected a whole number from 0 on",
+            "invalid value: integer `-2`, expected a whole number from 0 on",
         ),
         (
             "steps = 3",
@@ -151,7 +153,7 @@ fn what_is_wrong_with_a_file_names_it_in_words() {
             "model.width = 64000000: no size can be larger than 16777216",
         ),
         ("steps = 3", "steps = 0", "train: steps = 0: must be at least 1"),
-        ("window = 16", "window = 16\ndynamic = { widths = [] }", "line 12"),
+        ("window = 16", "window = 16\ndynamic = { widths = [] }", "widths"),
     ] {
         let text = good.replacen(from, to, 1);
         fs::write(&path, text.replace("train = 1 #", "train = 1 }] #")).unwrap();

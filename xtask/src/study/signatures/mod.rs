@@ -154,6 +154,8 @@ impl Performance<'_> {
             &fitted,
             "--out",
             &conditions,
+            // Of a run of this study that was cut short.
+            "--force",
         ])?;
         let learning = self.settings["learning_steps"].to_string();
         let tuning = self.settings["tuning_steps"].to_string();
