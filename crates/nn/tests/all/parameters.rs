@@ -140,7 +140,7 @@ fn spare_value(parameters: &NamedParameters) -> f32 {
 fn optimisers_refuse_the_gradients_of_other_parameters() {
     let layer = |seed| Linear::<f32>::new(2, 2, true, &mut Seed::new(seed).stream("init")).unwrap();
     let (own, other) = (layer(1), layer(2));
-    let [own, other] = [&own, &other].map(|layer| NamedParameters::of(layer));
+    let [own, other] = [&own, &other].map(NamedParameters::of);
     let ones = || vec![Some(Tensor::ones([2, 2])), Some(Tensor::ones([2]))];
     let foreign = GradientSet::from_tensors(&other, ones()).unwrap();
     let args =

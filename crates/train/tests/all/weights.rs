@@ -51,7 +51,8 @@ fn a_damaged_checkpoint_says_what_to_do() {
     let resume = || {
         let model = Mlp::<f32>::new(16, 1);
         let resumed = trainer(&model).resume_in(RunFolder::open(&run).unwrap(), &"toy");
-        resumed.err().expect("the checkpoint is damaged").to_string()
+        let Err(error) = resumed else { panic!("the checkpoint is damaged") };
+        error.to_string()
     };
     let error = resume();
     assert!(error.contains("optimizer.safetensors: not a valid"), "{error}");
