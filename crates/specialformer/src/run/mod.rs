@@ -287,7 +287,7 @@ impl RunConfig {
 
 /// What a parser says with the types of a program, in words.
 fn in_words(message: &str) -> String {
-    if let Some(number) = message.strip_suffix(" as i128, expected any value") {
+    if let Some((number, _)) = message.split_once(" as i128, expected ") {
         return format!("{number}: the number is too large");
     }
     let Some((found, expected)) = message.rsplit_once(", expected ") else {
