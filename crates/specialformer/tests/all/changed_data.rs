@@ -153,7 +153,7 @@ fn what_is_wrong_with_a_file_names_it_in_words() {
             "model.width = 64000000: no size can be larger than 16777216",
         ),
         ("steps = 3", "steps = 0", "train: steps = 0: must be at least 1"),
-        ("window = 16", "window = 16\ndynamic = { widths = [] }", "widths"),
+        ("window = 16", "window = 16\ndynamic = { widths = [] }", "unknown field `dynamic`"),
     ] {
         let text = good.replacen(from, to, 1);
         fs::write(&path, text.replace("train = 1 #", "train = 1 }] #")).unwrap();
