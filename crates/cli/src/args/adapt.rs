@@ -7,6 +7,9 @@ use clap::{Args, ValueEnum};
 use super::svf::CacheArgs;
 use super::{CommonArgs, model_path};
 
+/// What `--shots` is where it is not given.
+pub(crate) const SHOTS: usize = 8;
+
 /// How experts are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StrategyName {
@@ -52,7 +55,7 @@ pub(crate) struct AdaptArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) size: usize,
     /// Examples of the task that a mixture is searched with (`--score`).
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = SHOTS)]
     pub(crate) shots: usize,
     /// A JSONL file with a few examples (`prompt`, `answer`), for `mixture`.
     #[arg(long, value_name = "FILE")]

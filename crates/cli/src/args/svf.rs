@@ -7,6 +7,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::text::Target;
 use super::{CommonArgs, model_path};
 
+/// What `--rank` and `--kl` are where they are not given.
+pub(crate) const RANK: usize = 16;
+pub(crate) const KL: f64 = 0.05;
+
 /// `specialformer svf`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SvfCommand {
@@ -164,7 +168,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "mlp")]
     pub(crate) matrices: Vec<String>,
     /// The rank of LoRA.
-    #[arg(long, value_name = "R", default_value_t = 16)]
+    #[arg(long, value_name = "R", default_value_t = RANK)]
     pub(crate) rank: usize,
     /// z = M·sigmoid(p) in place of z = p.
     #[arg(long, value_name = "M")]
@@ -183,7 +187,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub(crate) learning_rate: Option<f64>,
     /// The weight of the divergence from the base (REINFORCE).
-    #[arg(long, value_name = "WEIGHT", default_value_t = 0.05)]
+    #[arg(long, value_name = "WEIGHT", default_value_t = KL)]
     pub(crate) kl: f64,
     /// Keep only the input of each block and compute the rest again backwards:
     /// less memory, more time.

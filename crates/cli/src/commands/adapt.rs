@@ -16,7 +16,7 @@ use specialformer::svf::model_hash;
 
 use super::published;
 use super::svf::model;
-use crate::args::adapt::{AdaptArgs, StrategyName};
+use crate::args::adapt::{AdaptArgs, SHOTS, StrategyName};
 use crate::args::svf::CacheArgs;
 use crate::args::text::ModelArgs;
 use crate::failure::Failure;
@@ -32,9 +32,6 @@ const THRESHOLD: f64 = 0.5;
 
 /// The most tokens of an answer that is scored.
 const SCORED_TOKENS: usize = 32;
-
-/// What `--shots` is where it is not given.
-const SHOTS: usize = 8;
 
 /// A model with its experts, and what chooses among them.
 pub(crate) struct Prepared {

@@ -19,7 +19,7 @@ use specialformer::svf::{
 use specialformer::training::{Observer, Outcome, ReinforceConfig, StepReport};
 
 use super::{model, report};
-use crate::args::svf::{MethodName, ObjectiveName, TrainArgs};
+use crate::args::svf::{KL, MethodName, ObjectiveName, RANK, TrainArgs};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::limits;
@@ -27,9 +27,6 @@ use crate::output::check_free;
 use crate::progress::Progress;
 use crate::table::{self, grouped};
 
-/// What `--rank` and `--kl` are where they are not given.
-const RANK: usize = 16;
-const KL: f64 = 0.05;
 /// Prompts answered together while scoring.
 const TOGETHER: usize = 32;
 /// Gradients are scaled down to this norm.
