@@ -77,7 +77,7 @@ impl RelativeBuckets {
         if distance < exact {
             return first + distance;
         }
-        // In f32, as the published models were trained.
+        // In f32, as the pretrained models were trained.
         let scale = (self.max_distance as f32 / exact as f32).ln();
         let grown = (distance as f32 / exact as f32).ln() / scale * (buckets - exact) as f32;
         first + (exact + grown as usize).min(buckets - 1)

@@ -1,5 +1,5 @@
 //! Tensors on disk: safetensors checkpoints with atomic writes and strict
-//! name and shape checks, published model folders, GGUF files.
+//! name and shape checks, pretrained model folders, GGUF files.
 //!
 //! [`TensorWriter`] collects tensors under dotted names and saves them in one
 //! atomic step; [`TensorFile`] opens such a file, or one that any other tool

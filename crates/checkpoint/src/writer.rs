@@ -39,7 +39,7 @@ impl TensorWriter {
         }
     }
 
-    /// A file as published models have them: its only metadata entry is
+    /// A file as pretrained models have them: its only metadata entry is
     /// `format = pt`, which other tools ask for.
     pub fn published() -> Self {
         let metadata = [("format".to_owned(), "pt".to_owned())].into();

@@ -13,6 +13,7 @@ use specialformer::{Model, ParameterCount, RunConfig, Start};
 
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::output::make_parent;
 use crate::progress::Progress;
 use crate::table::grouped;
 
@@ -193,8 +194,9 @@ fn read_records(folder: &Path) -> Result<Vec<Record>, Failure> {
         .collect()
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all, and makes the folder it goes into.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    make_parent(path)?;
     let written = atomic_write(path, |file| file.write_all(text.as_bytes()));
     Ok(written.map_err(specialformer::Error::from)?)
 }

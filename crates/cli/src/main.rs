@@ -26,7 +26,7 @@ use crate::failure::Failure;
 fn main() -> ExitCode {
     terminal::end_with_the_output();
     let cli = Cli::parse();
-    let command = cli.command.unwrap_or_else(|| Command::Iarc(commands::iarc::quick_job()));
+    let command = cli.command.unwrap_or_else(|| Command::Iarc(commands::iarc::quick_demo()));
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

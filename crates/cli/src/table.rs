@@ -3,24 +3,52 @@
 use specialformer::iarc_data::Subtask;
 use specialformer::training::{AccuracyRecord, EvaluationRecord, HeldOut, TaskRecord};
 
+use crate::terminal;
+
 /// What stands where there is no value.
 pub(crate) const NONE: &str = "–";
 
+/// Between columns.
+const GAP: &str = "  ";
+
 /// Rows of cells, the first of them the head, as aligned text: the first
-/// column left, the others right.
+/// column left, the others right. What a terminal is too narrow for goes below,
+/// the first column again before it.
 pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+    within(rows, terminal::columns().unwrap_or(usize::MAX))
+}
+
+fn within(rows: &[Vec<String>], room: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..columns).map(width).collect();
+    // Where a block of columns begins: the first, and each that does not fit.
+    let mut starts = vec![1];
+    let mut taken = widths.first().copied().unwrap_or(0);
+    for (column, width) in widths.iter().enumerate().skip(1) {
+        if taken + GAP.len() + width > room && column > 1 {
+            starts.push(column);
+            taken = widths[0];
+        }
+        taken += GAP.len() + width;
+    }
+    starts.push(columns.max(1));
     let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| {
-            if i == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
+    for block in starts.windows(2) {
+        if block[0] > 1 {
+            text.push('\n');
+        }
+        for row in rows {
+            let own = row.iter().zip(&widths).enumerate();
+            let shown = |i: usize| i == 0 || (block[0]..block[1]).contains(&i);
+            let cells = own.filter(|(i, _)| shown(*i)).map(|(i, (cell, &w))| {
+                if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") }
+            });
+            text += cells.collect::<Vec<_>>().join(GAP).trim_end();
+            text.push('\n');
+        }
     }
     text
 }
@@ -142,6 +170,11 @@ mod tests {
         let rows = vec![vec!["model".into(), "all".into()], vec!["x".into(), "99.10".into()]];
         assert_eq!(aligned(&rows), "model    all\nx      99.10\n");
         assert_eq!(markdown(&rows), "| model | all |\n|---|---:|\n| x | 99.10 |\n");
+        let wide = [["a", "bb", "cc", "dd"], ["1", "22", "33", "44"]];
+        let wide: Vec<_> = wide.iter().map(|row| row.map(String::from).to_vec()).collect();
+        assert_eq!(within(&wide, 9), "a  bb  cc\n1  22  33\n\na  dd\n1  44\n");
+        assert_eq!(within(&wide, 1), "a  bb\n1  22\n\na  cc\n1  33\n\na  dd\n1  44\n");
+        assert_eq!(within(&wide, 13), "a  bb  cc  dd\n1  22  33  44\n");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(12), "12");
         assert_eq!([999, 1500, 98_400_000].map(bytes), ["999 B", "1.5 kB", "98.4 MB"]);

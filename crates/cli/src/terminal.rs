@@ -44,6 +44,12 @@ pub(crate) fn end_with_the_output() {
     }));
 }
 
+/// The columns of the terminal that standard output goes to; `None` if it goes
+/// anywhere else.
+pub(crate) fn columns() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
 /// Prints a text now, also where no line ends.
 pub(crate) fn show(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();

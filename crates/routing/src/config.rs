@@ -47,7 +47,7 @@ pub struct RouterConfig {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub expert_dropout: f64,
     /// The combine weights are multiplied by this (`routed_scaling_factor` of
-    /// published models).
+    /// pretrained models).
     #[serde(default = "one")]
     pub weight_scale: f64,
     /// How many tokens an expert takes at most in training; all of them if

@@ -69,7 +69,7 @@ fn blocks(model: &ModelConfig) -> f64 {
 
 impl ModelConfig {
     /// A lower bound on the number of parameters, from the matrices that the
-    /// configuration names; 0 for a published model, whose files say. Unlike a
+    /// configuration names; 0 for a pretrained model, whose files say. Unlike a
     /// count it builds nothing.
     fn least_parameters(&self) -> f64 {
         match self {

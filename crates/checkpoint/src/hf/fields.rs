@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{CheckpointError, Result};
 
-/// Limits that no published model comes near; beyond them a value is damage,
+/// Limits that no pretrained model comes near; beyond them a value is damage,
 /// and sizes computed from it could overflow.
 pub(super) const MAX_WIDTH: u64 = 1 << 24;
 pub(super) const MAX_VOCABULARY: u64 = 1 << 28;

@@ -1,4 +1,4 @@
-//! [`ModelFolder`]: a published model's folder.
+//! [`ModelFolder`]: a pretrained model's folder.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::fields::read_object;
 use crate::error::Result;
 use crate::tensor_set::{Access, TensorSet};
 
-/// A published model's folder: `config.json` and the tensors, opened and
+/// A pretrained model's folder: `config.json` and the tensors, opened and
 /// checked, and where its other files are.
 #[derive(Debug)]
 pub struct ModelFolder {

@@ -1,4 +1,4 @@
-//! Published model folders as the Hugging Face libraries write them.
+//! Pretrained model folders as the Hugging Face libraries write them.
 
 mod adapter;
 mod config;

@@ -54,9 +54,10 @@ pub(crate) struct AdaptArgs {
     /// Test prompts of `--score`.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) size: usize,
-    /// Examples of the task that a mixture is searched with (`--score`).
-    #[arg(long, value_name = "N", default_value_t = SHOTS)]
-    pub(crate) shots: usize,
+    /// Examples of the task that a mixture is searched with (`--score`;
+    /// default: 8).
+    #[arg(long, value_name = "N")]
+    pub(crate) shots: Option<usize>,
     /// A JSONL file with a few examples (`prompt`, `answer`), for `mixture`.
     #[arg(long, value_name = "FILE")]
     pub(crate) examples: Option<PathBuf>,

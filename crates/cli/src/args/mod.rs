@@ -20,7 +20,7 @@ use crate::build_info;
 
 /// Transformers that specialise by task, on an ordinary CPU.
 ///
-/// Without a command it runs the quick job: `specialformer iarc`.
+/// Without a command it runs the quick demo: `specialformer iarc`.
 #[derive(Debug, Parser)]
 #[command(
     name = "specialformer",
@@ -41,7 +41,7 @@ Examples:
   specialformer generate MODEL --prompt 'Once upon a time'
   specialformer chat MODEL                MODEL: a model folder or a .gguf file
                                           (built with `--features hub` also hf:OWNER/NAME)
-  specialformer svf train MODEL --task json-field   an expert for a published model
+  specialformer svf train MODEL --task json-field   an expert for a pretrained model
   specialformer route trace runs/my-run --out trace && specialformer route analyze trace
   specialformer info                      kernels, SIMD level, threads")]
 pub(crate) struct Cli {
@@ -64,19 +64,19 @@ pub(crate) enum Command {
     /// Look at the routing of a mixture of experts.
     #[command(subcommand)]
     Route(RouteCommand),
-    /// Continue a text with a published model.
+    /// Continue a text with a pretrained model.
     Generate(GenerateArgs),
-    /// Talk to a published model.
+    /// Talk to a pretrained model.
     Chat(ChatArgs),
-    /// How well a published model predicts a text.
+    /// How well a pretrained model predicts a text.
     Perplexity(PerplexityArgs),
-    /// Architecture, sizes and tensors of a published model.
+    /// Architecture, sizes and tensors of a pretrained model.
     Inspect(InspectArgs),
-    /// Save a published model in another form.
+    /// Save a pretrained model in another form.
     Convert(ConvertArgs),
     /// The tokens of a text.
     Tokenize(TokenizeArgs),
-    /// Singular-value fine-tuning: small experts for a published model.
+    /// Singular-value fine-tuning: small experts for a pretrained model.
     #[command(subcommand)]
     Svf(SvfCommand),
     /// Choose or mix experts for a prompt, then answer it.
@@ -209,7 +209,7 @@ impl ExportArgs {
 #[derive(Debug, Args, Clone)]
 #[command(after_help = "\
 Examples:
-  specialformer iarc                                  the quick job, about a minute
+  specialformer iarc                                  the quick demo, about a minute
   specialformer iarc --models cisformer-softmax,mlp --steps 4000
   specialformer iarc --full --seeds 3 --out runs/study")]
 pub(crate) struct IarcArgs {

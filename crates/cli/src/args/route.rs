@@ -64,7 +64,7 @@ Examples:
 Each line of a prompts file is an object with `text` (or `tokens`), and with `label` and `id` if
 there are any. Without --prompts the run's held-out rows are traced, labelled by their tasks.")]
 pub(crate) struct RouteTraceArgs {
-    /// A run folder, or a published model: a folder or a GGUF file.
+    /// A run folder, or a pretrained model: a folder or a GGUF file.
     #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The prompts, as JSONL.
@@ -210,7 +210,7 @@ Examples:
   specialformer route condition fit runs/moe-lm --trace traces/validation --cover 0.9
   specialformer route condition fit runs/moe-lm --trace traces/validation --learn-steps 60")]
 pub(crate) struct ConditionFitArgs {
-    /// The run folder or published model.
+    /// The run folder or pretrained model.
     #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// A trace of it, with labels; of a run's rows, those of `--set validation`.
@@ -248,7 +248,7 @@ pub(crate) struct ConditionFitArgs {
 /// `specialformer route condition eval`.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct ConditionEvalArgs {
-    /// The run folder or published model.
+    /// The run folder or pretrained model.
     #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The conditions.
@@ -287,7 +287,7 @@ pub(crate) struct ConditionEvalArgs {
 /// `specialformer route condition apply`.
 #[derive(Debug, Args, Clone)]
 pub(crate) struct ConditionApplyArgs {
-    /// The run folder or published model.
+    /// The run folder or pretrained model.
     #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The conditions.
@@ -317,7 +317,7 @@ Example:
 All layers keep as many experts as the one that needs most, because files have one number for
 all. The folder is of the same kind as MODEL and loads wherever that does.")]
 pub(crate) struct RoutePruneArgs {
-    /// The run folder or published model.
+    /// The run folder or pretrained model.
     #[arg(value_name = "MODEL", value_parser = model_path)]
     pub(crate) model: PathBuf,
     /// The conditions.

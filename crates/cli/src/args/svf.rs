@@ -167,9 +167,9 @@ pub(crate) struct TrainArgs {
     /// (SVF and LoRA).
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "mlp")]
     pub(crate) matrices: Vec<String>,
-    /// The rank of LoRA.
-    #[arg(long, value_name = "R", default_value_t = RANK)]
-    pub(crate) rank: usize,
+    /// The rank of LoRA (default: 16).
+    #[arg(long, value_name = "R")]
+    pub(crate) rank: Option<usize>,
     /// z = M·sigmoid(p) in place of z = p.
     #[arg(long, value_name = "M")]
     pub(crate) sigmoid: Option<f64>,
@@ -186,9 +186,9 @@ pub(crate) struct TrainArgs {
     /// for the last layer, 2e-5 for all weights).
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub(crate) learning_rate: Option<f64>,
-    /// The weight of the divergence from the base (REINFORCE).
-    #[arg(long, value_name = "WEIGHT", default_value_t = KL)]
-    pub(crate) kl: f64,
+    /// The weight of the divergence from the base (REINFORCE; default: 0.05).
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    pub(crate) kl: Option<f64>,
     /// Keep only the input of each block and compute the rest again backwards:
     /// less memory, more time.
     #[arg(long)]

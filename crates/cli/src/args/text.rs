@@ -1,4 +1,4 @@
-//! Arguments of the commands for published models.
+//! Arguments of the commands for pretrained models.
 
 use std::path::PathBuf;
 

@@ -112,8 +112,8 @@ impl Prepared {
 /// Finds out what each prompt is of, and answers it.
 pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
     limits::check_count("--size", args.size)?;
-    limits::check_count("--shots", args.shots)?;
-    if args.strategy != StrategyName::Mixture && args.shots != SHOTS {
+    limits::check_count("--shots", args.shots.unwrap_or(SHOTS))?;
+    if args.strategy != StrategyName::Mixture && args.shots.is_some() {
         return Err(Failure::input("--shots is for --strategy mixture"));
     }
     if let Some(bad) = args.threshold.filter(|threshold| !(0.0..1.0).contains(threshold)) {
@@ -129,9 +129,12 @@ pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
     let scored = args.score.as_deref().map(GeneratedTask::named).transpose()?;
     let examples = match (&args.examples, scored) {
         (Some(path), _) => Some(read_prompts(path)?),
-        (None, Some(task)) => {
-            Some(task.examples(Split::Train, Phrasings::Usual, args.shots, args.seed)?)
-        }
+        (None, Some(task)) => Some(task.examples(
+            Split::Train,
+            Phrasings::Usual,
+            args.shots.unwrap_or(SHOTS),
+            args.seed,
+        )?),
         (None, None) => None,
     };
     let (population, iterations) = (args.population, args.iterations);

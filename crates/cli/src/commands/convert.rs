@@ -9,7 +9,7 @@ use specialformer::prelude::Model;
 use super::published::{check_path, is_named_gguf};
 use crate::args::text::{ConvertArgs, Target};
 use crate::failure::Failure;
-use crate::output::check_free;
+use crate::output::{check_free, make_parent};
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
     let is_run = args.model.join("config.toml").is_file();
@@ -49,6 +49,7 @@ pub(crate) fn check_form(form: Target, out: &Path) -> Result<(), Failure> {
 
 /// Saves a model in a form.
 pub(crate) fn save(model: &PublishedModel, form: Target, out: &Path) -> Result<(), Failure> {
+    make_parent(out)?;
     match form {
         Target::F32 => model.save_as(out, StorageType::F32)?,
         Target::F16 => model.save_as(out, StorageType::F16)?,
@@ -60,12 +61,12 @@ pub(crate) fn save(model: &PublishedModel, form: Target, out: &Path) -> Result<(
     Ok(())
 }
 
-/// The published model that a run trained further.
+/// The pretrained model that a run trained further.
 fn trained(run: &Path) -> Result<PublishedModel, Failure> {
     match specialformer::load(run)?.1 {
         Model::Published(model) => Ok(*model),
         _ => {
-            let what = "is a run, but not of a published model";
+            let what = "is a run, but not of a pretrained model";
             Err(Failure::input(format!("{}: {what}", run.display())))
         }
     }

@@ -22,12 +22,12 @@ const STEPS: u64 = 16_000;
 const STUDY_STEPS: u64 = 10_000;
 /// Windows of a step.
 const BATCH: usize = 256;
-/// The models of the quick job.
+/// The models of the quick demo.
 const QUICK_MODELS: [&str; 2] = ["cisformer-expressive", "transformer-softmax-none"];
 
 /// What runs without a command. Run again, it shows the finished result, or
 /// goes on where it was stopped.
-pub(crate) fn quick_job() -> IarcArgs {
+pub(crate) fn quick_demo() -> IarcArgs {
     match Cli::parse_from(["specialformer", "iarc", "--resume"]).command {
         Some(Command::Iarc(args)) => args,
         _ => unreachable!("the arguments above name the command"),
@@ -115,9 +115,13 @@ fn chosen_models(args: &IarcArgs, data: &IarcConfig) -> Result<Vec<StudyModel>, 
     Ok(models_named(names, data)?)
 }
 
-/// Refuses folders that hold runs unless they are to be continued, before
-/// anything is trained.
+/// Refuses the folder of a run, whose report would be lost, and one that holds
+/// runs unless they are to be continued, before anything is trained.
 fn check_folder(args: &IarcArgs, jobs: &[(RunConfig, PathBuf)]) -> Result<(), Failure> {
+    if args.out.join("config.toml").exists() {
+        let what = "is the folder of a run; choose another --out";
+        return Err(Failure::input(format!("{}: {what}", args.out.display())));
+    }
     if args.resume {
         return Ok(());
     }

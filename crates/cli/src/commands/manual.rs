@@ -9,6 +9,7 @@ use specialformer::checkpoint::atomic_write;
 
 use crate::args::{Cli, CompletionsArgs, ManArgs};
 use crate::failure::Failure;
+use crate::output::make_folder;
 
 /// Prints a completion script.
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
@@ -27,8 +28,7 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
         clap_mangen::Man::new(command).render(&mut page)?;
         return Ok(io::stdout().write_all(&page)?);
     };
-    std::fs::create_dir_all(folder)
-        .map_err(|e| Failure::input(format!("{}: {e}", folder.display())))?;
+    make_folder(folder)?;
     let count = write_pages(command, folder)?;
     println!("{count} pages in {}", folder.display());
     Ok(())

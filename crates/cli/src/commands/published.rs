@@ -1,4 +1,4 @@
-//! What the commands for published models have in common.
+//! What the commands for pretrained models have in common.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -51,7 +51,7 @@ pub(crate) fn open_for_experts(args: &ModelArgs) -> Result<(PublishedModel, Text
     let args = ModelArgs { weights: Some(Weights::F32), ..args.clone() };
     let Opened { model, files } = open(&args)?;
     let Model::Published(mut model) = model else {
-        return Err(Failure::input(format!("{name}: experts are for published models")));
+        return Err(Failure::input(format!("{name}: experts are for pretrained models")));
     };
     if args.adapter.is_some() {
         model.merge_adapters()?;
@@ -84,7 +84,7 @@ fn open_run(args: &ModelArgs) -> Result<Opened, Failure> {
     };
     if let Some(adapter) = &args.adapter {
         let Model::Published(model) = &mut model else {
-            return Err(Failure::input("--adapter is for published models"));
+            return Err(Failure::input("--adapter is for pretrained models"));
         };
         model.apply_lora(&lora(adapter)?)?;
     }

@@ -64,8 +64,6 @@ pub(crate) fn analyze(args: &RouteAnalyzeArgs) -> Result<(), Failure> {
     let found = analysis::analyze(&data, &config).map_err(|e| Failure::input(e.to_string()))?;
     let text = serde_json::to_string(&found).map_err(|e| Failure::work(e.to_string()))?;
     if let Some(folder) = &args.out {
-        std::fs::create_dir_all(folder)
-            .map_err(|e| Failure::input(format!("{}: {e}", folder.display())))?;
         job::write(&folder.join("analysis.json"), &text)?;
         run_report::write(&signature_report::report(&found, &reader, folder)?, folder)?;
     }

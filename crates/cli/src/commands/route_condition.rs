@@ -12,7 +12,7 @@ use specialformer::training::HeldOut;
 use super::route_analyze::read_labels;
 use crate::args::route::{ConditionApplyArgs, ConditionEvalArgs, ConditionFitArgs, RoutePruneArgs};
 use crate::failure::Failure;
-use crate::output::check_free;
+use crate::output::{check_free, make_parent};
 use crate::{limits, table};
 
 /// Chooses experts for each task.
@@ -35,6 +35,7 @@ pub(crate) fn fit(args: &ConditionFitArgs) -> Result<(), Failure> {
             learn_bias(&mut conditions, &model, task, soft)?;
         }
     }
+    make_parent(&args.out)?;
     conditions.save(&args.out)?;
     if args.common.json {
         println!(

@@ -14,6 +14,7 @@ use specialformer::routing_trace::{
 use crate::args::route::RouteTraceArgs;
 use crate::failure::Failure;
 use crate::limits;
+use crate::output::make_parent;
 use crate::progress::Progress;
 
 /// Traces prompts or held-out rows.
@@ -57,13 +58,14 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
             })?
         }
         None if model.run_config().is_none() => {
-            let what = "a published model has no held-out data: give prompts with --prompts";
+            let what = "a pretrained model has no held-out data: give prompts with --prompts";
             return Err(Failure::input(format!("{}: {what}", args.model.display())));
         }
         None => trace_held_out(&model, (args.set.into(), args.size), true, &out)?,
     };
     if let Some(path) = &args.jsonl {
         let reader = TraceReader::open(&out)?;
+        make_parent(path)?;
         atomic_write(path, |file| reader.write_jsonl(file).map_err(io::Error::other))
             .map_err(specialformer::Error::from)?;
     }

@@ -132,7 +132,7 @@ pub(crate) fn lstm() -> ReportData {
 }
 
 const CONFIG: &str = "\
-# The quick job, as run.
+# The quick demo, as run.
 [data]
 window = 16
 digits = 10

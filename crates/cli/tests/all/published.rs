@@ -1,4 +1,4 @@
-//! Commands for published models, on a tiny one.
+//! Commands for pretrained models, on a tiny one.
 
 use std::fs;
 use std::io::Write as _;

@@ -1,4 +1,4 @@
-//! Routers against published models: router logits, load-balancing loss and
+//! Routers against pretrained models: router logits, load-balancing loss and
 //! its gradient as `transformers` computes them.
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate};

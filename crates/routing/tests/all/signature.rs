@@ -81,7 +81,7 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(sum, SignatureSum::new(&[2]));
 }
 
-/// Signatures of the published models' stored router logits, worked out here
+/// Signatures of the pretrained models' stored router logits, worked out here
 /// with nothing of this crate; the facade's tests compare whole models with
 /// the same numbers.
 #[test]

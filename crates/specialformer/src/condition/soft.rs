@@ -96,7 +96,7 @@ fn train_on_task(
 ) -> Result<Model> {
     let fail = |reason: &str| Error::Data { place: task.to_owned(), reason: reason.into() };
     let config = model.run_config().ok_or_else(|| {
-        fail("it would be trained on a run's training data; a published model has none")
+        fail("it would be trained on a run's training data; a pretrained model has none")
     })?;
     let DataConfig::Text(data) = &config.data else {
         return Err(fail("experts are fitted to a task on text data alone"));

@@ -125,7 +125,7 @@ impl ModelConfig {
     /// [`Error::Config`] naming field, value and reason.
     pub fn validate(&self) -> Result<()> {
         size::check(self)?;
-        // Of a published model that cannot be read nothing is known; it says why.
+        // Of a pretrained model that cannot be read nothing is known; it says why.
         if self.published().is_none() && self.outputs() == 0 {
             return Err(Error::config("model", "outputs", 0, "must be positive"));
         }

@@ -1,4 +1,4 @@
-//! A published model as the model of a run.
+//! A pretrained model as the model of a run.
 
 use std::path::PathBuf;
 
@@ -74,7 +74,7 @@ impl PublishedConfig {
 }
 
 impl ModelConfig {
-    /// The published model that a run started from.
+    /// The pretrained model that a run started from.
     pub fn published(&self) -> Option<&PublishedConfig> {
         match self {
             Self::Published(config) => Some(config),

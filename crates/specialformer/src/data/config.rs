@@ -165,7 +165,7 @@ impl DataConfig {
     pub fn check_model(&self, model: &ModelConfig, shape: &DataShape) -> Result<()> {
         let fail =
             |field, value: usize, reason: String| Err(Error::config("model", field, value, reason));
-        // Published models have rows for tokens that their tokenizer lacks.
+        // Pretrained models have rows for tokens that their tokenizer lacks.
         let spare = model.published().is_some() && model.vocabulary() > shape.vocabulary;
         if model.vocabulary() != shape.vocabulary && !spare {
             let reason = format!("the data has {} tokens", shape.vocabulary);

@@ -1,4 +1,4 @@
-//! Published LoRA adapters on published models.
+//! Published LoRA adapters on pretrained models.
 
 use std::sync::Arc;
 

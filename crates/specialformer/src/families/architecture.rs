@@ -37,7 +37,7 @@ pub(super) enum HeadKind {
     Own,
 }
 
-/// What a published model is built of.
+/// What a pretrained model is built of.
 #[derive(Debug, Clone)]
 pub(super) struct Architecture {
     pub naming: Naming,

@@ -1,4 +1,4 @@
-//! What a published model reads.
+//! What a pretrained model reads.
 
 use specialformer_routing::Routing;
 use specialformer_tensor::{Element, Var};
@@ -41,7 +41,7 @@ fn check_lengths(tokens: Tokens<'_>, lengths: &[usize]) -> Result<()> {
         tokens.length(),
         tokens.batch()
     );
-    Err(Error::Input { model: "published model", what })
+    Err(Error::Input { model: "pretrained model", what })
 }
 
 impl<'a> TextInput<'a> {
@@ -66,7 +66,7 @@ impl<'a> TextInput<'a> {
     pub fn with_token_types(self, types: &'a [u32]) -> Result<Self> {
         if types.len() != self.tokens.ids().len() {
             let what = format!("{} types for {} tokens", types.len(), self.tokens.ids().len());
-            return Err(Error::Input { model: "published model", what });
+            return Err(Error::Input { model: "pretrained model", what });
         }
         Ok(Self { token_types: Some(types), ..self })
     }
@@ -80,7 +80,7 @@ impl<'a> TextInput<'a> {
         if tokens.batch() != self.tokens.batch() {
             let what =
                 format!("{} rows of source for {} rows", tokens.batch(), self.tokens.batch());
-            return Err(Error::Input { model: "published model", what });
+            return Err(Error::Input { model: "pretrained model", what });
         }
         lengths.map_or(Ok(()), |lengths| check_lengths(tokens, lengths))?;
         Ok(Self { source: Some(Source { tokens, lengths }), ..self })
@@ -105,7 +105,7 @@ impl<'a> TextInput<'a> {
     }
 }
 
-/// What a published model makes of its input before its head.
+/// What a pretrained model makes of its input before its head.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct TextStates<E: Element = f32> {

@@ -1,4 +1,4 @@
-//! Opening published models.
+//! Opening pretrained models.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -88,7 +88,7 @@ type Tensors = BTreeMap<String, Stored>;
 type Keep<'a, E> = &'a (dyn Fn(&RawTensor) -> Option<Weight<E>> + Sync);
 
 impl<E: Element> PublishedModel<E> {
-    /// Opens a published model: a folder with `config.json` and safetensors
+    /// Opens a pretrained model: a folder with `config.json` and safetensors
     /// files, or a `.gguf` file. All weights get the model's precision; see
     /// [`open_stored`](PublishedModel::open_stored) for keeping them small.
     ///

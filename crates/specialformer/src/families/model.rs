@@ -53,7 +53,7 @@ pub struct PublishedModel<E: Element = f32> {
 }
 
 fn fail<T>(what: impl Into<String>) -> Result<T> {
-    Err(Error::Input { model: "published model", what: what.into() })
+    Err(Error::Input { model: "pretrained model", what: what.into() })
 }
 
 impl<E: Element> PublishedModel<E> {
@@ -220,7 +220,7 @@ impl<E: Element> PublishedModel<E> {
         types: Option<&[u32]>,
     ) -> Result<Var<E>> {
         let shape = [tokens.batch(), tokens.length()];
-        stack.check_length("published model", tokens.length())?;
+        stack.check_length("pretrained model", tokens.length())?;
         let _scope = ctx.scope("embedding");
         let mut x = self.embedding.forward(ctx, tokens.ids(), shape)?;
         match (&self.token_types, types) {
@@ -387,7 +387,7 @@ impl<E: Element> TextModel<E> for PublishedModel<E> {
     ) -> Result<Var<E>> {
         let shape = [tokens.batch(), tokens.length()];
         let x = self.embedding.forward(ctx, tokens.ids(), shape)?;
-        self.main.continue_texts("published model", ctx, x, tokens, counts, cache)
+        self.main.continue_texts("pretrained model", ctx, x, tokens, counts, cache)
     }
 
     fn head(&self, ctx: &Ctx<E>, hidden: &Var<E>) -> Result<Var<E>> {

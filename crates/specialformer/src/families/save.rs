@@ -1,4 +1,4 @@
-//! Saving published models.
+//! Saving pretrained models.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -153,6 +153,6 @@ pub(super) fn published(naming: Naming, ours: &str) -> Result<String> {
     let name = naming.published(ours).filter(|_| !adapted.iter().any(|end| ours.ends_with(end)));
     name.ok_or_else(|| {
         let what = format!("`{ours}` has no published name; merge adapters before saving");
-        Error::Input { model: "published model", what }
+        Error::Input { model: "pretrained model", what }
     })
 }

@@ -1,4 +1,4 @@
-//! Saving published models as GGUF files.
+//! Saving pretrained models as GGUF files.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! [`ModelSummary`]: what is in a published model's files, without loading it.
+//! [`ModelSummary`]: what is in a pretrained model's files, without loading it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,7 +45,7 @@ pub struct ExpertsSummary {
     pub layout: &'static str,
 }
 
-/// What is in a published model's files.
+/// What is in a pretrained model's files.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelSummary {
     /// `safetensors` or `gguf`.

@@ -1,4 +1,4 @@
-//! [`TextFiles`]: what turns text into a published model's tokens and back.
+//! [`TextFiles`]: what turns text into a pretrained model's tokens and back.
 
 use std::path::Path;
 use std::sync::Arc;

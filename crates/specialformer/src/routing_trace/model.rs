@@ -49,7 +49,7 @@ impl std::fmt::Debug for RoutedModel {
 }
 
 impl RoutedModel {
-    /// Opens a run folder or a published model.
+    /// Opens a run folder or a pretrained model.
     ///
     /// # Errors
     /// [`Error::Data`] if the model is dense; what is wrong with its files.
@@ -85,7 +85,7 @@ impl RoutedModel {
         };
         let kind = match model {
             Model::Specialformer(model) => Kind::Run(Box::new((config, *model))),
-            // Of a run that goes on with a published model, that model is what
+            // Of a run that goes on with a pretrained model, that model is what
             // is traced and saved.
             Model::Published(model) => Kind::Published(model),
             _ => return Err(dense(name)),
@@ -93,7 +93,7 @@ impl RoutedModel {
         Self { name, kind, tokenizer }.checked()
     }
 
-    /// Of a published model in memory.
+    /// Of a pretrained model in memory.
     ///
     /// # Errors
     /// [`Error::Data`] if the model is dense.
@@ -265,7 +265,7 @@ impl RoutedModel {
             Kind::Run(run) => run.1.trace(&Ctx::eval(), rows),
             Kind::Published(_) => Err(Error::Data {
                 place: self.name.clone(),
-                reason: "a published model has no held-out data: give prompts".into(),
+                reason: "a pretrained model has no held-out data: give prompts".into(),
             }),
         }
     }

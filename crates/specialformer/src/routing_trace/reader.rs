@@ -92,7 +92,7 @@ impl TraceReader {
     /// # Errors
     /// If the file is missing or does not hold what it should.
     pub fn part(&self, number: usize) -> Result<TracePart> {
-        let path = part_path(&self.folder, number);
+        let path = part_path(&self.folder, self.info.first_part + number);
         let file = TensorFile::open(&path)?;
         let bad =
             |reason: &str| Error::Data { place: path.display().to_string(), reason: reason.into() };

@@ -99,7 +99,7 @@ pub fn trace_held_out(
 ) -> Result<TraceInfo> {
     let fail = |reason: &str| Error::Data { place: model.name().into(), reason: reason.into() };
     let config = model.run_config().ok_or_else(|| {
-        fail("a published model has no held-out data: give prompts with --prompts")
+        fail("a pretrained model has no held-out data: give prompts with --prompts")
     })?;
     let rows =
         HeldOutRows::of(config, set, size)?.ok_or_else(|| fail("the data has no such set"))?;

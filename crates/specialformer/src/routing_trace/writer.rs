@@ -41,6 +41,9 @@ pub struct TraceInfo {
     pub layers: Vec<LayerShape>,
     /// Number of files `part-NNNNN.safetensors`.
     pub parts: usize,
+    /// The number of the first of them: not 0 if the trace took another's place.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_part: usize,
     /// Number of prompts.
     pub prompts: usize,
     /// Number of positions.
@@ -50,8 +53,23 @@ pub struct TraceInfo {
     pub set: Option<HeldOut>,
 }
 
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+impl TraceInfo {
+    /// The numbers of its parts.
+    fn numbers(&self) -> std::ops::Range<usize> {
+        self.first_part..self.first_part + self.parts
+    }
+}
+
 /// Writes a trace folder: `part-00000.safetensors` and so on, which any tool
 /// opens, and `trace.json` at the end. No more than one part is in memory.
+///
+/// A trace that was in the folder stays whole until [`finish`](Self::finish)
+/// puts the new one in its place: the new parts have numbers of their own.
+/// Dropped before, the writer takes its parts away.
 ///
 /// A part has for each layer L the number of choices of every position
 /// (`L.choices`, u8), the experts of all choices, best first (`L.experts`, u8;
@@ -65,11 +83,12 @@ pub struct TraceWriter {
     info: TraceInfo,
     part: TracePart,
     choices: usize,
+    finished: bool,
 }
 
 impl TraceWriter {
     /// A trace of a model in a folder, which is made; an old trace in it is
-    /// replaced.
+    /// replaced at the end.
     ///
     /// # Errors
     /// If the folder cannot be made or holds something else, which is left as
@@ -92,12 +111,15 @@ impl TraceWriter {
         std::fs::create_dir_all(folder).map_err(io)?;
         // Of a trace that was killed while it wrote a part.
         remove_leftovers(folder)?;
-        // Without that file what is left is no whole trace.
-        let mut old = old_files(folder)?;
-        old.sort_by_key(|name| name != INFO_FILE);
-        for name in old {
-            std::fs::remove_file(folder.join(name)).map_err(io)?;
-        }
+        let old = FolderContents::list(folder)?;
+        // Parts without that file are of a trace that was killed.
+        let first_part = match old.whole {
+            true => old.parts.iter().max().map_or(0, |last| last + 1),
+            false => {
+                remove_parts(folder, &old.parts)?;
+                0
+            }
+        };
         let part = TracePart::new(layers.len());
         let info = TraceInfo {
             format_version: FORMAT_VERSION,
@@ -105,11 +127,12 @@ impl TraceWriter {
             fingerprint: fingerprint.into(),
             layers,
             parts: 0,
+            first_part,
             prompts: 0,
             positions: 0,
             set: None,
         };
-        Ok(Self { folder: folder.to_owned(), info, part, choices: 0 })
+        Ok(Self { folder: folder.to_owned(), info, part, choices: 0, finished: false })
     }
 
     /// Says that the prompts are this set of a run's held-out data.
@@ -179,13 +202,14 @@ impl TraceWriter {
             file.tensor(&name("weights"), &weights)?;
         }
         file.metadata_json("prompts", &part.prompts)?;
-        file.save(part_path(&self.folder, self.info.parts))?;
+        file.save(part_path(&self.folder, self.info.first_part + self.info.parts))?;
         self.info.parts += 1;
         self.choices = 0;
         Ok(())
     }
 
-    /// Writes what is left and the file that makes the trace whole.
+    /// Writes what is left and the file that makes the trace whole, and removes
+    /// the parts of the trace it replaces.
     ///
     /// # Errors
     /// [`Error::Data`] if there is no prompt; if a file cannot be written.
@@ -198,27 +222,72 @@ impl TraceWriter {
         let text = serde_json::to_string_pretty(&self.info)
             .map_err(|e| Error::Data { place: INFO_FILE.into(), reason: e.to_string() })?;
         atomic_write(self.folder.join(INFO_FILE), |file| file.write_all(text.as_bytes()))?;
-        Ok(self.info)
+        self.finished = true;
+        let mut old = FolderContents::list(&self.folder)?.parts;
+        old.retain(|number| !self.info.numbers().contains(number));
+        remove_parts(&self.folder, &old)?;
+        Ok(self.info.clone())
     }
 }
 
-/// The names of the files of an old trace in a folder, which must hold nothing
-/// else.
-fn old_files(folder: &Path) -> Result<Vec<String>> {
-    let io = |source| Error::Io { path: folder.display().to_string(), source };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
-        let part = name.starts_with("part-") && name.ends_with(".safetensors");
-        if name != INFO_FILE && !part {
-            let reason = format!("holds `{name}`, which is no part of a trace");
-            return Err(Error::Data { place: folder.display().to_string(), reason });
+impl Drop for TraceWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            let written: Vec<usize> = self.info.numbers().collect();
+            // What cannot be removed is taken for a killed trace's later.
+            let _ = remove_parts(&self.folder, &written);
         }
-        names.push(name);
     }
-    Ok(names)
+}
+
+/// What a trace folder holds.
+struct FolderContents {
+    /// Whether it has the file that makes a trace whole.
+    whole: bool,
+    /// The numbers of its parts.
+    parts: Vec<usize>,
+}
+
+impl FolderContents {
+    /// Lists a folder, which must hold nothing but a trace.
+    fn list(folder: &Path) -> Result<Self> {
+        let io = |source| Error::Io { path: folder.display().to_string(), source };
+        let mut contents = Self { whole: false, parts: Vec::new() };
+        for entry in std::fs::read_dir(folder).map_err(io)? {
+            let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+            match part_number(&name) {
+                Some(number) => contents.parts.push(number),
+                None if name == INFO_FILE => contents.whole = true,
+                None => {
+                    let reason = format!("holds `{name}`, which is no part of a trace");
+                    return Err(Error::Data { place: folder.display().to_string(), reason });
+                }
+            }
+        }
+        Ok(contents)
+    }
+}
+
+fn remove_parts(folder: &Path, numbers: &[usize]) -> Result<()> {
+    for &number in numbers {
+        let path = part_path(folder, number);
+        std::fs::remove_file(&path)
+            .map_err(|source| Error::Io { path: path.display().to_string(), source })?;
+    }
+    Ok(())
 }
 
 pub(super) fn part_path(folder: &Path, number: usize) -> PathBuf {
-    folder.join(format!("part-{number:05}.safetensors"))
+    folder.join(part_name(number))
+}
+
+fn part_name(number: usize) -> String {
+    format!("part-{number:05}.safetensors")
+}
+
+/// The number in a part's name.
+fn part_number(name: &str) -> Option<usize> {
+    let number: u32 = name.strip_prefix("part-")?.strip_suffix(".safetensors")?.parse().ok()?;
+    let number = number as usize;
+    (part_name(number) == name).then_some(number)
 }

@@ -1,4 +1,4 @@
-//! Decomposing the matrices of a published model, and putting experts in.
+//! Decomposing the matrices of a pretrained model, and putting experts in.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -112,7 +112,7 @@ fn all_found(found: usize, wanted: usize) -> Result<()> {
         return Ok(());
     }
     let what = format!("the model has {found} of the {wanted} decomposed matrices");
-    Err(Error::Input { model: "published model", what })
+    Err(Error::Input { model: "pretrained model", what })
 }
 
 /// Puts several experts into a model at once: a row of a batch is answered

@@ -1,4 +1,4 @@
-//! Singular-value fine-tuning of published models, and its baselines.
+//! Singular-value fine-tuning of pretrained models, and its baselines.
 //!
 //! [`decompose`] factors the matrices of a [`PublishedModel`] once;
 //! [`Tuned`] puts trained numbers into the model (SVF, LoRA, the last block,

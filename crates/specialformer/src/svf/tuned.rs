@@ -33,7 +33,7 @@ pub enum TuneMethod {
     Full,
 }
 
-/// A published model of which some numbers are trained. As a module it shows
+/// A pretrained model of which some numbers are trained. As a module it shows
 /// those alone, so that the optimiser, checkpoints and gradients hold nothing
 /// else; all other parameters are frozen.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl Tuned {
         let trained: Vec<_> = named(&all).into_iter().filter(|(name, _)| is_last(name)).collect();
         if trained.is_empty() || last.is_none() {
             let what = "has no last block of parameters that could be trained".to_owned();
-            return Err(Error::Input { model: "published model", what });
+            return Err(Error::Input { model: "pretrained model", what });
         }
         Ok(Self::new(model, TuneMethod::LastLayer, None, trained, false))
     }
@@ -184,7 +184,7 @@ impl Tuned {
     pub fn reset(&self) -> Result<()> {
         let Some(start) = &self.start else {
             let what = "the weights that training began with are not kept".to_owned();
-            return Err(Error::Input { model: "published model", what });
+            return Err(Error::Input { model: "pretrained model", what });
         };
         self.set_all(start)
     }
@@ -216,7 +216,7 @@ impl Tuned {
             Some(svf) => Ok(svf.expert(task)),
             None => {
                 let what = "only singular-value fine-tuning makes an expert vector".to_owned();
-                Err(Error::Input { model: "published model", what })
+                Err(Error::Input { model: "pretrained model", what })
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Published models: opening, refusing, saving, generating.
+//! Pretrained models: opening, refusing, saving, generating.
 
 use std::path::PathBuf;
 

@@ -19,7 +19,7 @@ fn merge(onto: &mut Table, part: Table) {
     }
 }
 
-/// A published model is a file that is not there: the rest is checked.
+/// A pretrained model is a file that is not there: the rest is checked.
 fn check(text: &str, place: &str) {
     match RunConfig::parse(text, place) {
         Ok(_) => {}

@@ -1,4 +1,4 @@
-//! Traces, signatures of published models, task-conditioned routing.
+//! Traces, signatures of pretrained models, task-conditioned routing.
 
 use std::path::Path;
 
@@ -351,7 +351,7 @@ fn a_trace_that_cannot_be_replaced_is_left_as_it_is() {
         names.sort();
         names
     };
-    // Of a published model no rows are held out.
+    // Of a pretrained model no rows are held out.
     let before = files();
     assert!(trace_held_out(&olmoe, (HeldOut::Test, 4), true, &out).is_err());
     assert_eq!(files(), before);
@@ -365,6 +365,38 @@ fn a_trace_that_cannot_be_replaced_is_left_as_it_is() {
         assert_eq!(files(), before);
         std::fs::remove_file(out.join(name)).unwrap();
     }
+}
+
+#[test]
+fn an_old_trace_is_whole_until_the_new_one_is() {
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("trace");
+    let small = |prompts| synthetic_trace(&out, [prompts, 4, 2], [2, 8, 2], Seed::new(1));
+    small(3).unwrap();
+    // One that fails after it has begun, and one that is dropped.
+    let olmoe = open("05_olmoe");
+    let prompts = place.path().join("prompts.jsonl");
+    std::fs::write(&prompts, "{\"tokens\": [1, 2]}\n{\"tokens\": [4000000]}\n").unwrap();
+    let writer = TraceWriter::create(&out, &olmoe).unwrap();
+    let options = TraceOptions::default();
+    trace_prompts(&olmoe, read_prompts(&prompts).unwrap(), options, writer).unwrap_err();
+    drop(TraceWriter::create(&out, &olmoe).unwrap());
+    let prompts = || {
+        let reader = TraceReader::open(&out).unwrap();
+        read_signatures(&reader, TokenScope::All).unwrap().prompts.len()
+    };
+    assert_eq!(prompts(), 3);
+    // Its place is taken, and nothing of it is left.
+    for round in 1..3 {
+        small(5 + round).unwrap();
+        assert_eq!(prompts(), 5 + round);
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 2);
+    }
+    // The parts of a trace that was killed go when the next one begins.
+    std::fs::remove_file(out.join("trace.json")).unwrap();
+    small(2).unwrap();
+    assert!(out.join("part-00000.safetensors").exists());
+    assert_eq!((prompts(), std::fs::read_dir(&out).unwrap().count()), (2, 2));
 }
 
 #[test]

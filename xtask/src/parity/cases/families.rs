@@ -1,4 +1,4 @@
-//! Published models: logits, hidden states, losses, routers and the gradient
+//! Pretrained models: logits, hidden states, losses, routers and the gradient
 //! of every tensor.
 
 use std::collections::BTreeMap;

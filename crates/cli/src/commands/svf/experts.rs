@@ -14,7 +14,7 @@ use crate::args::text::Target;
 use crate::commands::convert;
 use crate::commands::published::is_named_gguf;
 use crate::failure::Failure;
-use crate::output::check_free;
+use crate::output::{check_free, make_parent};
 use crate::table::{self, grouped};
 
 /// Folds an expert into a model and saves it.
@@ -65,6 +65,7 @@ pub(super) fn mix(args: &MixArgs) -> Result<(), Failure> {
     if let Some(warning) = &warning {
         tracing::warn!("{warning}");
     }
+    make_parent(&args.out)?;
     expert.save(&args.out).map_err(model::input)?;
     if args.common.json {
         let value = json!({"path": args.out, "task": expert.task, "warning": warning});

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use specialformer::svf::{PromptScore, TuneReport, Tuned};
 use specialformer::training::TrainRecord;
 
-use crate::args::svf::{ObjectiveName, TrainArgs};
+use crate::args::svf::{KL, ObjectiveName, TrainArgs};
 use crate::failure::Failure;
 use crate::job;
 use crate::report::{self, Point, Reference, ReportData, Run, Score, Scores};
@@ -47,7 +47,7 @@ fn data(
         ObjectiveName::Supervised => "the loss of the answers' tokens".to_owned(),
         ObjectiveName::Reinforce => format!(
             "REINFORCE: rewards of drawn answers, and {} times the divergence from the base",
-            args.kl
+            args.kl.unwrap_or(KL)
         ),
     };
     let overall = |score: &PromptScore| Score {

@@ -9,7 +9,7 @@ use specialformer::training::{HeldOut, Outcome, TrainConfig};
 use crate::args::svf::RunArgs;
 use crate::failure::Failure;
 use crate::job::Bar;
-use crate::output::check_free;
+use crate::output::{check_free, make_parent};
 use crate::run_report::task_names;
 use crate::{interrupt, limits, table};
 
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     let after = score()?;
     if let Some(path) = &args.out {
+        make_parent(path)?;
         let tasks = data.load(train.seed)?.dataset.task_names();
         tuned.expert(&tasks.join("-")).save(path).map_err(specialformer::Error::from)?;
     }

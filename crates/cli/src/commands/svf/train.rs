@@ -23,7 +23,7 @@ use crate::args::svf::{KL, MethodName, ObjectiveName, RANK, TrainArgs};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::limits;
-use crate::output::check_free;
+use crate::output::{check_free, make_parent};
 use crate::progress::Progress;
 use crate::table::{self, grouped};
 
@@ -39,11 +39,11 @@ fn check(args: &TrainArgs) -> Result<(), Failure> {
     limits::check_count("--examples", args.examples)?;
     limits::check_count("--batch-size", args.batch_size)?;
     limits::check_most("--test", args.test)?;
-    if args.method != MethodName::Lora && args.rank != RANK {
+    if args.method != MethodName::Lora && args.rank.is_some() {
         let method = args.method.said();
         return Err(Failure::input(format!("--rank is for --method lora; {method} has none")));
     }
-    if args.objective == ObjectiveName::Supervised && args.kl.to_bits() != KL.to_bits() {
+    if args.objective == ObjectiveName::Supervised && args.kl.is_some() {
         return Err(Failure::input("--kl is for --objective reinforce"));
     }
     Ok(())
@@ -104,10 +104,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     metrics.insert("examples".to_owned(), data.train.len() as f64);
     metrics.insert("steps".to_owned(), trained.steps as f64);
-    if let Some(parent) = out.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|e| Failure::input(format!("{}: {e}", parent.display())))?;
-    }
+    make_parent(&out)?;
     tuned.save(&out, &data.task, metrics)?;
     let page = report::write(args, &data.task, &tuned, &trained, (&before, &after), &out)?;
     print(args, &tuned, &trained, (&before, &after), [&out, &page])
@@ -170,7 +167,8 @@ fn tune(
     Ok(match (args.method, base) {
         (MethodName::Svf, Some(base)) => Tuned::svf(opened, &base, parametrisation)?,
         (MethodName::Lora, _) => {
-            let strength = (args.rank, 2.0 * args.rank as f64);
+            let rank = args.rank.unwrap_or(RANK);
+            let strength = (rank, 2.0 * rank as f64);
             let selection = model::selection(&args.matrices)?;
             Tuned::lora(opened, &selection, strength, Seed::new(args.seed))?
         }
@@ -214,7 +212,8 @@ fn train(
                 temperature: 1.0,
                 max_tokens: (longest + 4).min(DRAWN_TOKENS.max(longest)),
             };
-            let settings = ReinforceConfig { kl: args.kl, ..ReinforceConfig::default() };
+            let settings =
+                ReinforceConfig { kl: args.kl.unwrap_or(KL), ..ReinforceConfig::default() };
             reinforce(&policy, dataset, config, settings, &mut bar, interrupt::requested)?
         }
     };

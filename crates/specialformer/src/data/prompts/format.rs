@@ -64,7 +64,7 @@ impl PromptFormat {
         Ok(Self { tokenizer, template, before, opening, end })
     }
 
-    /// The format of a published model: its tokenizer, template and end
+    /// The format of a pretrained model: its tokenizer, template and end
     /// tokens, from the folder or GGUF file at `path` ([`TextFiles`]).
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl PromptFormat {
         Self::of(&TextFiles::open(path)?, model)
     }
 
-    /// The format of a published model whose files were read already.
+    /// The format of a pretrained model whose files were read already.
     ///
     /// # Errors
     /// If the template cannot be rendered, or the model is no decoder.

@@ -93,7 +93,7 @@ pub enum TokenizerKind {
     /// Each byte is a token: [`ByteTokenizer`].
     #[default]
     Bytes,
-    /// The tokenizer of a published model: a folder, a `.gguf` file or a
+    /// The tokenizer of a pretrained model: a folder, a `.gguf` file or a
     /// `tokenizer.json`.
     Model(PathBuf),
     /// As a `tokenizer.json` says.

@@ -65,7 +65,7 @@ impl Tokenizer for ByteTokenizer {
 /// ended texts in the first training before what ends turns of conversations.
 const ENDS: [&str; 4] = ["<|endoftext|>", "</s>", "<eos>", "<|im_end|>"];
 
-/// The tokenizer of a published model. Special tokens in the text are
+/// The tokenizer of a pretrained model. Special tokens in the text are
 /// recognised.
 #[derive(Debug, Clone)]
 pub struct ModelTokenizer {
