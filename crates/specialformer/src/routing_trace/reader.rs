@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::json;
 use specialformer_checkpoint::{TensorFile, check_json_version};
-use specialformer_routing::SignatureSum;
 use specialformer_routing::analysis::{PromptRecord, PromptSignatures};
+use specialformer_routing::{LayerShape, SignatureSum};
 use specialformer_tensor::Tensor;
 
 use super::part::{LayerPart, PromptTrace, TracePart};
 use super::writer::{FORMAT_VERSION, INFO_FILE, TraceInfo, part_path};
 use crate::error::{Error, Result};
+
+/// The most experts of a layer that a trace can name.
+const MOST_EXPERTS: usize = 1 << 16;
 
 /// Which positions of a prompt count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +64,11 @@ impl TraceReader {
         check_json_version(path, text.as_bytes(), "format_version", FORMAT_VERSION)?;
         let info: TraceInfo =
             serde_json::from_str(&text).map_err(|e| fail(format!("{INFO_FILE}: {e}")))?;
+        // The experts of a part are two bytes each.
+        if let Some(layer) = info.layers.iter().find(|layer| layer.experts > MOST_EXPERTS) {
+            let LayerShape { name, experts } = layer;
+            return Err(fail(format!("{INFO_FILE}: {name} has {experts} experts, too many")));
+        }
         Ok(Self { folder: folder.to_owned(), info })
     }
 
@@ -92,12 +100,13 @@ impl TraceReader {
     /// # Errors
     /// If the file is missing or does not hold what it should.
     pub fn part(&self, number: usize) -> Result<TracePart> {
-        let path = part_path(&self.folder, self.info.first_part + number);
+        let path = part_path(&self.folder, self.info.first_part.saturating_add(number));
         let file = TensorFile::open(&path)?;
         let bad =
             |reason: &str| Error::Data { place: path.display().to_string(), reason: reason.into() };
         let prompts: Vec<PromptTrace> = file.metadata_json("prompts")?;
-        let positions: usize = prompts.iter().map(|prompt| prompt.positions).sum();
+        let positions = prompts.iter().try_fold(0usize, |n, p| n.checked_add(p.positions));
+        let positions = positions.ok_or_else(|| bad("more positions than can be"))?;
         if prompts.iter().any(|prompt| prompt.own > prompt.positions) {
             return Err(bad("a prompt has fewer positions than tokens of its own"));
         }
@@ -177,7 +186,7 @@ impl TraceReader {
 /// If a part cannot be read, or a weight in it is negative or not finite.
 pub fn read_signatures(reader: &TraceReader, scope: TokenScope) -> Result<PromptSignatures> {
     let layers = reader.info.layers.clone();
-    let mut prompts = Vec::with_capacity(reader.info.prompts);
+    let mut prompts = Vec::new();
     for number in 0..reader.info.parts {
         let part = reader.part(number)?;
         let starts: Vec<(usize, &PromptTrace)> = part.prompts().collect();

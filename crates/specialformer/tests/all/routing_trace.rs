@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use specialformer::checkpoint::{TensorFile, TensorWriter};
 use specialformer::condition::{
     Conditions, EvaluateOptions, FitOptions, Selection, SoftOptions, evaluate, learn_bias,
 };
@@ -9,8 +10,8 @@ use specialformer::prelude::*;
 use specialformer::routing::condition::Budget;
 use specialformer::routing::{ExpertSet, SignatureKind, SignatureSum};
 use specialformer::routing_trace::{
-    Prompt, RoutedModel, TokenScope, TraceOptions, TraceReader, TraceWriter, read_prompts,
-    read_signatures, synthetic_trace, trace_held_out, trace_prompts,
+    Prompt, PromptTrace, RoutedModel, TokenScope, TraceOptions, TraceReader, TraceWriter,
+    read_prompts, read_signatures, synthetic_trace, trace_held_out, trace_prompts,
 };
 use specialformer::training::HeldOut;
 use specialformer_testkit::{GoldenCase, golden_dir};
@@ -397,6 +398,50 @@ fn an_old_trace_is_whole_until_the_new_one_is() {
     small(2).unwrap();
     assert!(out.join("part-00000.safetensors").exists());
     assert_eq!((prompts(), std::fs::read_dir(&out).unwrap().count()), (2, 2));
+}
+
+#[test]
+fn numbers_that_no_trace_has_are_errors() {
+    let place = tempfile::tempdir().unwrap();
+    synthetic_trace(place.path(), [3, 4, 2], [2, 8, 2], Seed::new(1)).unwrap();
+    let read = || -> Result<_, String> {
+        let reader = TraceReader::open(place.path()).map_err(|e| e.to_string())?;
+        read_signatures(&reader, TokenScope::All).map_err(|e| e.to_string())
+    };
+    read().unwrap();
+    let change = |name: &str, from: &str, to: &str| {
+        let path = place.path().join(name);
+        let old = std::fs::read(&path).unwrap();
+        let at = old.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+        let new = [&old[..at], to.as_bytes(), &old[at + from.len()..]].concat();
+        std::fs::write(&path, new).unwrap();
+        let result = read();
+        std::fs::write(&path, old).unwrap();
+        result
+    };
+    let huge = usize::MAX.to_string();
+    // What is said of the whole is not relied on.
+    let prompts = change("trace.json", "\"prompts\": 3", &format!("\"prompts\": {huge}"));
+    assert_eq!(prompts.unwrap().prompts.len(), 3);
+    let experts = change("trace.json", "\"experts\": 8", "\"experts\": 800000000000000");
+    assert!(experts.unwrap_err().ends_with("blocks.0 has 800000000000000 experts, too many"));
+    let first = format!("\"parts\": {huge}, \"first_part\": {huge}");
+    assert!(change("trace.json", "\"parts\": 1", &first).is_err());
+    // Positions of which the last one is the first that the number type lacks.
+    let path = place.path().join("part-00000.safetensors");
+    let old = TensorFile::open(&path).unwrap();
+    let mut writer = TensorWriter::new();
+    for name in old.names() {
+        match name.ends_with("weights") {
+            true => writer.tensor(name, &old.tensor::<f32>(name).unwrap()).unwrap(),
+            false => writer.integers(name, &old.integers::<u8>(name).unwrap()).unwrap(),
+        };
+    }
+    let of = |positions| PromptTrace { positions, ..PromptTrace::default() };
+    writer.metadata_json("prompts", &[of(usize::MAX), of(13)]).unwrap();
+    drop(old);
+    writer.save(&path).unwrap();
+    assert!(read().unwrap_err().ends_with("more positions than can be"));
 }
 
 #[test]
