@@ -8,38 +8,66 @@
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::terminal::say;
+
 /// The exit code of what was interrupted, as shells have it for Ctrl-C.
 pub(crate) const EXIT_CODE: u8 = 130;
 
 static WATCHING: AtomicUsize = AtomicUsize::new(0);
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Hears Ctrl-C from now on.
+/// Hears Ctrl-C and the signals from now on.
 pub(crate) fn install() {
-    let survives_hangup = hangup::is_ignored();
-    let handler = || {
-        if WATCHING.load(Ordering::Relaxed) == 0 {
-            eprintln!("\ninterrupted");
-            exit(EXIT_CODE.into());
-        }
-        if REQUESTED.swap(true, Ordering::Relaxed) {
-            exit(EXIT_CODE.into());
-        }
-        eprintln!("\nstopping; press Ctrl-C again to stop at once");
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
+    if let Err(error) = ctrlc::set_handler(stop) {
         tracing::warn!("Ctrl-C ends the program without saving: {error}");
     }
-    if survives_hangup {
-        hangup::ignore();
+    if let Err(error) = signals::hear() {
+        tracing::warn!("signals end the program without saving: {error}");
     }
 }
 
-/// The signal of a terminal that closes, which `nohup` has programs ignore.
+/// Tells the work at hand to end; ends at once if nobody watches, or was told
+/// already. What cannot be said, to a terminal that is gone, changes nothing.
+fn stop() {
+    let watched = WATCHING.load(Ordering::Relaxed) > 0;
+    let told = watched && REQUESTED.swap(true, Ordering::Relaxed);
+    match (watched, told) {
+        (true, false) => say!("\nstopping; press Ctrl-C again to stop at once"),
+        (true, true) => {}
+        (false, _) => say!("\ninterrupted"),
+    }
+    if !watched || told {
+        exit(EXIT_CODE.into());
+    }
+}
+
 #[cfg(unix)]
-#[expect(unsafe_code, reason = "what a signal does is set by C functions")]
-mod hangup {
-    pub(super) fn is_ignored() -> bool {
+#[expect(unsafe_code, reason = "what a signal does is read by a C function")]
+mod signals {
+    use std::io;
+    use std::sync::atomic::Ordering;
+
+    use signal_hook::consts::{SIGHUP, SIGTERM};
+    use signal_hook::iterator::Signals;
+
+    /// A thread that hears the signals that ask a program to end.
+    pub(super) fn hear() -> io::Result<()> {
+        let mut signals = Signals::new([SIGTERM])?;
+        if !hangup_is_ignored() {
+            signals.add_signal(SIGHUP)?;
+        }
+        let listen = move || {
+            for _ in signals.forever() {
+                super::ENDING.store(true, Ordering::Relaxed);
+                super::stop();
+            }
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(listen).map(|_| ())
+    }
+
+    /// Whether a terminal that closes changes nothing, as under `nohup`.
+    fn hangup_is_ignored() -> bool {
         // SAFETY: `action` is plain data, for which zeros are a value, and
         // sigaction without a new action only writes the current one there.
         unsafe {
@@ -48,23 +76,14 @@ mod hangup {
                 && action.sa_sigaction == libc::SIG_IGN
         }
     }
-
-    pub(super) fn ignore() {
-        // SAFETY: ignoring a signal runs no code of this program.
-        unsafe {
-            libc::signal(libc::SIGHUP, libc::SIG_IGN);
-        }
-    }
 }
 
-/// Elsewhere there is no such signal.
+/// Elsewhere there are no such signals.
 #[cfg(not(unix))]
-mod hangup {
-    pub(super) fn is_ignored() -> bool {
-        false
+mod signals {
+    pub(super) fn hear() -> std::io::Result<()> {
+        Ok(())
     }
-
-    pub(super) fn ignore() {}
 }
 
 /// While this lives, the work at hand looks at [`requested`] and ends itself.
@@ -84,12 +103,17 @@ impl Drop for Watch {
     }
 }
 
-/// True once Ctrl-C was pressed while somebody watched.
+/// True once the program was asked to stop while somebody watched.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
 }
 
-/// [`requested`], and forgets it: what was asked to end has ended.
+/// [`requested`], and forgets it: what was asked to stop has stopped.
 pub(crate) fn take() -> bool {
     REQUESTED.swap(false, Ordering::Relaxed)
+}
+
+/// True once a signal asked the whole program to end, which Ctrl-C does not.
+pub(crate) fn is_ending() -> bool {
+    ENDING.load(Ordering::Relaxed)
 }

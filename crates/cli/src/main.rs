@@ -1,5 +1,7 @@
 //! The `specialformer` command.
 
+#![deny(clippy::print_stderr)]
+
 mod args;
 mod build_info;
 mod commands;
@@ -22,6 +24,7 @@ use args::{Cli, Command, CommonArgs};
 use clap::Parser;
 
 use crate::failure::Failure;
+use crate::terminal::say;
 
 fn main() -> ExitCode {
     terminal::end_with_the_output();
@@ -31,7 +34,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.is_quiet() {
-                eprintln!("error: {failure}");
+                say!("error: {failure}");
             }
             failure.exit_code()
         }

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use crate::terminal::say;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Shows how far a run is.
@@ -48,7 +49,7 @@ impl Progress {
             && plain.last.elapsed() >= LINE_EVERY
         {
             plain.last = Instant::now();
-            eprintln!("{}: step {step}/{} {message}", plain.name, self.bar.length().unwrap_or(0));
+            say!("{}: step {step}/{} {message}", plain.name, self.bar.length().unwrap_or(0));
         }
     }
 

@@ -1,6 +1,7 @@
 //! What may be printed where.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, IsTerminal, Write as _};
 
 /// Whether stderr gets colours, as `NO_COLOR` (no-color.org), `CLICOLOR_FORCE`
@@ -39,7 +40,7 @@ pub(crate) fn end_with_the_output() {
         if error.contains("roken pipe") {
             std::process::exit(READER_IS_GONE.into());
         }
-        eprintln!("error: standard output: {error}");
+        say!("error: standard output: {error}");
         std::process::exit(1);
     }));
 }
@@ -48,6 +49,18 @@ pub(crate) fn end_with_the_output() {
 /// anywhere else.
 pub(crate) fn columns() -> Option<usize> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
+/// A line on standard error: what the program does, and why it failed. Where
+/// nobody can read it, as after a terminal was closed, the program goes on.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::terminal::say_line(format_args!($($text)*)) };
+}
+pub(crate) use say;
+
+/// See [`say`].
+pub(crate) fn say_line(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints a text now, also where no line ends.

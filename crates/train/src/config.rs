@@ -15,6 +15,9 @@ const SHARDED_GRADIENT_LIMIT: usize = 64 << 20;
 /// No batch is larger: a mistake, and more than any memory holds.
 const LARGEST_BATCH: usize = 1 << 28;
 
+/// No more rows are evaluated at once: they are made before they are read.
+const MOST_EVALUATED: usize = 1 << 24;
+
 /// Number of shards where none is set.
 const DEFAULT_SHARDS: usize = 4;
 
@@ -159,6 +162,14 @@ impl TrainConfig {
         if self.batch_size > LARGEST_BATCH {
             let reason = format!("must be at most {LARGEST_BATCH}");
             return Err(TrainError::config("batch_size", self.batch_size, reason));
+        }
+        for (field, rows) in
+            [("eval_size", self.eval_size), ("test_size", self.test_size.unwrap_or(1))]
+        {
+            if rows > MOST_EVALUATED {
+                let reason = format!("must be at most {MOST_EVALUATED}");
+                return Err(TrainError::config(field, rows, reason));
+            }
         }
         if self.accumulation > self.batch_size {
             let reason = format!("a step has only {} rows (batch_size)", self.batch_size);

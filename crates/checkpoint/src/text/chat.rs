@@ -271,9 +271,9 @@ impl Token {
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else { break };
-        let (before, tag) = (&rest[..start], &rest[start + 2..start + len]);
+    // A tag ends after it has begun, which it has not in `{%}`.
+    while let Some((before, opened)) = rest.split_once("{%") {
+        let Some((tag, after)) = opened.split_once("%}") else { break };
         let word = tag.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
         out.push_str(before);
         out.push_str("{%");
@@ -283,7 +283,7 @@ fn without_generation_tags(source: &str) -> String {
             _ => out.push_str(tag),
         }
         out.push_str("%}");
-        rest = &rest[start + len + 2..];
+        rest = after;
     }
     out.push_str(rest);
     out

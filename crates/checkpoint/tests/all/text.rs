@@ -182,6 +182,15 @@ fn templates_know_the_date_and_ignore_generation_marks() {
 }
 
 #[test]
+fn tags_that_end_as_they_begin_are_errors() {
+    for source in ["{%}", "a {%} b", "{%", "{%-%", "{{ 1 }}{%}{% generation %}x{% endgeneration %}"]
+    {
+        let error = ChatTemplate::new("t", source).unwrap_err().to_string();
+        assert!(error.starts_with("t: "), "{error}");
+    }
+}
+
+#[test]
 fn templates_without_end_are_stopped() {
     let endless = "{% for i in range(100000) %}{% for j in range(100000) %}{% if i == j %}\
                    {% endif %}{% endfor %}{% endfor %}";

@@ -76,6 +76,9 @@ pub(crate) struct RouteTraceArgs {
     /// Also write the trace as JSONL, a line for each position.
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) jsonl: Option<PathBuf>,
+    /// Write over the file of --jsonl. (An old trace is replaced in any case.)
+    #[arg(long, requires = "jsonl")]
+    pub(crate) force: bool,
     /// Tokens that the model adds to each prompt.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "prompts")]
     pub(crate) generate: usize,

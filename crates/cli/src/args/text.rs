@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::adapt::StrategyName;
+use super::adapt::TurnStrategy;
 use super::{CommonArgs, model_path};
 
 /// How weights are kept in memory.
@@ -143,9 +143,10 @@ pub(crate) struct ChatArgs {
     /// precision, and an adapter is folded into them.
     #[arg(long, value_name = "DIR")]
     pub(crate) experts: Option<PathBuf>,
-    /// How experts are chosen.
-    #[arg(long, value_enum, value_name = "NAME", default_value = "prompt", requires = "experts")]
-    pub(crate) strategy: StrategyName,
+    /// How experts are chosen (default: `classifier-expert` if the folder holds
+    /// that expert, else `classifier`).
+    #[arg(long, value_enum, value_name = "NAME", requires = "experts")]
+    pub(crate) strategy: Option<TurnStrategy>,
     /// Sampling.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,

@@ -16,13 +16,14 @@ use specialformer::svf::model_hash;
 
 use super::published;
 use super::svf::model;
-use crate::args::adapt::{AdaptArgs, SHOTS, StrategyName};
+use crate::args::adapt::{AdaptArgs, StrategyName};
 use crate::args::svf::CacheArgs;
 use crate::args::text::ModelArgs;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::limits;
 use crate::progress::Progress;
+use crate::terminal::say;
 
 /// Prompts of each task that a classifier is trained on.
 const CLASSIFIER_PROMPTS: usize = 48;
@@ -30,8 +31,26 @@ const CLASSIFIER_PROMPTS: usize = 48;
 /// The least probability that a classifier's choice must have at first.
 const THRESHOLD: f64 = 0.5;
 
-/// The most tokens of an answer that is scored.
+/// The most tokens of an answer, and of one that is scored.
+const ANSWER_TOKENS: usize = 64;
 const SCORED_TOKENS: usize = 32;
+
+/// Examples that a mixture of a scored task is searched with, and how many
+/// prompts of it are scored.
+const SHOTS: usize = 8;
+const SCORED: usize = 64;
+
+/// Candidates of an iteration of the search for a mixture, and iterations.
+const POPULATION: usize = 16;
+const ITERATIONS: usize = 6;
+
+/// What a folder of experts is opened for where nothing else is asked.
+pub(crate) fn usual_strategy(library: &ExpertLibrary) -> StrategyName {
+    match library.naming {
+        Some(_) => StrategyName::ClassifierExpert,
+        None => StrategyName::Classifier,
+    }
+}
 
 /// A model with its experts, and what chooses among them.
 pub(crate) struct Prepared {
@@ -47,7 +66,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) strategy: StrategyName,
     /// That of the classifier that is kept if absent.
     pub(crate) threshold: Option<f64>,
-    pub(crate) data: &'a [String],
+    /// Prompts to train the classifier on, by task.
+    pub(crate) data: BTreeMap<String, Vec<String>>,
     pub(crate) examples: Option<&'a [PromptExample]>,
     pub(crate) mixture: MixtureConfig,
     pub(crate) quiet: bool,
@@ -109,46 +129,97 @@ impl Prepared {
     }
 }
 
-/// Finds out what each prompt is of, and answers it.
-pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
-    limits::check_count("--size", args.size)?;
-    limits::check_count("--shots", args.shots.unwrap_or(SHOTS))?;
-    if args.strategy != StrategyName::Mixture && args.shots.is_some() {
-        return Err(Failure::input("--shots is for --strategy mixture"));
+/// Refuses counts without bound, and flags that would change nothing.
+fn check(args: &AdaptArgs, strategy: StrategyName) -> Result<(), Failure> {
+    for (flag, count) in [
+        ("--size", args.size),
+        ("--shots", args.shots),
+        ("--population", args.population),
+        ("--iterations", args.iterations),
+        ("--max-tokens", args.max_tokens),
+    ] {
+        limits::check_count(flag, count.unwrap_or(1))?;
     }
     if let Some(bad) = args.threshold.filter(|threshold| !(0.0..1.0).contains(threshold)) {
         return Err(Failure::input(format!("--threshold = {bad}: must be in [0, 1)")));
     }
-    let library = ExpertLibrary::open(&args.experts)?;
-    let is_expert = |task: &str| library.experts.iter().any(|expert| expert.task == task);
-    if let Some(bad) =
-        args.data.iter().find(|data| !data.split_once('=').is_some_and(|(task, _)| is_expert(task)))
-    {
-        return Err(Failure::input(format!("--data {bad}: must be TASK=FILE of an expert's task")));
+    let of_classifier =
+        [("--threshold", args.threshold.is_some()), ("--data", !args.data.is_empty())];
+    let of_mixture = [
+        ("--examples", args.examples.is_some()),
+        ("--shots", args.shots.is_some()),
+        ("--population", args.population.is_some()),
+        ("--iterations", args.iterations.is_some()),
+        ("--per-layer", args.per_layer),
+        ("--random-search", args.random_search),
+        ("--seed", args.seed.is_some()),
+    ];
+    let groups = [
+        (StrategyName::Classifier, "classifier", &of_classifier[..]),
+        (StrategyName::Mixture, "mixture", &of_mixture[..]),
+    ];
+    for (_, name, flags) in groups.into_iter().filter(|(of, ..)| *of != strategy) {
+        if let Some((flag, _)) = flags.iter().find(|(_, given)| *given) {
+            return Err(Failure::input(format!("{flag} is for --strategy {name}")));
+        }
     }
+    Ok(())
+}
+
+/// The prompts of `--data`, by task.
+fn prompts_by_task(
+    data: &[String],
+    library: &ExpertLibrary,
+) -> Result<BTreeMap<String, Vec<String>>, Failure> {
+    let mut by_task = BTreeMap::new();
+    for given in data {
+        let is_expert = |task: &str| library.experts.iter().any(|expert| expert.task == task);
+        let Some((task, path)) = given.split_once('=').filter(|(task, _)| is_expert(task)) else {
+            let what = "must be TASK=FILE of an expert's task";
+            return Err(Failure::input(format!("--data {given}: {what}")));
+        };
+        let prompts = read_prompts(path)?.into_iter().map(|example| example.prompt).collect();
+        if by_task.insert(task.to_owned(), prompts).is_some() {
+            return Err(Failure::input(format!("--data {given}: `{task}` is given twice")));
+        }
+    }
+    Ok(by_task)
+}
+
+/// Finds out what each prompt is of, and answers it.
+pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
+    let named = args.strategy.or(args.examples.as_ref().map(|_| StrategyName::Mixture));
+    // Before the folder is read, if it is clear.
+    named.map_or(Ok(()), |strategy| check(args, strategy))?;
+    let library = ExpertLibrary::open(&args.experts)?;
+    let strategy = named.unwrap_or_else(|| usual_strategy(&library));
+    check(args, strategy)?;
+    let data = prompts_by_task(&args.data, &library)?;
     let scored = args.score.as_deref().map(GeneratedTask::named).transpose()?;
+    let seed = args.seed.unwrap_or(1);
     let examples = match (&args.examples, scored) {
         (Some(path), _) => Some(read_prompts(path)?),
-        (None, Some(task)) => Some(task.examples(
-            Split::Train,
-            Phrasings::Usual,
-            args.shots.unwrap_or(SHOTS),
-            args.seed,
-        )?),
+        (None, Some(task)) => {
+            let shots = args.shots.unwrap_or(SHOTS);
+            Some(task.examples(Split::Train, Phrasings::Usual, shots, seed)?)
+        }
         (None, None) => None,
     };
-    let (population, iterations) = (args.population, args.iterations);
-    let search = SearchConfig { population, iterations, ..SearchConfig::default() };
+    let search = SearchConfig {
+        population: args.population.unwrap_or(POPULATION),
+        iterations: args.iterations.unwrap_or(ITERATIONS),
+        ..SearchConfig::default()
+    };
     let settings = Settings {
-        strategy: args.strategy,
+        strategy,
         threshold: args.threshold,
-        data: &args.data,
+        data,
         examples: examples.as_deref(),
         mixture: MixtureConfig {
             search,
             per_layer: args.per_layer,
             random: args.random_search,
-            seed: args.seed,
+            seed,
             ..MixtureConfig::default()
         },
         quiet: args.common.quiet,
@@ -161,7 +232,8 @@ pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
     let mut answers = Vec::new();
     for prompt in &args.prompt {
         let choice = prepared.identify(prompt)?;
-        let answer = prepared.adaptive.answer(&choice, prompt, args.max_tokens)?;
+        let most = args.max_tokens.unwrap_or(ANSWER_TOKENS);
+        let answer = prepared.adaptive.answer(&choice, prompt, most)?;
         if !args.common.json {
             print(prompt, &choice, &answer);
         }
@@ -188,7 +260,7 @@ pub(crate) fn described(choice: &Choice) -> String {
 /// The accuracy of both passes on a task's test prompts.
 fn score(args: &AdaptArgs, prepared: &Prepared, task: &GeneratedTask) -> Result<(), Failure> {
     let adaptive = &prepared.adaptive;
-    let examples = task.examples(Split::Test, Phrasings::Usual, args.size, 0)?;
+    let examples = task.examples(Split::Test, Phrasings::Usual, args.size.unwrap_or(SCORED), 0)?;
     let mut bar = Progress::new(task.name(), examples.len() as u64, args.common.quiet);
     let _watch = interrupt::watch();
     let mut chosen: BTreeMap<String, usize> = BTreeMap::new();
@@ -241,45 +313,65 @@ fn print(prompt: &str, choice: &Choice, answer: &AdaptedAnswer) {
     println!("  time     {:.2} s to identify, {:.2} s to answer", choice.seconds, answer.seconds);
 }
 
-/// The folder's classifier, trained now if there is none for its experts and
-/// the model of this hash.
+/// The folder's classifier, trained now if there is none for its experts, the
+/// model of this hash and the prompts that are known.
 fn classifier(
     settings: &Settings<'_>,
     library: &ExpertLibrary,
     adaptive: &AdaptiveModel,
     base: MatrixHash,
 ) -> Result<TaskClassifier, Failure> {
-    let tasks: Vec<&str> = library.experts.iter().map(|expert| expert.task.as_str()).collect();
-    if let Some(known) = &library.classifier
-        && settings.data.is_empty()
-        && known.may_be_of(&base)
-        && tasks.iter().all(|task| known.outcomes().iter().any(|outcome| outcome == task))
-    {
-        let known = known.clone();
-        return Ok(match settings.threshold {
-            Some(threshold) => known.with_threshold(threshold)?,
-            None => known,
-        });
-    }
-    let mut prompts = Vec::new();
-    for task in tasks {
-        let own = settings.data.iter().find_map(|data| data.strip_prefix(task)?.strip_prefix('='));
-        let examples = match own {
-            Some(path) => read_prompts(path)?,
+    let (model, format) = (adaptive.model(), adaptive.format());
+    let mut known = library.classifier.as_ref().filter(|known| known.is_of(&base));
+    let (mut prompts, mut missing) = (Vec::new(), None);
+    for expert in &library.experts {
+        let task = expert.task.as_str();
+        let own = match settings.data.get(task) {
+            Some(own) => own.clone(),
             None if GENERATED_TASKS.iter().any(|known| known.name() == task) => {
                 let (split, phrasings) = (Split::Train, Phrasings::Usual);
-                GeneratedTask::named(task)?.examples(split, phrasings, CLASSIFIER_PROMPTS, 0)?
+                let examples = GeneratedTask::named(task)?;
+                let examples = examples.examples(split, phrasings, CLASSIFIER_PROMPTS, 0)?;
+                examples.into_iter().map(|example| example.prompt).collect()
             }
             None => {
-                let what = format!("the classifier needs prompts: --data {task}=FILE.jsonl");
-                return Err(Failure::input(format!("expert `{task}`: {what}")));
+                known = known.filter(|known| known.outcomes().iter().any(|name| name == task));
+                missing = Some(task);
+                continue;
             }
         };
-        prompts.push((task.to_owned(), examples.into_iter().map(|e| e.prompt).collect()));
+        if let Some(kept) = known
+            && !kept.learned_from(task, format, &own)?
+        {
+            known = None;
+        }
+        prompts.push((task.to_owned(), own));
     }
-    let (model, format) = (adaptive.model(), adaptive.format());
-    let threshold = settings.threshold.unwrap_or(THRESHOLD);
-    let classifier = TaskClassifier::train(model, format, &prompts, threshold)?.of_base(base);
-    classifier.save(library.path.join(CLASSIFIER_FILE))?;
-    Ok(classifier)
+    match (known, missing) {
+        (Some(known), missing) => {
+            if let (Some(task), false) = (missing, settings.quiet) {
+                let place = library.path.display();
+                say!("{place}: the classifier that was trained there knows `{task}`");
+            }
+            let known = known.clone();
+            Ok(match settings.threshold {
+                Some(threshold) => known.with_threshold(threshold)?,
+                None => known,
+            })
+        }
+        (None, Some(task)) => {
+            let what = "the classifier needs prompts of it: specialformer adapt MODEL --experts";
+            let place = library.path.display();
+            let how =
+                format!("{place} --strategy classifier --data {task}=FILE.jsonl --prompt TEXT");
+            Err(Failure::input(format!("expert `{task}`: {what} {how}")))
+        }
+        (None, None) => {
+            let threshold = settings.threshold.unwrap_or(THRESHOLD);
+            let classifier = TaskClassifier::train(model, format, &prompts, threshold)?;
+            let classifier = classifier.of_base(base);
+            classifier.save(library.path.join(CLASSIFIER_FILE))?;
+            Ok(classifier)
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! `specialformer chat`.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::time::Instant;
@@ -17,6 +18,7 @@ use super::published::{self, Live, Opened, finish_name};
 use crate::args::svf::CacheArgs;
 use crate::args::text::ChatArgs;
 use crate::failure::Failure;
+use crate::terminal::say;
 use crate::{interrupt, table, terminal};
 
 /// New tokens, temperature and top-p where nothing else is said.
@@ -55,27 +57,30 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
         system: args.system.clone(),
         messages: Vec::new(),
         as_json: args.common.json,
+        quiet: args.common.quiet,
         asked: 0,
         failed: 0,
     };
     chat.reset();
     let person = io::stdin().is_terminal();
     if person && !args.common.quiet {
-        eprintln!("{} (/help for commands, Ctrl-D to end)", args.model.model.display());
+        say!("{} (/help for commands, Ctrl-D to end)", args.model.model.display());
     }
     let mut lines = io::stdin().lock();
     loop {
-        // What was pressed during an answer ended the answer.
-        interrupt::take();
+        // Ctrl-C during an answer ended the answer; where nobody asks the next
+        // question, it ends the program, as signals do.
+        if interrupt::take() && !person || interrupt::is_ending() {
+            return Err(Failure::interrupted("interrupted"));
+        }
         if person {
-            eprint!("> ");
-            io::stderr().flush()?;
+            let _ = write!(io::stderr(), "> ");
         }
         let mut line = String::new();
         let read = lines.read_line(&mut line);
         if read.map_err(|e| Failure::input(format!("standard input: {e}")))? == 0 {
             if person {
-                eprintln!();
+                say!("");
             }
             return chat.end(person);
         }
@@ -83,7 +88,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
         match line.split_once(char::is_whitespace).unwrap_or((line, "")) {
             ("", _) => {}
             ("/exit" | "/quit", _) => return chat.end(person),
-            ("/help", _) => eprintln!("{HELP}"),
+            ("/help", _) => say!("{HELP}"),
             ("/reset", _) => chat.reset(),
             ("/system", text) => {
                 chat.system = (!text.trim().is_empty()).then(|| text.trim().to_owned());
@@ -91,7 +96,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
             }
             ("/stats", _) => chat.stats(),
             (command, _) if command.starts_with('/') => {
-                eprintln!("no command {command}; there are {}", choices(command, &COMMANDS));
+                say!("no command {command}; there are {}", choices(command, &COMMANDS));
             }
             _ => chat.answer(line)?,
         }
@@ -101,10 +106,11 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), Failure> {
 /// The model with its experts.
 fn experts(args: &ChatArgs, folder: &Path) -> Result<(Prepared, TextFiles), Failure> {
     let library = ExpertLibrary::open(folder)?;
+    let strategy = args.strategy.map(Into::into);
     let settings = Settings {
-        strategy: args.strategy,
+        strategy: strategy.unwrap_or_else(|| adapt::usual_strategy(&library)),
         threshold: None,
-        data: &[],
+        data: BTreeMap::new(),
         examples: None,
         mixture: MixtureConfig::default(),
         quiet: args.common.quiet,
@@ -123,6 +129,7 @@ struct Chat {
     system: Option<String>,
     messages: Vec<ChatMessage>,
     as_json: bool,
+    quiet: bool,
     /// Questions so far: each draws from a seed of its own.
     asked: u64,
     /// Those that were not answered.
@@ -138,7 +145,7 @@ impl Chat {
     fn stats(&self) {
         let turns = self.messages.iter().filter(|message| message.role == "user").count();
         let memory = table::bytes(self.session.memory_bytes() as u64);
-        eprintln!("{turns} questions, {memory} of keys and values");
+        say!("{turns} questions, {memory} of keys and values");
     }
 
     /// The end of the conversation. A person saw what failed; a program is told
@@ -164,12 +171,15 @@ impl Chat {
             Ok((text, answer)) => {
                 live.finish()?;
                 if self.as_json {
-                    let value = json!({
+                    let mut value = json!({
                         "answer": text,
                         "tokens": answer.tokens.len(),
                         "finish": finish_name(answer.finish),
                         "seconds": start.elapsed().as_secs_f64(),
                     });
+                    if let Some(weights) = &self.expert {
+                        value["experts"] = json!(weights);
+                    }
                     terminal::show(&format!("{value}\n"))?;
                 }
                 self.messages.push(ChatMessage::new("assistant", text));
@@ -177,7 +187,7 @@ impl Chat {
             Err(failure) => {
                 self.failed += 1;
                 self.messages.pop();
-                eprintln!("{failure} (/reset forgets the conversation)");
+                say!("{failure} (/reset forgets the conversation)");
                 if self.as_json {
                     terminal::show(&format!("{}\n", json!({"error": failure.to_string()})))?;
                 }
@@ -197,7 +207,9 @@ impl Chat {
         if self.expert.as_ref() != Some(&choice.weights) {
             self.session = Session::new(&self.opened.model)?;
         }
-        eprintln!("[{}, {:.1} s]", adapt::described(&choice), choice.seconds);
+        if !self.quiet {
+            say!("[{}, {:.1} s]", adapt::described(&choice), choice.seconds);
+        }
         self.expert = Some(choice.weights);
         Ok(())
     }
@@ -208,7 +220,7 @@ impl Chat {
         let Opened { model, files } = &self.opened;
         let ids = files.chat(&self.messages)?;
         let mut config = self.config.clone();
-        config.seed = Seed::new(config.seed.value() + self.asked - 1);
+        config.seed = Seed::new(config.seed.value().wrapping_add(self.asked - 1));
         let _watch = interrupt::watch();
         let answer = self.session.generate(model, &ids, &config, |token| live.push(token))?;
         let text = files.tokenizer().decode(&answer.tokens, true);

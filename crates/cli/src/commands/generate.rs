@@ -14,6 +14,7 @@ use super::published::{self, Live, Opened, finish_name};
 use crate::args::CommonArgs;
 use crate::args::text::GenerateArgs;
 use crate::failure::Failure;
+use crate::terminal::say;
 use crate::{interrupt, terminal};
 
 /// New tokens, temperature and top-p where nothing else is said.
@@ -95,7 +96,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         }
     }
     if !args.common.json && !args.common.quiet {
-        eprintln!(
+        say!(
             "[opened in {load_seconds:.2} s, prompt {prompt_speed:.0} tokens/s, {new_tokens} new \
              tokens at {speed:.1}/s]"
         );

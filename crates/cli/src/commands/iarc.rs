@@ -14,12 +14,15 @@ use specialformer::{DataConfig, RunConfig, Start};
 use crate::args::{Cli, Command, IarcArgs};
 use crate::failure::Failure;
 use crate::job::{self, Finished, RunResult};
-use crate::{run_report, table};
+use crate::terminal::say;
+use crate::{limits, run_report, table};
 
 /// Steps of 256 windows, unless said otherwise.
 const STEPS: u64 = 16_000;
 /// The same for every model of the study.
 const STUDY_STEPS: u64 = 10_000;
+/// More are a mistake.
+const MOST_SEEDS: u64 = 1000;
 /// Windows of a step.
 const BATCH: usize = 256;
 /// The models of the quick demo.
@@ -46,6 +49,10 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
             return Err(Failure::input(format!("{name} = 0: must be at least 1")));
         }
     }
+    if seeds > MOST_SEEDS {
+        return Err(Failure::input(format!("--seeds = {seeds}: must be at most {MOST_SEEDS}")));
+    }
+    limits::check_count("--test-size", args.test_size)?;
     let quiet = args.common.quiet || args.common.json;
     let jobs: Vec<(RunConfig, PathBuf)> = (1..=seeds)
         .flat_map(|seed| models.iter().map(move |model| (model, seed)))
@@ -57,7 +64,7 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
         .collect();
     check_folder(args, &jobs)?;
     if !quiet {
-        eprintln!(
+        say!(
             "{} runs of {} steps of {BATCH} windows on {} threads",
             jobs.len(),
             table::grouped(steps),
@@ -69,7 +76,7 @@ pub(crate) fn run(args: &IarcArgs) -> Result<(), Failure> {
     for (config, folder) in &jobs {
         let run = one_run(config, folder, args, quiet)?;
         if !quiet {
-            eprintln!("{}", one_line(&run.result));
+            say!("{}", one_line(&run.result));
         }
         finished.push(run);
     }

@@ -10,6 +10,7 @@ use specialformer::{DataConfig, MultimodalPredictor, RunConfig};
 use super::published;
 use crate::args::text::{ModelArgs, PictureArgs};
 use crate::failure::Failure;
+use crate::terminal::say;
 
 /// True if there is something to look at, or the model is of a run on several
 /// modalities.
@@ -46,14 +47,14 @@ pub(crate) fn run(
         if quiet {
             continue;
         }
-        eprintln!("probability {:.1} %", 100.0 * answer.probability);
+        say!("probability {:.1} %", 100.0 * answer.probability);
         for (path, patches) in args.image.iter().zip(&answer.patches) {
             let share: f64 = patches.iter().sum();
-            eprintln!("{}: {:.1} % of the attention", path.display(), 100.0 * share);
+            say!("{}: {:.1} % of the attention", path.display(), 100.0 * share);
             let side = (patches.len() as f64).sqrt() as usize;
             for row in patches.chunks(side.max(1)) {
                 let row: Vec<_> = row.iter().map(|p| format!("{:5.1}", 100.0 * p)).collect();
-                eprintln!("  {}", row.join(" "));
+                say!("  {}", row.join(" "));
             }
         }
     }

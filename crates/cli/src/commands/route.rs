@@ -30,6 +30,8 @@ fn stats(args: &RouteStatsArgs) -> Result<(), Failure> {
         specialformer::routing_report(config, model, args.set.into(), args.size)
     };
     let (name, routing, written) = if args.report {
+        // Of what is no run, that is said.
+        RunConfig::load(args.run.join("config.toml"))?;
         let run = job::load_finished(&args.run)?.ok_or_else(|| {
             let what = "the run has not ended: it gets its report when it does";
             Failure::input(format!("{}: {what}", args.run.display()))

@@ -14,7 +14,7 @@ use specialformer::routing_trace::{
 use crate::args::route::RouteTraceArgs;
 use crate::failure::Failure;
 use crate::limits;
-use crate::output::make_parent;
+use crate::output::{check_free, make_parent};
 use crate::progress::Progress;
 
 /// Traces prompts or held-out rows.
@@ -25,10 +25,17 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
     if let Some((flag, _)) = in_prompts.iter().find(|(_, given)| *given && args.prompts.is_none()) {
         return Err(Failure::input(format!("{flag}: is for prompts, and there is no --prompts")));
     }
-    let model = RoutedModel::open(&args.model)?;
     let out = args.out.clone().unwrap_or_else(|| beside(&args.model));
+    if let Some(path) = &args.jsonl {
+        check_jsonl(path, &out, args)?;
+    }
+    let model = RoutedModel::open(&args.model)?;
     let info = match &args.prompts {
         Some(path) => {
+            if path.exists() && !path.is_file() {
+                let what = "must be a file, which is read twice";
+                return Err(Failure::input(format!("{}: {what}", path.display())));
+            }
             // Looked at first, so that a wrong file leaves an old trace alone.
             let total = read_prompts(path)?.try_fold(0, |n, prompt| prompt.map(|_| n + 1))?;
             if total == 0 {
@@ -52,9 +59,11 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
             let info = trace_prompts(&model, prompts, options, writer);
             bar.clear();
             // A prompt is named by its line; the file it is in only here.
-            info.map_err(|error| match error {
-                Error::Data { .. } => Failure::input(format!("{}: {error}", path.display())),
-                error => error.into(),
+            info.map_err(|error| match &error {
+                Error::Data { place, .. } if place.starts_with("prompt ") => {
+                    Failure::input(format!("{}: {error}", path.display()))
+                }
+                _ => error.into(),
             })?
         }
         None if model.run_config().is_none() => {
@@ -82,6 +91,20 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
         );
     }
     Ok(())
+}
+
+/// Refuses a file for the JSONL that would cost another one, or spoil the trace.
+fn check_jsonl(path: &Path, out: &Path, args: &RouteTraceArgs) -> Result<(), Failure> {
+    let same =
+        |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().ok() == Some(a));
+    if args.prompts.as_ref().is_some_and(|prompts| same(prompts, path)) {
+        return Err(Failure::input(format!("{}: holds the prompts", path.display())));
+    }
+    if path.parent().is_some_and(|parent| parent == out || same(parent, out)) {
+        let what = "is in the folder of the trace, which holds nothing else";
+        return Err(Failure::input(format!("{}: {what}", path.display())));
+    }
+    check_free(path, Some(args.force))
 }
 
 fn beside(model: &Path) -> PathBuf {

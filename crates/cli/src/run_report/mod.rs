@@ -36,6 +36,9 @@ pub(crate) fn build_with(
         DataConfig::Iarc(data) => iarc::build(runs, data)?,
         _ => tasks::build(runs, routing)?,
     };
+    if let (None, Some(found)) = (&report.routing, routing) {
+        report.routing = Some(self::routing(found, &first.records));
+    }
     report.title = title.into();
     report.config = first.config.to_toml()?;
     report.environment = Some(environment(seconds));

@@ -1,5 +1,6 @@
 //! [`TaskClassifier`]: logistic regression on hidden states.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -79,6 +80,8 @@ pub struct TaskClassifier {
     outcomes: Vec<String>,
     threshold: f64,
     base: Option<MatrixHash>,
+    /// [`prompts_hash`] of each outcome.
+    prompts: BTreeMap<String, MatrixHash>,
     weight: Array2<f32>,
     bias: Array1<f32>,
     mean: Array1<f32>,
@@ -92,6 +95,21 @@ struct Metadata {
     threshold: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base: Option<MatrixHash>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    prompts: BTreeMap<String, MatrixHash>,
+}
+
+/// One hash for prompts as the model reads them: their tokens, after the
+/// tokenizer and the template.
+fn prompts_hash(format: &PromptFormat, prompts: &[&str]) -> Result<MatrixHash> {
+    let mut tokens = Vec::new();
+    for prompt in prompts {
+        tokens.extend(format.prompt_tokens(prompt)?.into_iter().map(f64::from));
+        // No token: where a prompt ends.
+        tokens.push(-1.0);
+    }
+    let count = tokens.len();
+    Ok(MatrixHash::of(&Tensor::from_vec(tokens, [count])?))
 }
 
 /// The mean last hidden state of each prompt [n, C].
@@ -178,7 +196,11 @@ impl TaskClassifier {
             labels.iter().map(|&l| 1.0 / (classes.len() * classes[l].1.len()) as f64).collect();
         let features = features(model, format, &prompts)?;
         let outcomes = classes.iter().map(|(name, _)| (*name).to_owned()).collect();
-        Ok(fit(outcomes, threshold, &features, &labels, &shares))
+        let mut fitted = fit(outcomes, threshold, &features, &labels, &shares);
+        for (name, prompts) in &classes {
+            fitted.prompts.insert((*name).to_owned(), prompts_hash(format, prompts)?);
+        }
+        Ok(fitted)
     }
 
     /// The same with another threshold.
@@ -197,10 +219,24 @@ impl TaskClassifier {
         Self { base: Some(base), ..self }
     }
 
-    /// False if it is known to be of another model. Files of earlier versions
-    /// do not say of which they are.
-    pub fn may_be_of(&self, base: &MatrixHash) -> bool {
-        self.base.as_ref().is_none_or(|own| own == base)
+    /// Whether it is known to be of the model with this hash.
+    pub fn is_of(&self, base: &MatrixHash) -> bool {
+        self.base.as_ref() == Some(base)
+    }
+
+    /// Whether an outcome was learned from just these prompts, read by this
+    /// tokenizer and template.
+    ///
+    /// # Errors
+    /// If a prompt cannot be encoded.
+    pub fn learned_from(
+        &self,
+        outcome: &str,
+        format: &PromptFormat,
+        prompts: &[String],
+    ) -> Result<bool> {
+        let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+        Ok(self.prompts.get(outcome) == Some(&prompts_hash(format, &prompts)?))
     }
 
     /// The outcomes that it tells apart.
@@ -265,8 +301,8 @@ impl TaskClassifier {
         for (name, values) in [("bias", &self.bias), ("mean", &self.mean), ("scale", &self.scale)] {
             writer.tensor(name, &Tensor::from_array(values.clone()))?;
         }
-        let Self { outcomes, threshold, base, .. } = self.clone();
-        let metadata = Metadata { outcomes, threshold, base };
+        let Self { outcomes, threshold, base, prompts, .. } = self.clone();
+        let metadata = Metadata { outcomes, threshold, base, prompts };
         writer.metadata_json(ENTRY, &metadata)?;
         Ok(writer.save(path)?)
     }
@@ -278,7 +314,7 @@ impl TaskClassifier {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = TensorFile::open(path)?;
-        let Metadata { outcomes, threshold, base } = file.metadata_json(ENTRY)?;
+        let Metadata { outcomes, threshold, base, prompts } = file.metadata_json(ENTRY)?;
         let damaged = |what: String| {
             let (path, key) = (path.to_owned(), ENTRY.to_owned());
             Error::from(CheckpointError::Metadata { path, key, what })
@@ -295,6 +331,7 @@ impl TaskClassifier {
         let loaded = Self {
             threshold,
             base,
+            prompts,
             bias: vector("bias")?,
             mean: vector("mean")?,
             scale: vector("scale")?,
@@ -352,6 +389,7 @@ fn fit(
         outcomes,
         threshold,
         base: None,
+        prompts: BTreeMap::new(),
         weight: weight.mapv(|v| v as f32),
         bias: narrow(bias),
         mean: narrow(mean),

@@ -221,8 +221,10 @@ impl TraceWriter {
         }
         let text = serde_json::to_string_pretty(&self.info)
             .map_err(|e| Error::Data { place: INFO_FILE.into(), reason: e.to_string() })?;
-        atomic_write(self.folder.join(INFO_FILE), |file| file.write_all(text.as_bytes()))?;
+        // Even if this fails its parts may be named now: better some that nobody
+        // names, which the next trace removes.
         self.finished = true;
+        atomic_write(self.folder.join(INFO_FILE), |file| file.write_all(text.as_bytes()))?;
         let mut old = FolderContents::list(&self.folder)?.parts;
         old.retain(|number| !self.info.numbers().contains(number));
         remove_parts(&self.folder, &old)?;

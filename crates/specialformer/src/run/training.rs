@@ -12,7 +12,7 @@ use specialformer_train::{
 
 use super::{MODEL_KEY, RunConfig, load, load_weights};
 use crate::config::ModelConfig;
-use crate::data::{LoadedData, save_specs};
+use crate::data::{LoadedData, TaskSpec, load_specs, save_specs};
 use crate::error::{Error, Result};
 use crate::grow::{grow, grows, stages};
 use crate::memory::check_training;
@@ -67,10 +67,15 @@ pub fn train<'a>(
     let fresh = start == Start::New || RunFolder::latest_checkpoint(folder)?.is_none();
     let init_from = if fresh { init_from(config, folder, start)? } else { None };
     if let Some(from) = &init_from {
+        check_labels("init_from", from, &data.tasks)?;
         start_from(from, config, &model)?;
     }
     // What may fail goes first, so that it leaves no folder behind.
-    let teacher = config.teacher.as_deref().map(|from| load_teacher(from, config)).transpose()?;
+    let teacher = config.teacher.as_deref().map(|from| {
+        check_labels("teacher", from, &data.tasks)?;
+        load_teacher(from, config)
+    });
+    let teacher = teacher.transpose()?;
     let run_folder = match start {
         Start::New => RunFolder::create(folder)?,
         Start::Resume => RunFolder::open(folder)?,
@@ -215,6 +220,29 @@ fn start_from(folder: &Path, config: &RunConfig, model: &Model) -> Result<()> {
         }
     }
     load_weights(folder, model)
+}
+
+/// Fails if a task has its classes under other numbers in the run that weights
+/// or answers come from: they would stand for others.
+fn check_labels(field: &'static str, folder: &Path, tasks: &[TaskSpec]) -> Result<()> {
+    let path = folder.join(TASKS_FILE);
+    if !path.is_file() {
+        return Ok(());
+    }
+    for theirs in load_specs(&path)? {
+        let Some(ours) = tasks.iter().find(|ours| ours.name == theirs.name) else { continue };
+        let pairs = theirs.labels.iter().zip(&ours.labels).enumerate();
+        if let Some((number, (theirs, own))) = pairs.into_iter().find(|(_, (a, b))| a != b) {
+            let reason = format!(
+                "class {number} of task `{}` is `{theirs}` there and `{own}` here; \
+                 data.specs = \"{}\" numbers classes as there",
+                ours.name,
+                path.display()
+            );
+            return Err(Error::config("run", field, folder.display(), reason));
+        }
+    }
+    Ok(())
 }
 
 /// A trainer with the objective of the configuration.

@@ -46,6 +46,15 @@ fn check(args: &TrainArgs) -> Result<(), Failure> {
     if args.objective == ObjectiveName::Supervised && args.kl.is_some() {
         return Err(Failure::input("--kl is for --objective reinforce"));
     }
+    let of_svf = [("--sigmoid", args.sigmoid.is_some()), ("--trace", args.trace)];
+    if let Some((flag, _)) = of_svf.iter().find(|(_, given)| *given)
+        && args.method != MethodName::Svf
+    {
+        return Err(Failure::input(format!("{flag} is for --method svf")));
+    }
+    if args.skip_base && args.test == 0 {
+        return Err(Failure::input("--skip-base: nothing is scored with --test 0"));
+    }
     Ok(())
 }
 
