@@ -2,7 +2,12 @@
 
 use std::fs;
 
-use crate::config::{BaseConfig, ModelConfig, SpecialformerConfig, Specialisation};
+use specialformer_nn::FeedForwardKind;
+
+use crate::config::{
+    AdapterConfig, BaseConfig, BlockParts, Head, ModelConfig, PolicyConfig, SpecialformerConfig,
+    StackConfig, TaskConfig, TokenInput,
+};
 use crate::data::DataConfig;
 use crate::error::{Error, Result};
 use crate::run::RunConfig;
@@ -17,14 +22,18 @@ const NUMBER: f64 = 4.0;
 /// Fails if a model's parameters, of so many bytes each, cannot fit into the
 /// memory that the system has left.
 pub(crate) fn check_model(model: &ModelConfig, bytes: usize) -> Result<()> {
-    let needed = model.least_parameters() * bytes as f64 + blocks(model) * BLOCK_BYTES;
-    check("the model", needed)
+    let blocks = blocks(model) * BLOCK_BYTES;
+    // Before a description of each of them is made.
+    check("the model", blocks)?;
+    check("the model", model.least_parameters() * bytes as f64 + blocks)
 }
 
 /// Fails if training cannot fit: weights and gradients, and what the shards
 /// that run at one time keep of their rows for going back.
 pub(crate) fn check_training(config: &RunConfig) -> Result<()> {
     let (model, train) = (&config.model, &config.train);
+    let blocks = blocks(model) * BLOCK_BYTES;
+    check("training", blocks)?;
     let parameters = model.least_parameters();
     let shards = train.shards_for((parameters * NUMBER) as usize).max(1);
     let at_once = shards.min(crate::threads()) as f64 / shards as f64;
@@ -36,7 +45,16 @@ pub(crate) fn check_training(config: &RunConfig) -> Result<()> {
         _ => 1,
     };
     let kept = rows * length as f64 * model.least_kept();
-    check("training", (2.0 * parameters + kept) * NUMBER + blocks(model) * BLOCK_BYTES)
+    let copies = if trains_all(model) { 2.0 } else { 1.0 };
+    check("training", (copies * parameters + kept) * NUMBER + blocks)
+}
+
+/// Whether each parameter has a gradient.
+fn trains_all(model: &ModelConfig) -> bool {
+    match model {
+        ModelConfig::Specialformer(c) => c.policy == PolicyConfig::default(),
+        _ => true,
+    }
 }
 
 fn check(what: &'static str, needed: f64) -> Result<()> {
@@ -56,13 +74,28 @@ fn available() -> Option<f64> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         line.split_whitespace().nth(1)?.parse().ok()
     };
-    Some(1024.0 * (kilobytes("MemAvailable:")? + kilobytes("SwapFree:").unwrap_or(0.0)))
+    let machine = 1024.0 * (kilobytes("MemAvailable:")? + kilobytes("SwapFree:").unwrap_or(0.0));
+    Some(in_container().map_or(machine, |left| machine.min(left)))
+}
+
+/// Bytes that the limit of a container leaves, files that are only cached not
+/// counted; `None` without a limit.
+fn in_container() -> Option<f64> {
+    let read = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+    let number = |name: &str| read(name)?.trim().parse::<f64>().ok();
+    let (limit, used) = (number("memory.max")?, number("memory.current")?);
+    let cached = read("memory.stat").and_then(|stat| {
+        let line = stat.lines().find_map(|line| line.strip_prefix("inactive_file "))?;
+        line.trim().parse::<f64>().ok()
+    });
+    Some(limit - used + cached.unwrap_or(0.0))
 }
 
 fn blocks(model: &ModelConfig) -> f64 {
     match model {
         ModelConfig::Lstm(c) => c.layers as f64,
         ModelConfig::Mlp(c) => c.hidden.len() as f64,
+        ModelConfig::Specialformer(c) => (c.base.layers + c.encoder_stack_layers()) as f64,
         _ => model.base().map_or(0.0, |base| base.layers as f64),
     }
 }
@@ -72,23 +105,18 @@ impl ModelConfig {
     /// configuration names; 0 for a pretrained model, whose files say. Unlike a
     /// count it builds nothing.
     fn least_parameters(&self) -> f64 {
+        let table = |base: &BaseConfig| base.vocabulary as f64 * base.width as f64;
         match self {
             Self::Specialformer(c) => of_specialformer(c),
-            Self::Transformer(_) | Self::Cisformer(_) => {
-                let Some(base) = self.base() else { return 0.0 };
-                let kv = match self {
-                    Self::Transformer(c) => c.kv_heads.unwrap_or(base.heads),
-                    _ => base.heads,
-                };
-                let each = match self {
-                    Self::Cisformer(_) => base.window as f64,
-                    _ => 1.0,
-                };
-                let width = base.width as f64;
-                let attention = 2.0 * width * width * (1.0 + kv as f64 / base.heads as f64);
-                let block = attention + 2.0 * width * base.feed_forward as f64;
-                each * base.layers as f64 * block
-                    + width * (base.vocabulary as f64 + base.outputs() as f64)
+            Self::Transformer(c) => {
+                table(&c.base)
+                    + of_stack(&c.stack(), None)
+                    + self.outputs() as f64 * c.base.width as f64
+            }
+            Self::Cisformer(c) => {
+                table(&c.base)
+                    + of_stack(&c.stack(), None)
+                    + self.outputs() as f64 * c.base.width as f64
             }
             Self::Lstm(c) => {
                 let hidden = c.hidden as f64;
@@ -108,48 +136,74 @@ impl ModelConfig {
         }
     }
 
-    /// Numbers that training keeps of a position, at least.
+    /// Numbers that training keeps of a position, at least. Of the last block
+    /// only one position may be answered, whose attention reads all others.
     fn least_kept(&self) -> f64 {
-        let of = |base: &BaseConfig| {
-            base.layers as f64 * (8.0 * base.width as f64 + base.feed_forward as f64)
-        };
         match self {
-            // Its blocks may be switched off or have experts in place.
-            Self::Specialformer(c) => c.base.layers as f64 * c.base.width as f64,
-            _ => self.base().map_or(0.0, of),
+            // Its blocks may be switched off, frozen or have experts in place.
+            Self::Specialformer(c) if trains_all(self) => {
+                c.base.layers as f64 * c.base.width as f64
+            }
+            Self::Specialformer(_) => 0.0,
+            _ => self.base().map_or(0.0, |base| {
+                let (layers, width) = (base.layers as f64, base.width as f64);
+                (layers - 1.0) * (6.0 * width + base.feed_forward as f64) + 2.0 * width
+            }),
         }
     }
 }
 
 fn of_specialformer(config: &SpecialformerConfig) -> f64 {
     let base = &config.base;
+    let share = config.dynamic.as_ref().and_then(|dynamic| dynamic.share.as_deref());
+    let encoder = config.encoder_stack().map_or(0.0, |stack| of_stack(&stack, None));
     let width = base.width as f64;
-    let head = config.head_width.unwrap_or(base.width / base.heads) as f64;
-    let kv = config.kv_heads.unwrap_or(base.heads) as f64;
-    let attention = 2.0 * width * head * (base.heads as f64 + kv);
-    let products = |gated: bool| if gated { 3.0 } else { 2.0 };
-    let dense = products(config.gated) * width * base.feed_forward as f64;
-    let share = config.dynamic.as_ref().and_then(|dynamic| dynamic.share.as_ref());
-    let own = share.map_or(base.layers, |share| {
-        let mut owners = share.clone();
-        owners.sort_unstable();
-        owners.dedup();
-        owners.len()
-    });
-    let (mut experts, mut with_experts) = (0.0, 0);
-    if let Some(of) = config.moe.as_ref().filter(|_| config.specialisation.has_experts()) {
-        with_experts = of.layers.as_ref().map_or(own, |layers| layers.len().min(own));
-        let gated = matches!(of.moe.kind, specialformer_nn::FeedForwardKind::Gated(_));
-        let expert = width * (1.0 + products(gated) * of.moe.hidden as f64);
-        experts = with_experts as f64 * of.moe.router.experts as f64 * expert;
-    }
-    let with_dense = match config.specialisation {
-        Specialisation::Moe => own - with_experts,
-        _ => own,
+    // Other ways to make vectors of tokens may have narrower tables.
+    let plain = config.input.as_ref().is_none_or(|input| input.tokens == TokenInput::Plain);
+    let table = if plain { base.vocabulary as f64 * width } else { 0.0 };
+    let shared_head = config.has_shared_head() && !config.tied_embeddings;
+    let own = |task: &TaskConfig| config.own_heads || task.head != Head::LanguageModel;
+    let outputs: usize =
+        config.tasks.iter().filter(|task| own(task)).map(|t| t.outputs(base.outputs())).sum();
+    let outputs = outputs + if shared_head { base.outputs() } else { 0 };
+    table + encoder + of_stack(&config.main_stack(), share) + outputs as f64 * width
+}
+
+/// Positions and the matrices of blocks, each that several share once.
+fn of_stack(stack: &StackConfig, share: Option<&[usize]>) -> f64 {
+    let attention = &stack.attention;
+    let (width, hidden) = (attention.width as f64, stack.feed_forward as f64);
+    let heads = (attention.heads + attention.kv_heads) as f64;
+    let attention = 2.0 * width * attention.head_width() as f64 * heads;
+    let dense = products(stack.feed_forward_kind) * width * hidden;
+    let of_block = |parts: &BlockParts| {
+        let experts = parts.experts.as_ref().map_or(0.0, |moe| {
+            let all = (moe.router.experts * moe.hidden + moe.shared) as f64;
+            products(moe.kind) * width * all
+        });
+        let adapters = match &parts.adapter {
+            Some(AdapterConfig::Bottleneck { width: narrow, at, .. }) => {
+                2.0 * width * (stack.tasks * at.len() * narrow) as f64
+            }
+            _ => 0.0,
+        };
+        let attention = if stack.cross_attention { 2.0 * attention } else { attention };
+        let dense = if parts.dense { dense } else { 0.0 };
+        attention + dense + experts + adapters
     };
-    let encoder = config.encoder_stack_layers() as f64;
-    let table = width * base.vocabulary as f64;
-    own as f64 * attention + with_dense as f64 * dense + experts + encoder * attention + table
+    let owned = |i: usize| share.is_none_or(|share| share[i] == i);
+    let blocks = stack.blocks.iter().enumerate().filter(|(i, _)| owned(*i));
+    let blocks: f64 = blocks.map(|(_, parts)| of_block(parts)).sum();
+    let each = if stack.per_position { stack.window as f64 } else { 1.0 };
+    each * blocks + stack.positions as f64 * width
+}
+
+/// Matrices of a feed-forward layer.
+fn products(kind: FeedForwardKind) -> f64 {
+    match kind {
+        FeedForwardKind::Gated(_) => 3.0,
+        FeedForwardKind::Plain(_) => 2.0,
+    }
 }
 
 #[cfg(test)]
@@ -179,6 +233,28 @@ mod tests {
                 "kind = 'specialformer'\ntopology = 'encoder'\nlayers = 4\nfeed_forward = 96\n\
                  dynamic = {{ share = [0, 0, 2, 2] }}\n{SIZES}"
             ),
+            format!(
+                "kind = 'specialformer'\ntopology = 'decoder'\nlayers = 4\nfeed_forward = 96\n\
+                 specialisation = 'moe'\ndynamic = {{ share = [0, 0, 2, 2] }}\n{SIZES}\n\
+                 [moe]\nhidden = 64\nlayers = [0, 1]\nshared = 32\n\
+                 router = {{ experts = 8, top_k = 2 }}"
+            ),
+            format!(
+                "kind = 'specialformer'\ntopology = 'decoder'\nlayers = 1\nfeed_forward = 32\n\
+                 outputs = 4000\nhead_width = 16\n{}",
+                SIZES.replace("window = 12", "window = 1200")
+            ),
+            format!(
+                "kind = 'specialformer'\ntopology = 'encoder-decoder'\nlayers = 2\n\
+                 encoder_layers = 3\nfeed_forward = 96\n{SIZES}"
+            ),
+            format!(
+                "kind = 'specialformer'\ntopology = 'encoder'\nlayers = 2\nfeed_forward = 32\n\
+                 specialisation = 'adapter'\n{SIZES}\n\
+                 tasks = [{{ name = 'a', head = 'classification', outputs = 500 }}, \
+                 {{ name = 'b', head = 'regression' }}]\n\
+                 [adapter]\nkind = 'bottleneck'\nwidth = 64"
+            ),
             "kind = 'lstm'\nvocabulary = 9\nembedding = 20\nhidden = 30\nlayers = 2".into(),
             "kind = 'mlp'\nvocabulary = 9\nwindow = 8\nhidden = [40, 30]".into(),
         ] {
@@ -189,21 +265,23 @@ mod tests {
         }
     }
 
+    // Elsewhere nobody tells how much there is.
+    #[cfg(target_os = "linux")]
     #[test]
     fn what_cannot_fit_is_refused_before_it_is_built() {
-        for change in ["width = 200000", "layers = 16000000", "feed_forward = 16000000"] {
-            let mut sizes: Vec<String> = ["width = 4096", "layers = 4096", "feed_forward = 16"]
+        for change in
+            ["width = 200000", "layers = 16000000", "feed_forward = 16000000", "window = 16000000"]
+        {
+            let sizes = ["width = 4096", "layers = 4096", "feed_forward = 16", "window = 8"];
+            let mut sizes: Vec<String> = sizes
                 .iter()
                 .filter(|size| size.split(' ').next() != change.split(' ').next())
                 .map(ToString::to_string)
                 .collect();
             sizes.push(change.into());
-            let text = format!(
-                "kind = 'transformer'\nvocabulary = 9\nheads = 1\nwindow = 8\n{}",
-                sizes.join("\n")
-            );
+            let text =
+                format!("kind = 'transformer'\nvocabulary = 9\nheads = 1\n{}", sizes.join("\n"));
             match Model::<f32>::new(&parse(&text), Seed::new(1)) {
-                // Only Linux says how much there is.
                 Err(Error::Memory { needed, .. }) => assert!(needed > 1.0, "{needed}"),
                 other => panic!("{change}: {:?}", other.map(|_| ())),
             }

@@ -72,7 +72,7 @@ pub(crate) struct AdaptArgs {
     #[arg(long, value_name = "TASK", conflicts_with_all = ["prompt", "examples"])]
     pub(crate) score: Option<String>,
     /// Test prompts of `--score` (default: 64).
-    #[arg(long, value_name = "N", requires = "score")]
+    #[arg(long, value_name = "N")]
     pub(crate) size: Option<usize>,
     /// Examples of the task that a mixture is searched with (`--score`;
     /// default: 8).

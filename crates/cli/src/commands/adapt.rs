@@ -143,6 +143,9 @@ fn check(args: &AdaptArgs, strategy: StrategyName) -> Result<(), Failure> {
     if let Some(bad) = args.threshold.filter(|threshold| !(0.0..1.0).contains(threshold)) {
         return Err(Failure::input(format!("--threshold = {bad}: must be in [0, 1)")));
     }
+    if args.size.is_some() && args.score.is_none() {
+        return Err(Failure::input("--size is for --score"));
+    }
     let of_classifier =
         [("--threshold", args.threshold.is_some()), ("--data", !args.data.is_empty())];
     let of_mixture = [

@@ -57,26 +57,19 @@ fn flags_without_effect_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let train = ["svf", "train", "absent", "--task", "sentiment"];
+    let adapt = ["adapt", "absent", "--experts", "e", "--strategy", "prompt", "--prompt", "a"];
     for (command, wanted) in [
         ([&train[..], &["--rank", "4"]].concat(), "--rank is for --method lora"),
         ([&train[..], &["--kl", "0.1"]].concat(), "--kl is for --objective reinforce"),
+        ([&train[..], &["--method", "lora", "--trace"]].concat(), "--trace is for --method svf"),
+        ([&train[..], &["--test", "0", "--skip-base"]].concat(), "--skip-base: nothing is scored"),
+        ([&adapt[..], &["--threshold", "0.9"]].concat(), "--threshold is for --strategy class"),
+        ([&adapt[..], &["--data", "a=b"]].concat(), "--data is for --strategy classifier"),
+        ([&adapt[..], &["--seed", "3"]].concat(), "--seed is for --strategy mixture"),
+        ([&adapt[..], &["--size", "3"]].concat(), "--score"),
         (vec!["route", "trace", "absent", "--generate", "3"], "--prompts"),
         (vec!["route", "trace", "absent", "--most-tokens", "3"], "--prompts"),
-        (
-            vec![
-                "adapt",
-                "absent",
-                "--experts",
-                "e",
-                "--strategy",
-                "prompt",
-                "--prompt",
-                "a",
-                "--shots",
-                "2",
-            ],
-            "--shots is for --strategy mixture",
-        ),
+        ([&adapt[..], &["--shots", "2"]].concat(), "--shots is for --strategy mixture"),
     ] {
         let output = specialformer(at, &command);
         assert_eq!(output.status.code(), Some(2), "{command:?}");

@@ -194,11 +194,22 @@ fn a_conversation_applies_experts() {
     let train = ["svf", "train", "model", "--data", "mine.jsonl", "--steps", "1", "--test", "0"];
     done(at, &[&train[..], &["--no-cache"]].concat());
     let chat = ["chat", "model", "--experts", "experts", "--max-tokens", "2", "--json"];
-    let output = specialformer_fed(at, &chat, "3?\n");
+    let prompt = [&chat[..], &["--strategy", "prompt"]].concat();
+    let output = specialformer_fed(at, &prompt, "3?\n");
     let said = text(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.starts_with("[mine") || said.starts_with("[others"), "{said}");
     assert!(text(&output.stdout).starts_with("{\"answer\":"), "{}", text(&output.stdout));
+    // A task of one's own needs a classifier of it, which `adapt` trains.
+    let said = refused(at, &chat);
+    assert!(said.contains("--data mine=FILE.jsonl"), "{said}");
+    let train_it = ["adapt", "model", "--experts", "experts", "--data", "mine=mine.jsonl"];
+    done(at, &[&train_it[..], &["--prompt", "3?", "--no-cache"]].concat());
+    let output = specialformer_fed(at, &[&chat[..], &["--quiet"]].concat(), "3?\n");
+    let (told, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    let answer: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(answer["experts"], serde_json::json!([["mine", 1.0]]));
     // An adapter makes another base of the model, weights in blocks none at all.
     let lora = ["--method", "lora", "--rank", "2", "--out", "lora"];
     done(at, &[&train[..], &lora].concat());
@@ -206,6 +217,30 @@ fn a_conversation_applies_experts() {
     assert!(said.contains("belongs to another base model"), "{said}");
     let said = refused(at, &[&chat[..], &["--weights", "quantized"]].concat());
     assert!(said.contains("in single precision"), "{said}");
+}
+
+/// A signal ends the conversation, not an answer alone.
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_conversation() {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::process::{Command, Stdio};
+    let folder = folder();
+    let at = folder.path();
+    fs::write(at.join("model/chat_template.jinja"), "{{ messages[-1].content }}").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_specialformer"));
+    command.current_dir(at).args(["chat", "model", "--max-tokens", "64", "--json"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut questions = child.stdin.take().unwrap();
+    let asking = std::thread::spawn(move || while questions.write_all(b"3?\n").is_ok() {});
+    let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+    answers.next().unwrap().unwrap();
+    let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+    answers.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    asking.join().unwrap();
 }
 
 #[test]
@@ -222,7 +257,16 @@ fn a_kept_classifier_is_asked_with_the_threshold_and_of_its_own_base() {
     };
     let mine = serde_json::json!([["mine", 1.0]]);
     assert_eq!(chosen(&own), mine);
+    let kept = at.join("experts/task-classifier.safetensors");
+    let first = fs::read(&kept).unwrap();
     assert_eq!(chosen(&[]), mine);
+    // The same prompts again train nothing, others do.
+    let changed = || fs::read(&kept).unwrap() != first;
+    assert_eq!(chosen(&own), mine);
+    assert!(!changed());
+    fs::write(at.join("fewer.jsonl"), "{\"prompt\": \"3?\", \"answer\": \"x\"}\n").unwrap();
+    assert_eq!(chosen(&["--data", "mine=fewer.jsonl"]), mine);
+    assert!(changed());
     assert_eq!(chosen(&["--threshold", "0.999999"]), serde_json::json!([]));
     for (wrong, said) in [
         (["--threshold", "-1"], "--threshold = -1: must be in [0, 1)"),

@@ -379,7 +379,20 @@ fn later_versions_of_what_a_run_gives_are_refused_as_such() {
         let output = specialformer(at, command);
         assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
     }
-    // Nothing is written over unasked.
+    // Nothing is written over unasked, and nothing strange put into a trace.
+    for (jsonl, wanted) in [
+        ("in.txt", "in.txt: is there already; --force writes over it"),
+        ("trace/t.jsonl", "is in the folder of the trace"),
+    ] {
+        let said = refused(at, &[&trace[..], &["--jsonl", jsonl]].concat());
+        assert!(said.contains(wanted), "{said}");
+    }
+    let prompts = ["route", "trace", "runs/tiny", "--prompts", "in.txt", "--out", "trace"];
+    let said = refused(at, &[&prompts[..], &["--jsonl", "./in.txt", "--force"]].concat());
+    assert!(said.contains("in.txt: holds the prompts"), "{said}");
+    let output = specialformer(at, &[&trace[..], &["--jsonl", "new/t.jsonl"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(at.join("new/t.jsonl").is_file());
     let said = refused(at, &fit);
     assert!(said.contains("c.json: is there already; --force writes over it"), "{said}");
     assert!(specialformer(at, &again).status.success());

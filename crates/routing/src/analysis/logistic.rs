@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
+use specialformer_tensor::Parallelism;
+use specialformer_tensor::gemm::gemm;
 
 use crate::error::{Result, RoutingError};
 
@@ -102,7 +104,10 @@ impl Problem<'_> {
     fn evaluate(&self, point: &Point) -> (f64, Point) {
         let (n, d) = self.x.dim();
         let (weight, intercept) = split(point, self.classes, d);
-        let mut p = self.x.dot(&weight.t()) + intercept;
+        let (one, par) = (1.0, Parallelism::Serial);
+        let mut p = Array2::zeros((n, self.classes));
+        p += &intercept;
+        gemm(one, self.x.view(), weight.t(), one, p.view_mut(), par);
         let mut loss = 0.0;
         for (mut row, &label) in p.rows_mut().into_iter().zip(self.labels) {
             let own = row[label];
@@ -112,8 +117,8 @@ impl Problem<'_> {
         }
         let share = 1.0 / n.max(1) as f64;
         p *= share;
-        let mut gradient = p.t().dot(&self.x);
-        gradient.scaled_add(self.penalty, &weight);
+        let mut gradient = weight.to_owned();
+        gemm(one, p.t(), self.x.view(), self.penalty, gradient.view_mut(), par);
         let norm: f64 = weight.iter().map(|w| w * w).sum();
         let all = gradient.iter().copied().chain(p.sum_axis(Axis(0)));
         (loss * share + 0.5 * self.penalty * norm, all.collect())

@@ -1,14 +1,19 @@
 //! [`permutation_test`]: whether labels and signatures go together at all.
 
-use ndarray::{ArrayView2, s};
+use ndarray::{ArrayView2, Axis, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use specialformer_tensor::Seed;
+use specialformer_tensor::simd::{Kernel, Level, dispatch};
 
 use super::similarity::unit_rows;
 
 /// Permutations that are worked out together.
 const TOGETHER: usize = 8;
+
+/// Columns that are summed at a time: those of all permutations together stay
+/// in the first cache.
+const COLUMNS: usize = 128;
 
 /// The result of a permutation test.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -44,27 +49,10 @@ pub fn permutation_test(
     assert_eq!(rows.nrows(), labels.len(), "one label for each row");
     let unit = compact(unit_rows(rows));
     let n = labels.len();
-    let classes = labels.iter().max().map_or(0, |&most| most + 1);
-    // Σ_c ‖Σ_{i∈c} u_i‖² of some labellings, which share each row's way from
-    // memory.
-    let spreads = |labellings: &[Vec<usize>]| -> Vec<f64> {
-        let columns = unit.ncols();
-        let mut sums = vec![vec![0.0; classes * columns]; labellings.len()];
-        for (i, row) in unit.rows().into_iter().enumerate() {
-            let row = row.to_slice().expect("rows are contiguous");
-            for (sums, labels) in sums.iter_mut().zip(labellings) {
-                let label = labels[i];
-                let sum = &mut sums[label * columns..(label + 1) * columns];
-                sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
-            }
-        }
-        sums.iter().map(|sums| sums.iter().map(|sum| sum * sum).sum()).collect()
-    };
+    let classes = labels.iter().max().map_or(1, |&most| most + 1);
+    let all = unit.sum_axis(Axis(0)).to_vec();
     let lengths: f64 = unit.iter().map(|x| x * x).sum();
-    let total = {
-        let all = unit.sum_axis(ndarray::Axis(0));
-        all.dot(&all)
-    };
+    let total: f64 = all.iter().map(|sum| sum * sum).sum();
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|&label| sizes[label] += 1);
     let within_pairs =
@@ -72,6 +60,10 @@ pub fn permutation_test(
     let across_pairs = (n * n.saturating_sub(1)) as f64 - within_pairs;
     let statistic = |spread: f64| {
         (spread - lengths) / within_pairs.max(1.0) - (total - spread) / across_pairs.max(1.0)
+    };
+    let largest = (0..classes).rev().max_by_key(|&class| sizes[class]).unwrap_or(0);
+    let spreads = |labellings: &[Vec<usize>]| {
+        dispatch(Spreads { unit: unit.view(), all: &all, labellings, classes, largest })
     };
     let own = spreads(&[labels.to_vec()])[0];
     // Permutations that only rename labels give the same sums in another
@@ -95,6 +87,55 @@ pub fn permutation_test(
         statistic: statistic(own),
         permutations,
         p_value: (1 + count) as f64 / (1 + permutations) as f64,
+    }
+}
+
+/// Σ_c ‖Σ_{i∈c} u_i‖² of each of some labellings, which share each row's way
+/// from memory.
+struct Spreads<'a> {
+    /// Rows u, contiguous.
+    unit: ArrayView2<'a, f64>,
+    /// Their sum.
+    all: &'a [f64],
+    labellings: &'a [Vec<usize>],
+    classes: usize,
+    /// The class whose sum is what the others leave of all.
+    largest: usize,
+}
+
+impl Kernel for Spreads<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn run<L: Level>(self) -> Vec<f64> {
+        let mut spreads = vec![0.0; self.labellings.len()];
+        let mut sums = vec![0.0; spreads.len() * self.classes * COLUMNS];
+        for start in (0..self.all.len()).step_by(COLUMNS) {
+            let all = &self.all[start..self.all.len().min(start + COLUMNS)];
+            sums.fill(0.0);
+            for (i, row) in self.unit.rows().into_iter().enumerate() {
+                let row = row.to_slice().expect("rows are contiguous");
+                let row = &row[start..start + all.len()];
+                for (which, labels) in self.labellings.iter().enumerate() {
+                    if labels[i] != self.largest {
+                        let at = (which * self.classes + labels[i]) * COLUMNS;
+                        let sum = &mut sums[at..at + row.len()];
+                        sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+                    }
+                }
+            }
+            let of_labelling = sums.chunks_exact(self.classes * COLUMNS);
+            for (spread, sums) in spreads.iter_mut().zip(of_labelling) {
+                let mut rest = [0.0; COLUMNS];
+                rest[..all.len()].copy_from_slice(all);
+                for sum in sums.chunks_exact(COLUMNS) {
+                    rest.iter_mut().zip(sum).for_each(|(rest, sum)| *rest -= sum);
+                    *spread += sum.iter().map(|sum| sum * sum).sum::<f64>();
+                }
+                *spread += rest.iter().map(|sum| sum * sum).sum::<f64>();
+            }
+        }
+        spreads
     }
 }
 

@@ -350,6 +350,12 @@ impl ExpertTensor for Stored {
                 let (first, second) = tensor.halves();
                 (Self::Dense(first), Self::Dense(second))
             }
+            // No matrix says what the shape of others would be.
+            stack if stack.shape()[0] == 0 => {
+                let shape = stack.shape();
+                let half = Self::Dense(Tensor::zeros([0, shape[1] / 2, shape[2]]));
+                (half.clone(), half)
+            }
             stack => {
                 let matrices = stack.matrices().expect("a stack has matrices");
                 let side = |side| {

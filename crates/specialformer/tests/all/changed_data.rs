@@ -63,6 +63,23 @@ fn labels_keep_the_numbers_of_the_run() {
 }
 
 #[test]
+fn inherited_weights_keep_the_meaning_of_classes() {
+    let place = tempfile::tempdir().unwrap();
+    let (data, run) = (place.path().join("a.jsonl"), place.path().join("run"));
+    reviews(&data, ["bad", "good"]);
+    let config = parse(&records(&data, 8));
+    train(&config, &run, Start::New, (), || false).unwrap();
+    let next = RunConfig { init_from: Some(run.clone()), ..config };
+    let start = |name: &str| train(&next, &place.path().join(name), Start::New, (), || false);
+    start("same").unwrap();
+    // `aaa` takes the place of `bad`, whose weights are another class's then.
+    reviews(&data, ["bad", "aaa"]);
+    let error = start("other").unwrap_err().to_string();
+    assert!(error.contains("class 0 of task `t` is `bad` there and `aaa` here"), "{error}");
+    assert!(error.contains("data.specs") && !place.path().join("other").exists(), "{error}");
+}
+
+#[test]
 fn settings_that_differ_are_named() {
     let place = tempfile::tempdir().unwrap();
     let (data, run) = (place.path().join("a.jsonl"), place.path().join("run"));
