@@ -8,12 +8,13 @@ use specialformer_tensor::simd::{Kernel, Level, dispatch};
 
 use super::similarity::unit_rows;
 
-/// Permutations that are worked out together.
-const TOGETHER: usize = 8;
+/// Permutations that are worked out together: each row comes from memory once
+/// for all of them.
+const TOGETHER: usize = 16;
 
-/// Columns that are summed at a time: those of all permutations together stay
+/// Columns that are summed at a time, so that the sums of all permutations stay
 /// in the first cache.
-const COLUMNS: usize = 128;
+const COLUMNS: usize = 32;
 
 /// The result of a permutation test.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -50,9 +51,10 @@ pub fn permutation_test(
     let unit = compact(unit_rows(rows));
     let n = labels.len();
     let classes = labels.iter().max().map_or(1, |&most| most + 1);
-    let all = unit.sum_axis(Axis(0)).to_vec();
     let lengths: f64 = unit.iter().map(|x| x * x).sum();
-    let total: f64 = all.iter().map(|sum| sum * sum).sum();
+    let total: f64 = unit.sum_axis(Axis(0)).iter().map(|sum| sum * sum).sum();
+    let blocks = blocked(&unit);
+    drop(unit);
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|&label| sizes[label] += 1);
     let within_pairs =
@@ -61,10 +63,8 @@ pub fn permutation_test(
     let statistic = |spread: f64| {
         (spread - lengths) / within_pairs.max(1.0) - (total - spread) / across_pairs.max(1.0)
     };
-    let largest = (0..classes).rev().max_by_key(|&class| sizes[class]).unwrap_or(0);
-    let spreads = |labellings: &[Vec<usize>]| {
-        dispatch(Spreads { unit: unit.view(), all: &all, labellings, classes, largest })
-    };
+    let spreads =
+        |labellings: &[Vec<usize>]| dispatch(Spreads { blocks: &blocks, labellings, classes });
     let own = spreads(&[labels.to_vec()])[0];
     // Permutations that only rename labels give the same sums in another
     // order; rounding must not make them less.
@@ -90,17 +90,27 @@ pub fn permutation_test(
     }
 }
 
+/// The columns of rows, [`COLUMNS`] at a time: one such block lies row after row.
+/// The last one is filled up with zeros.
+fn blocked(rows: &ndarray::Array2<f64>) -> Vec<[f64; COLUMNS]> {
+    let mut blocks = Vec::with_capacity(rows.nrows() * rows.ncols().div_ceil(COLUMNS));
+    for columns in rows.axis_chunks_iter(Axis(1), COLUMNS) {
+        for row in columns.rows() {
+            let mut block = [0.0; COLUMNS];
+            block.iter_mut().zip(row).for_each(|(to, &x)| *to = x);
+            blocks.push(block);
+        }
+    }
+    blocks
+}
+
 /// Σ_c ‖Σ_{i∈c} u_i‖² of each of some labellings, which share each row's way
 /// from memory.
 struct Spreads<'a> {
-    /// Rows u, contiguous.
-    unit: ArrayView2<'a, f64>,
-    /// Their sum.
-    all: &'a [f64],
+    /// Rows u, [`blocked`].
+    blocks: &'a [[f64; COLUMNS]],
     labellings: &'a [Vec<usize>],
     classes: usize,
-    /// The class whose sum is what the others leave of all.
-    largest: usize,
 }
 
 impl Kernel for Spreads<'_> {
@@ -108,35 +118,37 @@ impl Kernel for Spreads<'_> {
 
     #[inline(always)]
     fn run<L: Level>(self) -> Vec<f64> {
-        let mut spreads = vec![0.0; self.labellings.len()];
-        let mut sums = vec![0.0; spreads.len() * self.classes * COLUMNS];
-        for start in (0..self.all.len()).step_by(COLUMNS) {
-            let all = &self.all[start..self.all.len().min(start + COLUMNS)];
-            sums.fill(0.0);
-            for (i, row) in self.unit.rows().into_iter().enumerate() {
-                let row = row.to_slice().expect("rows are contiguous");
-                let row = &row[start..start + all.len()];
-                for (which, labels) in self.labellings.iter().enumerate() {
-                    if labels[i] != self.largest {
-                        let at = (which * self.classes + labels[i]) * COLUMNS;
-                        let sum = &mut sums[at..at + row.len()];
-                        sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
-                    }
+        let (count, classes) = (self.labellings.len(), self.classes);
+        let rows = self.labellings.first().map_or(0, Vec::len);
+        // Where each labelling adds row i, for one row after the other.
+        let sum_of = |(i, which): (usize, usize)| which * classes + self.labellings[which][i];
+        let places = (0..rows).flat_map(|i| (0..count).map(move |which| (i, which)));
+        let places: Vec<usize> = places.map(sum_of).collect();
+        let mut spreads = vec![0.0; count];
+        let mut sums = vec![[0.0; COLUMNS]; count * classes];
+        for block in self.blocks.chunks_exact(rows.max(1)) {
+            sums.fill([0.0; COLUMNS]);
+            for (row, places) in block.iter().zip(places.chunks_exact(count.max(1))) {
+                for &place in places {
+                    add(&mut sums[place], row);
                 }
             }
-            let of_labelling = sums.chunks_exact(self.classes * COLUMNS);
-            for (spread, sums) in spreads.iter_mut().zip(of_labelling) {
-                let mut rest = [0.0; COLUMNS];
-                rest[..all.len()].copy_from_slice(all);
-                for sum in sums.chunks_exact(COLUMNS) {
-                    rest.iter_mut().zip(sum).for_each(|(rest, sum)| *rest -= sum);
-                    *spread += sum.iter().map(|sum| sum * sum).sum::<f64>();
-                }
-                *spread += rest.iter().map(|sum| sum * sum).sum::<f64>();
+            for (spread, sums) in spreads.iter_mut().zip(sums.chunks_exact(classes)) {
+                *spread += sums.iter().flatten().map(|x| x * x).sum::<f64>();
             }
         }
         spreads
     }
+}
+
+/// (In local arrays, of which the compiler knows that they do not overlap.)
+#[inline(always)]
+fn add(sum: &mut [f64; COLUMNS], row: &[f64; COLUMNS]) {
+    let (mut new, row) = (*sum, *row);
+    for i in 0..COLUMNS {
+        new[i] += row[i];
+    }
+    *sum = new;
 }
 
 /// Rows with the same inner products in no more columns than rows: the
