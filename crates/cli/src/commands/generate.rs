@@ -26,9 +26,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         None => args.prompt.clone(),
     };
     if picture::wanted(&args.picture, &args.model.model) {
-        if args.task.is_some() {
-            return Err(Failure::input("--task is for runs on text"));
-        }
+        check_of_text(args)?;
         let CommonArgs { json, quiet, .. } = args.common;
         return picture::run(&args.picture, &args.model, &prompts, json, quiet);
     }
@@ -104,6 +102,28 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     match interrupt::requested() {
         true => Err(Failure::interrupted("interrupted")),
         false => Ok(()),
+    }
+}
+
+/// Refuses flags that change nothing in an answer that is one of few.
+fn check_of_text(args: &GenerateArgs) -> Result<(), Failure> {
+    let sampling = &args.sampling;
+    let of_text = [
+        ("--task", args.task.is_some()),
+        ("--chat", args.chat),
+        ("--no-stop", args.no_stop),
+        ("--adapter", args.model.adapter.is_some()),
+        ("--weights", args.model.weights.is_some()),
+        ("--max-tokens", sampling.max_tokens.is_some()),
+        ("--temperature", sampling.temperature.is_some()),
+        ("--top-k", sampling.top_k > 0),
+        ("--top-p", sampling.top_p.is_some()),
+        ("--repetition-penalty", (sampling.repetition_penalty - 1.0).abs() > 0.0),
+        ("--seed", sampling.seed > 0),
+    ];
+    match of_text.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Failure::input(format!("{flag} is for runs on text"))),
+        None => Ok(()),
     }
 }
 

@@ -109,6 +109,10 @@ fn errors_are_about_what_was_given() {
         (&["route", "trace", "absent"][..], "absent: there is no such file or folder"),
         (&["route", "trace", "empty"], "empty: holds neither config.toml"),
         (&["generate", "m.gguf", "--prompt", "a", "--image", "x.png"], "m.gguf: is no run"),
+        (
+            &["generate", "m.gguf", "--prompt", "a", "--image", "x.png", "--chat"],
+            "--chat is for runs on text",
+        ),
         (&["train", "m.gguf"], "m.gguf: "),
         (&["train", "empty"], "empty: is a folder, not a configuration file"),
         (&["train", "run.toml", "--init-from", "empty"], "empty: not the folder of a trained run"),
