@@ -236,7 +236,8 @@ pub struct Balance {
     pub entropy: f64,
     /// Loss-free balancing (Wang et al. 2024): a bias for each expert that
     /// counts in the selection alone moves by this after each step, up where
-    /// the load was below the mean and down where it was above. `None`: no
+    /// the load was below the [even one](crate::EvenLoad) and down where it
+    /// was above; that of an expert that was not on offer stays. `None`: no
     /// bias; 0: a bias that stays as it was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bias_rate: Option<f64>,

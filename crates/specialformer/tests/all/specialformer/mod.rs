@@ -217,7 +217,7 @@ fn loads_move_the_bias_that_balances_experts() {
                 balance = { bias_rate = 0.5 } } }";
     let config: ModelConfig = toml::from_str(text).unwrap();
     let model = build::<f32>(&config, 1);
-    specialformer::training::Model::after_step(&model, &[5.0, 1.0]).unwrap();
+    specialformer::training::Model::after_step(&model, &[4.0, -4.0]).unwrap();
     let parameters = NamedParameters::of(&model);
     let bias = parameters.get("blocks.0.moe.router.balance_bias").unwrap();
     assert_eq!(bias.value().as_slice(), [-0.5, 0.5]);
