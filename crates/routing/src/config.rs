@@ -41,7 +41,9 @@ pub struct RouterConfig {
     #[serde(default)]
     pub dropout: f64,
     /// In training each pass leaves every expert out with this probability (at
-    /// least `top_k` stay), as if it did not exist. A model trained so keeps
+    /// least `top_k` stay), as if it did not exist; of experts that are
+    /// [restricted](crate::Router::restricted), every one allowed, with a draw
+    /// for each set where tokens have sets of their own. A model trained so keeps
     /// its quality on part of its experts, as with structured dropout of
     /// layers (LayerDrop, Fan et al. 2019).
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -248,14 +248,21 @@ impl<E: Element> Router<E> {
             return Err(RoutingError::SeesFuture { scope, gate: config.gate.name() });
         }
         let live = input.live.filter(|live| live.contains(&false));
-        let drawn = self.expert_dropout(ctx)?;
-        let allowed = input.allowed.or(self.allowed.as_ref().or(drawn.as_ref()).map(Allowed::Same));
+        let allowed = input.allowed.or(self.allowed.as_ref().map(Allowed::Same));
         self.select_args(&RouteInput { allowed, ..*input }).check(
             OP,
             shape[0],
             config.experts,
             config.fewest(),
         )?;
+        let drawn = self.expert_dropout(ctx, allowed)?;
+        let allowed = match &drawn {
+            None => allowed,
+            Some(sets) => Some(match allowed {
+                Some(Allowed::PerToken { set_of, .. }) => Allowed::PerToken { sets, set_of },
+                _ => Allowed::Same(&sets[0]),
+            }),
+        };
         let input = RouteInput { live, allowed, ..*input };
         let decision = match &self.weight {
             Some(weight) => self.decide(ctx, x, weight, &input)?,
@@ -282,13 +289,29 @@ impl<E: Element> Router<E> {
     }
 
     /// The experts of one pass in training, with
-    /// [`RouterConfig::expert_dropout`].
-    fn expert_dropout(&self, ctx: &Ctx<E>) -> Result<Option<ExpertSet>> {
+    /// [`RouterConfig::expert_dropout`]: for each set of those allowed, what
+    /// stays of it.
+    fn expert_dropout(
+        &self,
+        ctx: &Ctx<E>,
+        allowed: Option<Allowed<'_>>,
+    ) -> Result<Option<Vec<ExpertSet>>> {
         let RouterConfig { experts, expert_dropout: share, .. } = self.config;
         if share == 0.0 || ctx.mode() == Mode::Eval {
             return Ok(None);
         }
-        ctx.with_rng(|rng| noise::kept_experts(experts, share, self.config.fewest(), rng)).map(Some)
+        let all = ExpertSet::all(experts)?;
+        let sets = match &allowed {
+            None => std::slice::from_ref(&all),
+            Some(Allowed::Same(set)) => std::slice::from_ref(*set),
+            Some(Allowed::PerToken { sets, .. }) => sets,
+        };
+        // A draw for each: one for all could leave too few of a small set.
+        let fewest = self.config.fewest();
+        let draw = |rng: &mut RngStream| -> Result<Vec<ExpertSet>> {
+            sets.iter().map(|set| noise::kept_experts(set, share, fewest, rng)).collect()
+        };
+        ctx.with_rng(draw).map(Some)
     }
 
     fn select_args<'a>(&self, input: &RouteInput<'a>) -> SelectArgs<'a, E> {

@@ -93,6 +93,41 @@ fn expert_dropout_leaves_room_for_all_tokens() {
     check_same(&some, &alone, &left, "expert dropout");
 }
 
+/// The experts of each token that were not masked.
+fn offered(routing: &Routing<f64>) -> Vec<Vec<usize>> {
+    let rows = routing.logits.value().as_slice().chunks(EXPERTS);
+    rows.map(|row| (0..EXPERTS).filter(|&e| row[e] > -1e29).collect()).collect()
+}
+
+#[test]
+fn expert_dropout_draws_among_the_experts_allowed() {
+    let config = RouterConfig { expert_dropout: 0.5, ..config(GateKind::default(), EXPERTS) };
+    let whole = router(config);
+    let set = ExpertSet::new(EXPERTS, LEFT).unwrap();
+    let some = route(&whole.restricted(set.clone()).unwrap(), &RouteInput::default());
+    let kept = &offered(&some)[0];
+    assert!((2..LEFT.len()).contains(&kept.len()), "{kept:?}");
+    assert!(kept.iter().all(|expert| LEFT.contains(expert)), "{kept:?}");
+
+    // A set with no more experts than are chosen keeps them all.
+    let sets = [set, ExpertSet::new(EXPERTS, [0, 3]).unwrap()];
+    let set_of: Vec<u32> = (0..TOKENS as u32).map(|t| t % 2).collect();
+    let allowed = Some(Allowed::PerToken { sets: &sets, set_of: &set_of });
+    let some = route(&whole, &RouteInput { allowed, ..RouteInput::default() });
+    for (token, kept) in offered(&some).iter().enumerate() {
+        let set = &sets[token % 2];
+        assert!(kept.len() >= 2 && kept.iter().all(|&expert| set.contains(expert)), "{kept:?}");
+        assert!(kept.len() < 4);
+    }
+    let few = ExpertSet::new(EXPERTS, [4]).unwrap();
+    let allowed = Some(Allowed::from(&few));
+    let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
+    let x = ctx.constant(Tensor::zeros([TOKENS, WIDTH]));
+    let input = RouteInput { allowed, ..RouteInput::default() };
+    let error = whole.forward(&ctx, &x, &input).unwrap_err().to_string();
+    assert!(error.contains("2 experts are to be chosen"), "{error}");
+}
+
 #[test]
 fn the_smooth_load_is_that_of_the_experts_left() {
     let gate = GateKind::NoisyTopK;
