@@ -37,6 +37,7 @@ mod tests;
 mod tiled;
 mod transpose;
 
+pub(crate) use batched::gemm_each;
 pub use batched::{gemm_batched, gemm_batched_bias};
 pub use blas_info::{BlasInfo, blas_info};
 pub use policy::KernelChoice;
