@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use ndarray::ArrayViewMut2;
-use specialformer_tensor::gemm::{gemm, gemm_bias};
+use specialformer_tensor::gemm::{gemm, gemm_bias, segment_sums};
 use specialformer_tensor::{
-    BackwardContext, Element, Grad, Op, Result, Shape, Tensor, TensorError, Var,
+    BackwardContext, Element, Grad, Op, Result, Segments, Shape, Tensor, TensorError, Var,
 };
 
 use crate::factors::Factors;
@@ -16,9 +16,6 @@ pub const NO_EXPERT: u32 = u32::MAX;
 /// Rows that are summed before their sum joins the others: fixed, so that the
 /// bits do not depend on the number of threads.
 const ROWS: usize = 64;
-
-/// Columns whose sums are one unit of parallel work.
-const COLUMNS: usize = 256;
 
 /// Which values of c scale each row.
 struct Scales<E: Element> {
@@ -176,13 +173,8 @@ impl<E: Element> Op<E, 3> for SvfLinearBias<E> {
         let width = self.0.scales.factors.out_features();
         let bias = cx.grad_of(2, || {
             Ok(Tensor::build_in(cx.pool(), [width], |out| {
-                // Cut into columns: every sum keeps the order of the rows.
-                cx.parallelism().for_each_chunk(out, COLUMNS, |i, out| {
-                    out.fill(E::ZERO);
-                    for row in grad.as_slice().chunks_exact(width) {
-                        out.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(sum, &g)| *sum += g);
-                    }
-                });
+                let rows = Segments::from_counts([grad.shape().rows()]);
+                segment_sums(grad.as_slice(), None, out, &rows, cx.parallelism());
             }))
         })?;
         Ok([x, c, bias])

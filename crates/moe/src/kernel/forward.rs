@@ -4,8 +4,8 @@ use ndarray::{ArrayView1, ArrayViewMut2, Axis, Slice};
 use specialformer_tensor::gemm::{gemm_bias, gemm_segments};
 use specialformer_tensor::{Element, Parallelism, Pool, Tensor};
 
-use super::units::{self, Block};
-use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack};
+use super::units;
+use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack, tiles};
 use specialformer_routing::DispatchPlan;
 
 /// What the forward pass leaves for the backward pass.
@@ -112,16 +112,6 @@ fn hidden<E: Element>(
         }
     });
     (activated, kept)
-}
-
-fn tiles<'a, E: Element>(
-    x: &'a mut Tensor<E>,
-    blocks: &[Block],
-    columns: usize,
-    pool: &Pool<E>,
-) -> Vec<ArrayViewMut2<'a, E>> {
-    let width = x.shape()[1];
-    units::tiles(matrix_mut(x.make_mut_in(pool), width), blocks, columns)
 }
 
 fn of_expert<E: Element>(bias: &Tensor<E>, expert: usize) -> ArrayView1<'_, E> {
