@@ -39,13 +39,26 @@ pub struct EvenLoad {
 }
 
 impl EvenLoad {
-    /// That of these choices, which were made among the experts allowed.
-    pub(crate) fn new(
+    /// That of these choices, which were made among the experts allowed;
+    /// `None` for all experts, and for all tokens.
+    ///
+    /// # Errors
+    /// [`RoutingError::Shape`] and [`RoutingError::Argument`] if the sets or
+    /// `live` are for other experts or tokens.
+    pub fn new(
         choices: &Choices,
         allowed: Option<Allowed<'_>>,
         live: Option<&[bool]>,
-    ) -> Self {
-        let experts = choices.experts();
+    ) -> Result<Self> {
+        const OP: &str = "even load";
+        let (experts, tokens) = (choices.experts(), choices.tokens());
+        if let Some(live) = live.filter(|live| live.len() != tokens) {
+            let what = format!("must have one entry for each of {tokens} tokens");
+            return Err(RoutingError::shape(OP, "live", &[live.len()], what));
+        }
+        if let Some(allowed) = allowed {
+            allowed.check(OP, tokens, experts, 0)?;
+        }
         let scaled = |chosen: usize, count: usize| (experts * chosen) as f64 / count as f64;
         let used = allowed.map_or(experts, |allowed| allowed.used(live));
         let mut even = vec![0.0; experts];
@@ -63,7 +76,7 @@ impl EvenLoad {
                 sets.iter().zip(chosen).for_each(|(set, chosen)| share(set, chosen));
             }
         }
-        Self { scaled: even, used }
+        Ok(Self { scaled: even, used })
     }
 
     /// The loads \[E\].
@@ -180,7 +193,7 @@ mod tests {
         // Two choices of a token of either set, one of the third, padding.
         let choices = Choices::new(6, vec![0, 2, 4, 5, 5], vec![0, 1, 2, 3, 4]).unwrap();
         let live = [true, true, true, false];
-        let even = EvenLoad::new(&choices, allowed, Some(&live));
+        let even = EvenLoad::new(&choices, allowed, Some(&live)).unwrap();
         assert_eq!(even.loads(), [1.0, 1.75, 0.75, 0.75, 0.75, 0.0]);
         assert_eq!(even.used(), 5);
         assert_eq!(even.loads().iter().sum::<f64>(), choices.len() as f64);
@@ -190,8 +203,9 @@ mod tests {
     fn with_all_on_offer_it_is_the_mean() {
         let choices = Choices::new(6, vec![0, 2, 4, 5], vec![0, 1, 2, 3, 4]).unwrap();
         let every = set(&[0, 1, 2, 3, 4, 5]);
-        let all = EvenLoad::new(&choices, None, None);
-        assert_eq!(all, EvenLoad::new(&choices, Some(Allowed::from(&every)), None));
+        let even = |allowed| EvenLoad::new(&choices, allowed, None).unwrap();
+        let all = even(None);
+        assert_eq!(all, even(Some(Allowed::from(&every))));
         assert_eq!((all.loads()[3], all.used()), (5.0 / 6.0, 6));
         assert_eq!(sharing(&all.scaled), 6.0);
         let load = [3, 0, 0, 1, 1, 0];
@@ -203,7 +217,7 @@ mod tests {
         let choices = Choices::new(6, vec![0, 0], vec![]).unwrap();
         let sets = [set(&[0, 1])];
         let allowed = Some(Allowed::PerToken { sets: &sets, set_of: &[0] });
-        let even = EvenLoad::new(&choices, allowed, Some(&[false]));
+        let even = EvenLoad::new(&choices, allowed, Some(&[false])).unwrap();
         assert_eq!((even.used(), even.largest_ratio(&[0; 6])), (1, 0.0));
         assert_eq!(sharing(&even.scaled), 6.0);
     }
@@ -215,5 +229,20 @@ mod tests {
         let other = LoadSurplus::from_values([0.0]);
         let error = other.clone().add(&surplus).unwrap_err().to_string();
         assert_eq!(error, "surplus: other [4]: must have one entry for each of 1 experts");
+    }
+
+    #[test]
+    fn sets_and_tokens_that_do_not_fit_are_refused() {
+        let choices = Choices::new(6, vec![0, 1, 2], vec![0, 1]).unwrap();
+        let message = |allowed, live: Option<&[bool]>| {
+            EvenLoad::new(&choices, allowed, live).unwrap_err().to_string()
+        };
+        let said = message(None, Some(&[true]));
+        assert_eq!(said, "even load: live [1]: must have one entry for each of 2 tokens");
+        let other = ExpertSet::all(5).unwrap();
+        assert!(message(Some(Allowed::from(&other)), None).contains("is for 5 experts"));
+        let sets = [set(&[0])];
+        let allowed = Some(Allowed::PerToken { sets: &sets, set_of: &[0, 1] });
+        assert_eq!(message(allowed, None), "even load: set_of = 1: there are 1 expert sets");
     }
 }

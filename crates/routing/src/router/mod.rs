@@ -270,7 +270,7 @@ impl<E: Element> Router<E> {
         };
         let load = decision.choices.load();
         // Experts that are left out count nowhere.
-        let even = EvenLoad::new(&decision.choices, allowed, live);
+        let even = EvenLoad::new(&decision.choices, allowed, live)?;
         let used = even.used();
         let losses = self.losses(ctx, &decision, &load, live, used)?;
         let kept = self.within_capacity(ctx, &decision, used)?;
