@@ -65,7 +65,25 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 
 /// Builds with cargo and returns the executables, by name and path.
 pub(crate) fn build(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    build_with(cargo(), arguments)
+}
+
+/// As [`build`], for the CPU that this machine has.
+pub(crate) fn build_native(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    build_with(native_cargo(), arguments)
+}
+
+/// Cargo takes its flags for the compiler from one place alone, and this
+/// variable comes before `RUSTFLAGS` and every configuration file. What those
+/// say is left out with intent: whatever the user sets for other builds, what
+/// is measured is built in one way.
+fn native_cargo() -> Command {
     let mut command = cargo();
+    command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-cpu=native");
+    command
+}
+
+fn build_with(mut command: Command, arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     command.arg("build").args(arguments);
     eprintln!("$ {}", spelled(&command));
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
@@ -104,6 +122,25 @@ mod tests {
         let error = run(&mut program("no-such-program")).unwrap_err().to_string();
         assert!(error.starts_with("cannot start `no-such-program`: "), "{error}");
         assert_eq!(output(program("echo").arg("hello")).unwrap(), "hello\n");
+    }
+
+    #[test]
+    fn native_builds_are_native_whatever_flags_are_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = folder.path().join("Cargo.toml");
+        let package = "[package]\nname = \"flags\"\nedition = \"2024\"\n[workspace]\n\
+                       [[bin]]\nname = \"flags\"\npath = \"main.rs\"\n";
+        std::fs::write(&manifest, package).unwrap();
+        // Only the flag that is set in `RUSTFLAGS` would make it fail.
+        let source = "#![allow(unexpected_cfgs)]\n#[cfg(other)] mod absent;\nfn main() {}\n";
+        std::fs::write(folder.path().join("main.rs"), source).unwrap();
+        let mut command = native_cargo();
+        command
+            .env("RUSTFLAGS", "--cfg other")
+            .env("CARGO_TARGET_DIR", folder.path().join("target"));
+        let built =
+            build_with(command, &["--offline", "--manifest-path", manifest.to_str().unwrap()]);
+        assert_eq!(built.unwrap()[0].0, "flags");
     }
 
     #[test]

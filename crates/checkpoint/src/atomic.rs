@@ -1,8 +1,10 @@
 //! Writing a file so that a reader sees the old one or the new one, whole.
 
-use std::fs::{self, File, FileType, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use crate::error::{CheckpointError, Result};
 
@@ -62,10 +64,7 @@ pub fn atomic_write(
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     let mut temporary =
-        builder.tempfile_in(folder).map_err(failed("create a temporary file beside it"))?;
-    // The lock tells `remove_leftovers` that somebody is still writing. Where
-    // the file system has no locks, writing goes on without.
-    let _ = temporary.as_file().try_lock();
+        held_file(&builder, folder).map_err(failed("create a temporary file beside it"))?;
     let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
     write(&mut buffered).and_then(|()| buffered.flush()).map_err(failed("write"))?;
     drop(buffered);
@@ -80,6 +79,53 @@ pub fn atomic_write(
     sync_folder(folder).map_err(failed("sync the folder of"))
 }
 
+/// A temporary file whose lock tells [`remove_leftovers`] that somebody is
+/// still writing. Where the file system has no locks, writing goes on without.
+fn held_file(builder: &tempfile::Builder<'_, '_>, folder: &Path) -> io::Result<NamedTempFile> {
+    let mut file = builder.tempfile_in(folder)?;
+    // Between its making and its lock somebody who cleans up may have taken
+    // it. That does not happen again and again; a file system that cannot tell
+    // files apart must not keep one from writing.
+    for _ in 0..8 {
+        if is_held(&file) {
+            break;
+        }
+        file = builder.tempfile_in(folder)?;
+    }
+    Ok(file)
+}
+
+/// Locks a file; false if somebody else did, or has removed it.
+fn is_held(file: &NamedTempFile) -> bool {
+    let taken = matches!(file.as_file().try_lock(), Err(TryLockError::WouldBlock));
+    !taken && is_at_its_path(file)
+}
+
+#[cfg(unix)]
+fn is_at_its_path(file: &NamedTempFile) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let there = fs::metadata(file.path()).map(identity);
+    let ours = file.as_file().metadata().map(identity);
+    matches!((there, ours), (Ok(there), Ok(ours)) if there == ours)
+}
+
+#[cfg(not(unix))]
+fn is_at_its_path(file: &NamedTempFile) -> bool {
+    file.path().exists()
+}
+
+/// True for the names of what [`remove_leftovers`] may remove.
+///
+/// ```
+/// use specialformer_checkpoint::is_leftover_name;
+/// assert!(is_leftover_name(".model.safetensors.x7Lq2a.part"));
+/// assert!(!is_leftover_name("notes.part") && !is_leftover_name(".lock"));
+/// ```
+pub fn is_leftover_name(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(SUFFIX)
+}
+
 /// Removes the temporary files and folders that killed processes left in
 /// `folder`, and tells how many. What a running [`atomic_write`] or
 /// [`ModelFolderWriter`](crate::ModelFolderWriter) holds stays, and so does what
@@ -89,7 +135,7 @@ pub fn atomic_write(
 /// [`CheckpointError::Io`] if the folder cannot be listed or a leftover cannot
 /// be removed.
 pub fn remove_leftovers(folder: impl AsRef<Path>) -> Result<usize> {
-    remove_abandoned(folder.as_ref(), |name, _| name.starts_with('.'))
+    remove_abandoned(folder.as_ref(), |_, _| true)
 }
 
 /// Removes the temporary folders that killed processes left beside a folder of
@@ -110,7 +156,7 @@ fn remove_abandoned(folder: &Path, wanted: impl Fn(&str, FileType) -> bool) -> R
         let (name, path) = (entry.file_name(), entry.path());
         let name = name.to_string_lossy();
         let Ok(kind) = entry.file_type() else { continue };
-        if !name.ends_with(SUFFIX) || !wanted(&name, kind) {
+        if !is_leftover_name(&name) || !wanted(&name, kind) {
             continue;
         }
         let (lock, remove): (_, fn(&Path) -> io::Result<()>) = match () {
@@ -139,7 +185,7 @@ fn lock_abandoned(path: &Path) -> Option<File> {
 /// open. [`remove_lock`] ends it.
 pub(crate) fn lock_folder(folder: &Path) -> io::Result<File> {
     // Locked before it has its name, so that it is never seen unlocked.
-    let file = tempfile::NamedTempFile::new_in(folder)?;
+    let file = NamedTempFile::new_in(folder)?;
     let _ = file.as_file().try_lock();
     file.persist(folder.join(LOCK_FILE)).map_err(|error| error.error)
 }
@@ -279,6 +325,43 @@ mod tests {
         assert_eq!(entries(folder.path()), [".model.def456.part", ".other.abc123.part"]);
         remove_lock(&written, lock).unwrap();
         assert_eq!(entries(&written), ["config.json"]);
+    }
+
+    #[test]
+    fn a_file_that_a_clean_up_took_is_not_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".a.").suffix(SUFFIX);
+        let make = || builder.tempfile_in(folder.path()).unwrap();
+        assert!(is_held(&make()));
+        let removed = make();
+        assert_eq!(remove_leftovers(folder.path()).unwrap(), 1);
+        assert!(!is_held(&removed));
+        let about_to_be = make();
+        let cleaner = lock_abandoned(about_to_be.path()).unwrap();
+        assert!(!is_held(&about_to_be));
+        drop(cleaner);
+        assert!(is_held(&held_file(&builder, folder.path()).unwrap()));
+    }
+
+    #[test]
+    fn files_are_written_while_others_clean_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !written.load(std::sync::atomic::Ordering::Relaxed) {
+                        remove_leftovers(folder.path()).unwrap();
+                    }
+                });
+            }
+            let write = |i| atomic_write(folder.path().join("a"), |file| write!(file, "{i}"));
+            let results: Vec<_> = (0..200).map(write).collect();
+            written.store(true, std::sync::atomic::Ordering::Relaxed);
+            results.into_iter().for_each(Result::unwrap);
+        });
+        assert_eq!(fs::read_to_string(folder.path().join("a")).unwrap(), "199");
     }
 
     /// Whoever comes second finds a leftover gone or held, which is no error.

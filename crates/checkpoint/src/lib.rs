@@ -51,7 +51,7 @@ mod text;
 mod version;
 mod writer;
 
-pub use atomic::{atomic_write, remove_leftovers};
+pub use atomic::{atomic_write, is_leftover_name, remove_leftovers};
 pub use bytes::SharedBytes;
 pub use decode::Integer;
 pub use error::{CheckpointError, Result};

@@ -70,6 +70,7 @@ fn train(experts: usize) -> Result<(f32, LayerStatistics), Box<dyn Error>> {
     let parameters = NamedParameters::of(&network);
     let mut adam = Adam::new(AdamConfig::default(), &parameters)?;
     let schedule = Schedule::Cosine { warmup: 50, floor: 0.01 };
+    schedule.validate(STEPS)?;
     let parallelism = Parallelism::Serial;
     let mut rng = seed.stream("points");
     for step in 0..STEPS {

@@ -76,6 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let parameters = NamedParameters::of(&model);
     let mut adam = Adam::new(AdamConfig { weight_decay: 0.01, ..Default::default() }, &parameters)?;
     let schedule = Schedule::Cosine { warmup: 20, floor: 0.05 };
+    schedule.validate(STEPS)?;
     let (x, arms) = points(&mut seed.stream("training"))?;
 
     println!("{} parameters\n\nstep    loss  learning rate  gradient norm", parameters.count());

@@ -1,6 +1,6 @@
 //! [`QuantizedWeight`]: a frozen weight that stays as its file stores it.
 
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView1, ArrayViewMut2};
 use specialformer_tensor::quantized::{Precision, QuantizedMatrix};
 use specialformer_tensor::{BackwardContext, Grad, Op, Shape, Tensor, TensorError, Var};
 
@@ -61,12 +61,6 @@ impl QuantizedWeight {
     }
 }
 
-/// A tensor as a matrix of its last axis, which has `width` elements.
-fn as_rows(x: &Tensor<f32>, width: usize) -> ArrayView2<'_, f32> {
-    let rows = x.shape().rows();
-    ArrayView2::from_shape((rows, width), x.as_slice()).expect("rows·width elements")
-}
-
 /// dx = G·W.
 fn input_gradient(
     matrix: &QuantizedMatrix,
@@ -75,7 +69,7 @@ fn input_gradient(
     grad: &Tensor<f32>,
 ) -> Result<Tensor<f32>, TensorError> {
     Tensor::try_build_in(cx.pool(), shape, |out| {
-        let grad = as_rows(grad, matrix.rows());
+        let grad = grad.as_rows();
         let out = ArrayViewMut2::from_shape((grad.nrows(), matrix.columns()), out);
         matrix.multiply_transposed(grad, out.expect("rows·in elements"), cx.parallelism())
     })
@@ -126,7 +120,7 @@ impl WeightOperator<f32> for QuantizedWeight {
         let tape = x.tape();
         let y =
             Tensor::try_build_in(tape.pool(), shape.with_size(shape.rank() - 1, rows), |out| {
-                let x = as_rows(x.value(), columns);
+                let x = x.value().as_rows();
                 let y = ArrayViewMut2::from_shape((x.nrows(), rows), out).expect("rows·out");
                 let bias = fused.map(|bias| ArrayView1::from(bias.value().as_slice()));
                 self.matrix.multiply(x, bias, y, precision, tape.parallelism())

@@ -41,7 +41,9 @@ pub struct RouterConfig {
     #[serde(default)]
     pub dropout: f64,
     /// In training each pass leaves every expert out with this probability (at
-    /// least `top_k` stay), as if it did not exist. A model trained so keeps
+    /// least `top_k` stay), as if it did not exist; of experts that are
+    /// [restricted](crate::Router::restricted), every one allowed, with a draw
+    /// for each set where tokens have sets of their own. A model trained so keeps
     /// its quality on part of its experts, as with structured dropout of
     /// layers (LayerDrop, Fan et al. 2019).
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -236,7 +238,8 @@ pub struct Balance {
     pub entropy: f64,
     /// Loss-free balancing (Wang et al. 2024): a bias for each expert that
     /// counts in the selection alone moves by this after each step, up where
-    /// the load was below the mean and down where it was above. `None`: no
+    /// the load was below the [even one](crate::EvenLoad) and down where it
+    /// was above; that of an expert that was not on offer stays. `None`: no
     /// bias; 0: a bias that stays as it was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bias_rate: Option<f64>,

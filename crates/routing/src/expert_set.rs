@@ -175,16 +175,20 @@ impl<'a> Allowed<'a> {
         }
     }
 
-    /// How many experts at least one token may go to.
-    pub(crate) fn used(&self) -> usize {
+    /// How many experts at least one live token may go to; at least 1.
+    pub(crate) fn used(&self, live: Option<&[bool]>) -> usize {
         match self {
             Self::Same(set) => set.count(),
             Self::PerToken { sets, set_of } => {
                 let mut named = vec![false; sets.len()];
-                set_of.iter().for_each(|&set| named[set as usize] = true);
+                let tokens = set_of.iter().enumerate();
+                tokens
+                    .filter(|(token, _)| live.is_none_or(|live| live[*token]))
+                    .for_each(|(_, &set)| named[set as usize] = true);
                 let named = || sets.iter().zip(&named).filter(|(_, named)| **named);
                 let experts = sets.first().map_or(0, ExpertSet::experts);
-                (0..experts).filter(|&expert| named().any(|(set, _)| set.contains(expert))).count()
+                let used = |&expert: &usize| named().any(|(set, _)| set.contains(expert));
+                (0..experts).filter(used).count().max(1)
             }
         }
     }
@@ -226,7 +230,9 @@ mod tests {
         let set = |experts: &[usize]| ExpertSet::new(6, experts.iter().copied()).unwrap();
         let sets = [set(&[0, 1]), set(&[1, 2]), set(&[3, 4, 5])];
         let per_token = Allowed::PerToken { sets: &sets, set_of: &[1, 0, 1] };
-        assert_eq!((per_token.used(), Allowed::from(&sets[2]).used()), (3, 3));
+        assert_eq!((per_token.used(None), Allowed::from(&sets[2]).used(None)), (3, 3));
+        // The tokens of the second set are padding.
+        assert_eq!(per_token.used(Some(&[false, true, false])), 2);
     }
 
     #[test]

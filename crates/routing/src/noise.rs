@@ -57,18 +57,18 @@ pub(crate) fn jitter<E: Element>(x: &Var<E>, size: f64, rng: &mut RngStream) -> 
     tape.apply([x], y, || jitter)
 }
 
-/// The experts that stay where each is left out with probability `share`;
-/// filled up at random to `at_least`.
+/// The experts of `set` that stay where each is left out with probability
+/// `share`; filled up at random to `at_least`.
 pub(crate) fn kept_experts(
-    experts: usize,
+    set: &ExpertSet,
     share: f64,
     at_least: usize,
     rng: &mut RngStream,
 ) -> crate::Result<ExpertSet> {
-    let mut order: Vec<usize> = (0..experts).collect();
+    let mut order: Vec<usize> = set.iter().collect();
     rng.shuffle(&mut order);
-    let kept = (0..experts).filter(|_| rng.uniform() >= share).count();
-    ExpertSet::new(experts, order.into_iter().take(kept.max(at_least)))
+    let kept = (0..order.len()).filter(|_| rng.uniform() >= share).count();
+    ExpertSet::new(set.experts(), order.into_iter().take(kept.max(at_least)))
 }
 
 /// Standard normal numbers.

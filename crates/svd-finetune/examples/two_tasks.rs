@@ -51,6 +51,7 @@ fn tune(svf: &SvfModel, layer: &Linear, task: &Task) -> Result<ExpertVector, Box
     let parameters = NamedParameters::of(svf);
     let mut adam = Adam::new(AdamConfig::default(), &parameters)?;
     let schedule = Schedule::Linear { warmup: 10, floor: 0.0 };
+    schedule.validate(STEPS)?;
     let parallelism = Parallelism::Serial;
     for step in 0..STEPS {
         let ctx = Ctx::train(Tape::new(), Seed::new(3).stream_at("dropout", step));

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
-use specialformer_tensor::gemm::{gemm, gemm_bias};
+use ndarray::ArrayViewMut2;
+use specialformer_tensor::gemm::{gemm, gemm_bias, segment_sums};
 use specialformer_tensor::{
-    BackwardContext, Element, Grad, Op, Result, Shape, Tensor, TensorError, Var,
+    BackwardContext, Element, Grad, Op, Result, Segments, Shape, Tensor, TensorError, Var,
 };
 
 use crate::factors::Factors;
@@ -16,15 +16,6 @@ pub const NO_EXPERT: u32 = u32::MAX;
 /// Rows that are summed before their sum joins the others: fixed, so that the
 /// bits do not depend on the number of threads.
 const ROWS: usize = 64;
-
-/// Columns whose sums are one unit of parallel work.
-const COLUMNS: usize = 256;
-
-fn rows_of<E: Element>(x: &Tensor<E>) -> ArrayView2<'_, E> {
-    let columns = x.shape().last_size();
-    let rows = x.len() / columns.max(1);
-    ArrayView2::from_shape((rows, columns), x.as_slice()).expect("rows·columns numbers")
-}
 
 /// Which values of c scale each row.
 struct Scales<E: Element> {
@@ -100,14 +91,14 @@ impl<E: Element> SvfLinear<E> {
         }
         let factors = &self.scales.factors;
         let (rank, parallelism) = (factors.rank(), cx.parallelism());
-        let dy = rows_of(grad);
+        let dy = grad.as_rows();
         let rows = dy.nrows();
         // g = dy·U
         let mut g = Tensor::build_in(cx.pool(), [rows, rank], |out| {
             let out = ArrayViewMut2::from_shape((rows, rank), out).expect("rows·r numbers");
-            gemm(E::ONE, dy, rows_of(factors.u()), E::ZERO, out, parallelism);
+            gemm(E::ONE, dy, factors.u().as_rows(), E::ZERO, out, parallelism);
         });
-        let (chunk, owners) = (ROWS * rank, self.scales.values.len() / rank.max(1));
+        let (chunk, owners) = ((ROWS * rank).max(1), self.scales.values.len() / rank.max(1));
         let scaling = cx.needs(0);
         let dc = match &self.projected {
             Some(a) if cx.needs(1) && rank * owners > 0 => {
@@ -150,8 +141,8 @@ impl<E: Element> SvfLinear<E> {
                     .expect("rows·in numbers");
                 gemm(
                     E::ONE,
-                    rows_of(&g),
-                    rows_of(factors.v()).reversed_axes(),
+                    g.as_rows(),
+                    factors.v().as_rows().reversed_axes(),
                     E::ZERO,
                     out,
                     parallelism,
@@ -182,13 +173,8 @@ impl<E: Element> Op<E, 3> for SvfLinearBias<E> {
         let width = self.0.scales.factors.out_features();
         let bias = cx.grad_of(2, || {
             Ok(Tensor::build_in(cx.pool(), [width], |out| {
-                // Cut into columns: every sum keeps the order of the rows.
-                cx.parallelism().for_each_chunk(out, COLUMNS, |i, out| {
-                    out.fill(E::ZERO);
-                    for row in grad.as_slice().chunks_exact(width) {
-                        out.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(sum, &g)| *sum += g);
-                    }
-                });
+                let rows = Segments::from_counts([grad.shape().rows()]);
+                segment_sums(grad.as_slice(), None, out, &rows, cx.parallelism());
             }))
         })?;
         Ok([x, c, bias])
@@ -225,11 +211,11 @@ pub fn svf_linear<E: Element>(
     let scales = check(x, scale, factors, bias, owners)?;
     let (rank, width) = (factors.rank(), factors.out_features());
     let xs = x.shape();
-    let rows = x.value().len() / factors.in_features().max(1);
+    let rows = xs.rows();
     let (pool, parallelism) = (tape.pool(), tape.parallelism());
     let mut projected = Tensor::build_in(pool, [rows, rank], |out| {
         let out = ArrayViewMut2::from_shape((rows, rank), out).expect("rows·r numbers");
-        gemm(E::ONE, rows_of(x.value()), rows_of(factors.v()), E::ZERO, out, parallelism);
+        gemm(E::ONE, x.value().as_rows(), factors.v().as_rows(), E::ZERO, out, parallelism);
     });
     let chunk = (ROWS * rank).max(1);
     // In place unless x·V is kept.
@@ -249,9 +235,9 @@ pub fn svf_linear<E: Element>(
     };
     let y = Tensor::build_in(pool, xs.with_size(xs.rank() - 1, width), |out| {
         let out = ArrayViewMut2::from_shape((rows, width), out).expect("rows·out numbers");
-        let u = rows_of(factors.u()).reversed_axes();
+        let u = factors.u().as_rows().reversed_axes();
         let bias = bias.map(|bias| bias.value().view_as().expect("one axis"));
-        gemm_bias(E::ONE, rows_of(&hidden), u, E::ZERO, bias, out, parallelism);
+        gemm_bias(E::ONE, hidden.as_rows(), u, E::ZERO, bias, out, parallelism);
     });
     let op = || SvfLinear { projected, scales, x_shape: xs };
     match bias {
@@ -302,7 +288,7 @@ fn check<E: Element>(
                     size: experts,
                 });
             }
-            let tokens = x.value().len() / input.max(1);
+            let tokens = xs.rows();
             if owners.is_empty() && tokens > 0 || !tokens.is_multiple_of(owners.len().max(1)) {
                 let what = format!("x must hold as many tokens for each of {} rows", owners.len());
                 return Err(TensorError::BadShape { op: OP, what, shape: xs });

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Dimension, IxDyn};
+use ndarray::{ArrayD, ArrayView2, ArrayViewD, ArrayViewMutD, Dimension, IxDyn};
 
 use crate::element::Element;
 use crate::error::{Result, TensorError};
@@ -248,6 +248,21 @@ impl<E: Element> Tensor<E> {
             what: format!("needs {} axes", D::NDIM.unwrap_or(0)),
             shape: self.shape,
         })
+    }
+
+    /// The rows of the last axis as a matrix, whatever comes before it; a
+    /// scalar is one row of one.
+    ///
+    /// ```
+    /// use specialformer_tensor::Tensor;
+    /// let x = Tensor::<f32>::zeros([2, 3, 4]);
+    /// assert_eq!(x.as_rows().dim(), (6, 4));
+    /// // As many where they have no elements.
+    /// assert_eq!(Tensor::<f32>::zeros([2, 3, 0]).as_rows().dim(), (6, 0));
+    /// ```
+    pub fn as_rows(&self) -> ArrayView2<'_, E> {
+        ArrayView2::from_shape((self.shape.rows(), self.shape.last_size()), self.as_slice())
+            .expect("a tensor's slice has its shape's length")
     }
 
     /// Takes an owned ndarray array over; copies only if it is not in

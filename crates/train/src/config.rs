@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use specialformer_nn::optim::{Adam, AdamConfig, Optimizer, Sgd, SgdConfig};
-use specialformer_nn::{NamedParameters, Schedule};
+use specialformer_nn::{NamedParameters, NnError, Schedule};
 use specialformer_tensor::Element;
 
 use crate::error::{Result, TrainError};
@@ -209,20 +209,13 @@ impl TrainConfig {
     }
 
     fn validate_schedule(&self) -> Result<()> {
-        let (warmup, floor) = match self.schedule {
-            Schedule::Constant { warmup } => (warmup, 0.0),
-            Schedule::Cosine { warmup, floor } | Schedule::Linear { warmup, floor } => {
-                (warmup, floor)
+        self.schedule.validate(self.steps).map_err(|error| match error {
+            NnError::Config { field, value, reason, .. } => {
+                let field = if field == "floor" { "schedule.floor" } else { "schedule.warmup" };
+                TrainError::config(field, value, reason)
             }
-        };
-        if warmup > self.steps {
-            let reason = format!("the run has only {} steps", self.steps);
-            return Err(TrainError::config("schedule.warmup", warmup, reason));
-        }
-        if !(0.0..=1.0).contains(&floor) {
-            return Err(TrainError::config("schedule.floor", floor, "must be in [0, 1]"));
-        }
-        Ok(())
+            other => other.into(),
+        })
     }
 
     /// The number of shards, set or by default, for a model with this many
@@ -349,7 +342,7 @@ mod tests {
         );
         assert_eq!(
             refusal(|c| c.schedule = Schedule::Constant { warmup: 101 }),
-            "train: schedule.warmup = 101: the run has only 100 steps"
+            "train: schedule.warmup = 101: there are only 100 steps"
         );
     }
 

@@ -99,7 +99,7 @@ pub enum TrainError {
         /// What is missing.
         what: &'static str,
     },
-    /// The newest checkpoint cannot be read.
+    /// Files of the newest checkpoint are missing or not what was written.
     #[error("{source}; {remedy}")]
     Damaged {
         /// What is wrong with it.

@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use specialformer_checkpoint::{TensorFile, atomic_write, remove_leftovers};
+use specialformer_checkpoint::{TensorFile, atomic_write, is_leftover_name, remove_leftovers};
 
 use crate::error::{Result, TrainError};
 
@@ -34,7 +34,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes a new run folder. One that exists must be empty.
+    /// Makes a new run folder. One that exists must be empty, but for what a
+    /// killed process had not finished writing, which is removed.
     ///
     /// # Errors
     /// [`TrainError::RunExists`] if it holds files; [`TrainError::Io`] if it
@@ -46,12 +47,13 @@ impl RunFolder {
             return Err(TrainError::RunExists { path });
         }
         let lock = lock(&path)?;
+        remove_leftovers(&path)?;
         Ok(Self { path, _lock: lock })
     }
 
-    /// Opens the folder of a run to be resumed. One that is empty, or holds a
-    /// configuration alone, is of a run that was killed before its first
-    /// checkpoint.
+    /// Opens the folder of a run to be resumed. One that is empty, or in which
+    /// a run left its lock and its configuration alone, is of a run that was
+    /// killed before its first checkpoint.
     ///
     /// # Errors
     /// [`TrainError::NoRun`] if there is none;
@@ -244,16 +246,21 @@ impl RunFolder {
     }
 }
 
-/// True if a folder holds files that a run begins with.
+/// True if a folder holds files that a run begins with. A configuration may be
+/// anybody's, who would lose it; a run wrote it if the lock is there too.
 fn is_run(path: &Path) -> bool {
-    ["config.toml", "metrics.jsonl", "checkpoints"].iter().any(|name| path.join(name).exists())
+    let has = |name| path.join(name).exists();
+    has("metrics.jsonl") || has("checkpoints") || has("config.toml") && has(LOCK)
 }
 
-/// True if a folder holds nothing but a lock.
+/// True if a folder holds nothing but a lock and what was half written.
 fn is_empty(path: &Path) -> Result<bool> {
     let list = || TrainError::io(path, "list the folder");
     for entry in fs::read_dir(path).map_err(list())? {
-        if entry.map_err(list())?.file_name() != LOCK {
+        let entry = entry.map_err(list())?;
+        let name = entry.file_name();
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if name != LOCK && !(is_file && is_leftover_name(&name.to_string_lossy())) {
             return Ok(false);
         }
     }

@@ -74,10 +74,6 @@ impl Peer {
     }
 }
 
-/// Peers choose their kernels when they are compiled: for the baseline, without
-/// this.
-const NATIVE: &str = r#"build.rustflags = ["-C", "target-cpu=native"]"#;
-
 const RESULTS_FRAME: &str = "# Benchmark results\n\n\
     Written by `cargo xtask bench --peers`.\n\n\
     <!-- peers:begin -->\n<!-- peers:end -->\n";
@@ -155,8 +151,9 @@ fn peer_servers(peers: &[Peer]) -> Result<Vec<Server>> {
     let mut built = Vec::new();
     if !rust.is_empty() {
         let manifest = manifest.to_string_lossy();
-        let words = ["--release", "--workspace", "--manifest-path", &manifest, "--config", NATIVE];
-        built = shell::build(&words)?;
+        // Peers choose their kernels when they are compiled.
+        let words = ["--release", "--workspace", "--manifest-path", &manifest];
+        built = shell::build_native(&words)?;
     }
     peers
         .iter()

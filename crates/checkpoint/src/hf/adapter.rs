@@ -1,6 +1,6 @@
 //! LoRA adapters in the folders that PEFT reads and writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -139,6 +139,22 @@ impl LoraConfig {
             task_type: text("task_type")?,
             base_model: text("base_model_name_or_path")?,
         })
+    }
+
+    /// An error if a pattern is there twice. The first counts, but of a file
+    /// the last is read.
+    fn check_patterns(&self, path: &Path) -> Result<()> {
+        let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
+        let alphas = self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key));
+        let mut seen = HashSet::new();
+        match ranks.chain(alphas).find(|entry| !seen.insert(*entry)) {
+            None => Ok(()),
+            Some((field, key)) => Err(CheckpointError::Config {
+                path: path.to_owned(),
+                key: format!("{field}.{key}"),
+                what: "is there twice".into(),
+            }),
+        }
     }
 
     fn to_file(&self) -> File {
@@ -304,13 +320,17 @@ impl LoraFolder {
     }
 
     /// Writes the folder, each file in one atomic step, the configuration
-    /// last. The folder is made if it is not there.
+    /// last. The folder is made if it is not there. A crash between the two
+    /// files leaves new tensors with an old configuration where an adapter was
+    /// there before: for one in use, save into another folder.
     ///
     /// # Errors
     /// [`CheckpointError::Io`]; [`CheckpointError::Layout`] if a pair's shapes
-    /// do not fit its rank.
+    /// do not fit its rank; [`CheckpointError::Config`] for a pattern that is
+    /// there twice.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
+        self.config.check_patterns(&folder.join(CONFIG_FILE))?;
         let mut writer = TensorWriter::published();
         for (module, pair) in &self.pairs {
             let wrong = check_pair(pair, self.config.rank(module));

@@ -166,7 +166,8 @@ impl ModelFolderWriter {
         };
         let failed = |operation| io_error(folder, operation);
         fs::create_dir_all(parent).map_err(failed("make the folder above"))?;
-        remove_folders_beside(parent, &name)?;
+        // What was left does not keep the folder from being written.
+        let _ = remove_folders_beside(parent, &name);
         let mut builder = tempfile::Builder::new();
         let prefix = format!(".{name}.");
         builder.prefix(&prefix).suffix(SUFFIX);

@@ -81,6 +81,24 @@ fn the_first_pattern_that_fits_counts() {
 }
 
 #[test]
+fn a_pattern_that_is_there_twice_is_not_written() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("adapter");
+    let mut config = LoraConfig::new(4, 8.0, &["q_proj"]);
+    // The same key in both is no matter.
+    config.rank_pattern = vec![("q_proj".into(), 4), ("v_proj".into(), 4)];
+    config.alpha_pattern = vec![("q_proj".into(), 16.0), ("v_proj".into(), 2.0)];
+    let adapter = |config: &LoraConfig| LoraFolder { config: config.clone(), pairs: [].into() };
+    adapter(&config).save(&folder).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    config.alpha_pattern.push(("q_proj".into(), 32.0));
+    assert_eq!(config.scale("model.layers.0.self_attn.q_proj"), 4.0);
+    let error = adapter(&config).save(&folder).unwrap_err().to_string();
+    assert!(error.ends_with("`alpha_pattern.q_proj` is there twice"), "{error}");
+    assert!(!folder.exists());
+}
+
+#[test]
 fn adapters_of_other_kinds_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let pair = LoraPair { a: Tensor::ones([4, 6]), b: Tensor::ones([5, 4]) };

@@ -408,6 +408,26 @@ fn leftovers_of_a_killed_save_go() {
     assert!(!files(&path).contains(&".lock".to_owned()), "{:?}", files(&path));
 }
 
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_cleaned_up_keeps_nothing_from_being_saved() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = tempfile::tempdir().unwrap();
+    let stuck = place.path().join(".model.abc123.part/stuck");
+    fs::create_dir_all(&stuck).unwrap();
+    fs::write(stuck.parent().unwrap().join(".lock"), "").unwrap();
+    fs::write(stuck.join("file"), "").unwrap();
+    let mode = |mode| fs::set_permissions(&stuck, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o555);
+    let saved = model(usize::MAX).save(place.path().join("model"));
+    // The administrator may remove it all the same.
+    if stuck.exists() {
+        mode(0o755);
+    }
+    saved.unwrap();
+    assert!(place.path().join("model/config.json").is_file());
+}
+
 #[test]
 fn folders_of_other_things_are_left_alone() {
     let parent = tempfile::tempdir().unwrap();

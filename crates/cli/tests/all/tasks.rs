@@ -229,6 +229,7 @@ fn a_dense_run_has_no_routing_but_teaches_and_starts_others() {
 
     // Killed before its first checkpoint, it begins anew from the same weights.
     fs::create_dir(at.join("runs/again")).unwrap();
+    fs::write(at.join("runs/again/.lock"), "").unwrap();
     fs::copy(at.join("runs/adapted/config.toml"), at.join("runs/again/config.toml")).unwrap();
     let again = ["train", "adapt.toml", "--resume", "--quiet", "--json", "--out", "runs/again"];
     json(at, &again);
@@ -241,11 +242,19 @@ fn a_dense_run_has_no_routing_but_teaches_and_starts_others() {
     assert!(model("runs/again") == model("runs/adapted"));
     // The configuration of a start that failed does not stay.
     fs::create_dir(at.join("runs/stale")).unwrap();
+    fs::write(at.join("runs/stale/.lock"), "").unwrap();
     let stale = config.replace("steps = 12", "steps = 99");
     assert_ne!(stale, config);
     fs::write(at.join("runs/stale/config.toml"), stale).unwrap();
     json(at, &["train", "adapt.toml", "--resume", "--quiet", "--json", "--out", "runs/stale"]);
     assert_eq!(fs::read_to_string(at.join("runs/stale/config.toml")).unwrap(), config);
+    // That of somebody else does.
+    fs::create_dir(at.join("runs/mine")).unwrap();
+    let mine = format!("# mine\n{config}");
+    fs::write(at.join("runs/mine/config.toml"), &mine).unwrap();
+    let said = refused(at, &["train", "adapt.toml", "--resume", "--quiet", "--out", "runs/mine"]);
+    assert!(said.contains("runs/mine: no run to resume here"), "{said}");
+    assert_eq!(fs::read_to_string(at.join("runs/mine/config.toml")).unwrap(), mine);
     // Killed even before the configuration was written, it has one in the end.
     fs::create_dir(at.join("runs/bare")).unwrap();
     json(at, &["train", "adapt.toml", "--resume", "--quiet", "--json", "--out", "runs/bare"]);

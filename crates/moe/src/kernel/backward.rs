@@ -1,13 +1,13 @@
 //! The backward pass.
 
 use ndarray::{ArrayView2, Axis, Slice};
-use specialformer_tensor::gemm::{gemm, gemm_segments, gemm_segments_weight};
+use specialformer_tensor::gemm::{gemm, gemm_segments, gemm_segments_weight, segment_sums};
 use specialformer_tensor::{Element, Parallelism, Pool, Segments, Tensor};
 
 use super::activation::Pullback;
 use super::forward::Hidden;
 use super::units;
-use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack, stack_mut};
+use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack, stack_mut, tiles};
 use specialformer_routing::DispatchPlan;
 
 /// Which gradients to compute.
@@ -146,14 +146,12 @@ fn pull_back<E: Element>(
     let strips = f.div_ceil(width);
     let (mut activated, mut dots) = (room(pool, [rows, f]), room(pool, [rows, strips]));
     let gate = hidden.gate.as_mut();
-    let mut gates = gate
-        .map(|gate| units::tiles(matrix_mut(gate.make_mut_in(pool), f), &blocks, width))
-        .map(Vec::into_iter);
-    let ups = units::tiles(matrix_mut(hidden.up.make_mut_in(pool), f), &blocks, width);
-    let outs = units::tiles(matrix_mut(activated.make_mut_in(pool), f), &blocks, width);
-    let sums = units::tiles(matrix_mut(dots.make_mut_in(pool), strips), &blocks, 1);
-    let tiles = ups.into_iter().zip(outs).zip(sums).enumerate();
-    let units = tiles.map(|(i, ((up, activated), dots))| {
+    let mut gates = gate.map(|gate| tiles(gate, &blocks, width, pool).into_iter());
+    let ups = tiles(&mut hidden.up, &blocks, width, pool);
+    let outs = tiles(&mut activated, &blocks, width, pool);
+    let sums = tiles(&mut dots, &blocks, 1, pool);
+    let parts = ups.into_iter().zip(outs).zip(sums).enumerate();
+    let units = parts.map(|(i, ((up, activated), dots))| {
         let gate = gates.as_mut().and_then(Iterator::next);
         let block = blocks[i / strips];
         let combine = &slot_weights[block.start..block.end];
@@ -207,17 +205,7 @@ fn bias_gradient<E: Element>(
     pool: &Pool<E>,
     parallelism: Parallelism,
 ) -> Tensor<E> {
-    let width = grad.shape()[1];
-    let grad = grad.as_slice();
-    Tensor::build_in(pool, [segments.len(), width], |out| {
-        parallelism.for_each_chunk(out, width, |segment, sum| {
-            sum.fill(E::ZERO);
-            for slot in segments.range(segment) {
-                let weight = weights.map_or(E::ONE, |weights| weights[slot]);
-                for (sum, &g) in sum.iter_mut().zip(&grad[slot * width..][..width]) {
-                    *sum += weight * g;
-                }
-            }
-        });
+    Tensor::build_in(pool, [segments.len(), grad.shape()[1]], |out| {
+        segment_sums(grad.as_slice(), weights, out, segments, parallelism);
     })
 }

@@ -4,8 +4,8 @@ use ndarray::{ArrayView1, ArrayViewMut2, Axis, Slice};
 use specialformer_tensor::gemm::{gemm_bias, gemm_segments};
 use specialformer_tensor::{Element, Parallelism, Pool, Tensor};
 
-use super::units::{self, Block};
-use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack};
+use super::units;
+use super::{BankValues, activation, matrix, matrix_mut, room, rows, stack, tiles};
 use specialformer_routing::DispatchPlan;
 
 /// What the forward pass leaves for the backward pass.
@@ -65,6 +65,8 @@ fn hidden<E: Element>(
     let blocks = units::blocks(plan.segments());
     let width = units::columns(plan.segments());
     let strips = f.div_ceil(width);
+    let largest = blocks.iter().map(|block| block.end - block.start).max().unwrap_or(0);
+    let largest = largest * width.min(f);
     let (kept_gate, kept_up) = match &mut kept {
         Some(Hidden { gate, up }) => (gate.as_mut(), Some(up)),
         None => (None, None),
@@ -90,11 +92,13 @@ fn hidden<E: Element>(
             let serial = Parallelism::Serial;
             gemm_bias(E::ONE, block.of(&x), weights, E::ZERO, bias, out, serial);
         };
-        let mut own = Vec::new();
+        // Where g is not kept, it is needed for this unit alone. All ask for as
+        // much, so that a thread's units use the same buffer.
+        let mut own = None;
         let gate = bank.gate.as_ref().map(|weights| {
             let mut gate = gate.unwrap_or_else(|| {
-                own.resize(out.len(), E::ZERO);
-                matrix_mut(&mut own, out.ncols())
+                let own = own.insert(room(pool, [largest]));
+                matrix_mut(&mut own.make_mut_in(pool)[..out.len()], out.ncols())
             });
             product(weights, bank.gate_bias.as_ref(), gate.view_mut());
             gate
@@ -112,16 +116,6 @@ fn hidden<E: Element>(
         }
     });
     (activated, kept)
-}
-
-fn tiles<'a, E: Element>(
-    x: &'a mut Tensor<E>,
-    blocks: &[Block],
-    columns: usize,
-    pool: &Pool<E>,
-) -> Vec<ArrayViewMut2<'a, E>> {
-    let width = x.shape()[1];
-    units::tiles(matrix_mut(x.make_mut_in(pool), width), blocks, columns)
 }
 
 fn of_expert<E: Element>(bias: &Tensor<E>, expert: usize) -> ArrayView1<'_, E> {

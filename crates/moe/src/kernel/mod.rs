@@ -77,6 +77,17 @@ fn matrix_mut<E: Element>(data: &mut [E], columns: usize) -> ArrayViewMut2<'_, E
     ArrayViewMut2::from_shape((rows, columns), data).expect("rows·columns elements")
 }
 
+/// The parts of a matrix [S, n] that units of work write to.
+fn tiles<'a, E: Element>(
+    x: &'a mut Tensor<E>,
+    blocks: &[units::Block],
+    columns: usize,
+    pool: &Pool<E>,
+) -> Vec<ArrayViewMut2<'a, E>> {
+    let width = x.shape()[1];
+    units::tiles(matrix_mut(x.make_mut_in(pool), width), blocks, columns)
+}
+
 fn stack<E: Element>(x: &Tensor<E>) -> ArrayView3<'_, E> {
     x.view_as().expect("the shape was checked")
 }

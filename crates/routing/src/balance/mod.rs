@@ -30,6 +30,7 @@ use specialformer_tensor::{BackwardContext, Element, Grad, Op, Shape, Tensor, Va
 
 use crate::config::{Balance, LoadBalance};
 use crate::error::{Result, RoutingError};
+use crate::even::{EvenLoad, sharing};
 use crate::router::Routing;
 
 pub use entropy::entropy;
@@ -220,6 +221,9 @@ pub struct LayerLoad<'a, E: Element = f32> {
     pub probabilities: &'a Var<E>,
     /// Choices of each expert \[E\].
     pub load: &'a [u64],
+    /// The even load of [`Routing::even`]; `None` if every token may go to
+    /// every expert.
+    pub even: Option<&'a EvenLoad>,
     /// Tokens that are not padding \[T\].
     pub live: Option<&'a [bool]>,
 }
@@ -229,7 +233,9 @@ pub struct LayerLoad<'a, E: Element = f32> {
 /// f_e the assignments to e per token (so Σ f = K) and P_e the mean
 /// probability.
 ///
-/// K if even.
+/// K if even. Where experts are left out, E is the number of those that share
+/// the load: (Σ_e even_e)²/Σ_e even_e² with the even loads of
+/// [`EvenLoad`] pooled, so that the value stays K if even.
 ///
 /// # Errors
 /// [`RoutingError::Shape`] if there is no layer or the shapes do not fit.
@@ -243,6 +249,7 @@ pub fn pooled_load_balance<E: Element>(layers: &[LayerLoad<'_, E>]) -> Result<Va
     };
     let [_, experts] = sizes(OP, first.probabilities, first.live)?;
     let mut load = vec![0u64; experts];
+    let mut even = vec![0.0; experts];
     let mut tokens = 0;
     for layer in layers {
         let [t, e] = sizes(OP, layer.probabilities, layer.live)?;
@@ -252,17 +259,29 @@ pub fn pooled_load_balance<E: Element>(layers: &[LayerLoad<'_, E>]) -> Result<Va
             return Err(RoutingError::shape(OP, "probabilities", &[t, e], what));
         }
         tokens += count_live(layer.live, t);
+        let own = layer.load.iter().sum::<u64>() as f64;
+        match layer.even.map(EvenLoad::scaled) {
+            None => even.iter_mut().for_each(|even| *even += own),
+            Some(own) if own.len() == experts => {
+                even.iter_mut().zip(own).for_each(|(even, own)| *even += own);
+            }
+            Some(own) => {
+                let what = format!("must have one entry for each of {experts} experts");
+                return Err(RoutingError::shape(OP, "even", &[own.len()], what));
+            }
+        }
         for (sum, &load) in load.iter_mut().zip(layer.load) {
             *sum += load;
         }
     }
     let pooled = tokens.max(1) as f64;
+    let sharing = sharing(&even);
     let mut value: Option<Var<E>> = None;
     for layer in layers {
         let [t, _] = sizes(OP, layer.probabilities, layer.live)?;
         // A layer's part in the pooled mean.
         let part = count_live(layer.live, t) as f64 / pooled;
-        let factor = experts as f64 * part / pooled;
+        let factor = sharing * part / pooled;
         let shares: Vec<f64> = load.iter().map(|&load| factor * load as f64).collect();
         let term = weighted_sum(&mean_probability(layer.probabilities, layer.live)?, &shares)?;
         value = Some(match value {

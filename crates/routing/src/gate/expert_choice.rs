@@ -13,8 +13,8 @@ pub fn tokens_per_expert(tokens: usize, experts: usize, mean_experts: usize) -> 
     (tokens * mean_experts).div_ceil(experts.max(1)).min(tokens)
 }
 
-/// Each expert's tokens of largest score. Experts that no token may go to take
-/// none, and the others share the tokens.
+/// Each expert's tokens of largest score. Experts that no live token may go to
+/// take none, and the others share the tokens.
 pub(crate) fn select_tokens<E: Element>(
     scores: &[E],
     experts: usize,
@@ -26,7 +26,7 @@ pub(crate) fn select_tokens<E: Element>(
     let tokens = scores.len() / experts;
     let candidates: Vec<u32> =
         (0..tokens).filter(|&t| live.is_none_or(|live| live[t])).map(|t| t as u32).collect();
-    let used = allowed.map_or(experts, |allowed| allowed.used());
+    let used = allowed.map_or(experts, |allowed| allowed.used(live));
     let count = tokens_per_expert(candidates.len(), used, mean_experts);
     let mut lists = vec![Vec::new(); experts];
     parallelism.for_each_chunk(&mut lists, 1, |expert, list| {

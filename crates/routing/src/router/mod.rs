@@ -12,6 +12,7 @@ use crate::balance::{self, BalanceTerm, LayerLoad};
 use crate::capacity::keep_within;
 use crate::config::{GateKind, LoadBalance, RouterConfig};
 use crate::error::{Result, RoutingError};
+use crate::even::{EvenLoad, LoadSurplus};
 use crate::expert_set::{Allowed, ExpertSet};
 use crate::gate::SelectArgs;
 use crate::noise;
@@ -61,6 +62,9 @@ pub struct Routing<E: Element = f32> {
     pub losses: Vec<BalanceTerm<E>>,
     /// Assignments that each expert was asked for, before drops \[E\].
     pub load: Vec<u64>,
+    /// The load if the experts that each token may go to shared evenly: what
+    /// `load` is to be compared with.
+    pub even: EvenLoad,
     /// Assignments that capacity dropped.
     pub dropped: u64,
     /// The live tokens, if some are not \[T\].
@@ -83,6 +87,7 @@ impl<E: Element> Routing<E> {
         LayerLoad {
             probabilities: &self.probabilities,
             load: &self.load,
+            even: Some(&self.even),
             live: self.live.as_deref(),
         }
     }
@@ -243,14 +248,21 @@ impl<E: Element> Router<E> {
             return Err(RoutingError::SeesFuture { scope, gate: config.gate.name() });
         }
         let live = input.live.filter(|live| live.contains(&false));
-        let drawn = self.expert_dropout(ctx)?;
-        let allowed = input.allowed.or(self.allowed.as_ref().or(drawn.as_ref()).map(Allowed::Same));
+        let allowed = input.allowed.or(self.allowed.as_ref().map(Allowed::Same));
         self.select_args(&RouteInput { allowed, ..*input }).check(
             OP,
             shape[0],
             config.experts,
             config.fewest(),
         )?;
+        let drawn = self.expert_dropout(ctx, allowed)?;
+        let allowed = match &drawn {
+            None => allowed,
+            Some(sets) => Some(match allowed {
+                Some(Allowed::PerToken { set_of, .. }) => Allowed::PerToken { sets, set_of },
+                _ => Allowed::Same(&sets[0]),
+            }),
+        };
         let input = RouteInput { live, allowed, ..*input };
         let decision = match &self.weight {
             Some(weight) => self.decide(ctx, x, weight, &input)?,
@@ -258,7 +270,8 @@ impl<E: Element> Router<E> {
         };
         let load = decision.choices.load();
         // Experts that are left out count nowhere.
-        let used = allowed.map_or(config.experts, |allowed| allowed.used());
+        let even = EvenLoad::new(&decision.choices, allowed, live)?;
+        let used = even.used();
         let losses = self.losses(ctx, &decision, &load, live, used)?;
         let kept = self.within_capacity(ctx, &decision, used)?;
         let plan = DispatchPlan::new(decision.choices, kept.as_deref())?;
@@ -268,6 +281,7 @@ impl<E: Element> Router<E> {
             weights: decision.weights,
             losses,
             load,
+            even,
             dropped: plan.dropped() as u64,
             live: live.map(Arc::from),
             plan,
@@ -275,13 +289,29 @@ impl<E: Element> Router<E> {
     }
 
     /// The experts of one pass in training, with
-    /// [`RouterConfig::expert_dropout`].
-    fn expert_dropout(&self, ctx: &Ctx<E>) -> Result<Option<ExpertSet>> {
+    /// [`RouterConfig::expert_dropout`]: for each set of those allowed, what
+    /// stays of it.
+    fn expert_dropout(
+        &self,
+        ctx: &Ctx<E>,
+        allowed: Option<Allowed<'_>>,
+    ) -> Result<Option<Vec<ExpertSet>>> {
         let RouterConfig { experts, expert_dropout: share, .. } = self.config;
         if share == 0.0 || ctx.mode() == Mode::Eval {
             return Ok(None);
         }
-        ctx.with_rng(|rng| noise::kept_experts(experts, share, self.config.fewest(), rng)).map(Some)
+        let all = ExpertSet::all(experts)?;
+        let sets = match &allowed {
+            None => std::slice::from_ref(&all),
+            Some(Allowed::Same(set)) => std::slice::from_ref(*set),
+            Some(Allowed::PerToken { sets, .. }) => sets,
+        };
+        // A draw for each: one for all could leave too few of a small set.
+        let fewest = self.config.fewest();
+        let draw = |rng: &mut RngStream| -> Result<Vec<ExpertSet>> {
+            sets.iter().map(|set| noise::kept_experts(set, share, fewest, rng)).collect()
+        };
+        ctx.with_rng(draw).map(Some)
     }
 
     fn select_args<'a>(&self, input: &RouteInput<'a>) -> SelectArgs<'a, E> {
@@ -354,37 +384,27 @@ impl<E: Element> Router<E> {
         Ok(losses)
     }
 
-    /// Moves the bias of loss-free balancing one step, given each expert's
-    /// load since the last (Wang et al. 2024): b_e += rate·sign(mean − load_e).
-    /// Without a bias, or without any load, nothing changes. In a
-    /// [restricted](Self::restricted) router the mean is that of the experts
-    /// allowed, and the bias of the others stays.
+    /// Moves the bias of loss-free balancing one step, given how far each
+    /// expert's load was from the even one since the last (Wang et al. 2024):
+    /// b_e −= rate·sign(load_e − even_e). Without a bias, or where the load is
+    /// even, nothing changes; so the bias of an expert that was not on offer
+    /// stays.
     ///
     /// # Errors
-    /// [`RoutingError::Shape`] unless there is one load for each expert.
-    pub fn update_balance(&self, load: &[f64]) -> Result<()> {
+    /// [`RoutingError::Shape`] unless there is one surplus for each expert.
+    pub fn update_balance(&self, surplus: &LoadSurplus) -> Result<()> {
         let experts = self.config.experts;
-        if load.len() != experts {
+        if surplus.values().len() != experts {
             let what = format!("must have one entry for each of {experts} experts");
-            return Err(RoutingError::shape("update_balance", "load", &[load.len()], what));
+            let shape = [surplus.values().len()];
+            return Err(RoutingError::shape("update_balance", "surplus", &shape, what));
         }
         let (Some(bias), Some(rate)) = (&self.balance_bias, self.config.balance.bias_rate) else {
             return Ok(());
         };
-        let allowed = |expert: usize| self.allowed.as_ref().is_none_or(|set| set.contains(expert));
-        let used = self.allowed.as_ref().map_or(experts, ExpertSet::count);
-        let loads = || load.iter().enumerate().filter(|(expert, _)| allowed(*expert));
-        let mean = loads().map(|(_, load)| load).sum::<f64>() / used as f64;
         bias.update(|bias| {
-            for (expert, &load) in loads() {
-                let step = if load < mean {
-                    rate
-                } else if load > mean {
-                    -rate
-                } else {
-                    0.0
-                };
-                bias[expert] += E::from_f64(step);
+            for (bias, sign) in bias.iter_mut().zip(surplus.signs()) {
+                *bias += E::from_f64(-rate * sign);
             }
         });
         Ok(())

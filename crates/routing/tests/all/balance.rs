@@ -3,7 +3,7 @@
 use specialformer_nn::{Ctx, Module, NamedParameters};
 use specialformer_routing::statistics::max_over_mean;
 use specialformer_routing::{
-    Balance, GateKind, LoadBalance, RouteInput, Router, RouterConfig, balance,
+    Balance, GateKind, LoadBalance, LoadSurplus, RouteInput, Router, RouterConfig, balance,
 };
 use specialformer_tensor::{RngStream, Seed, Tape, Tensor};
 
@@ -37,8 +37,7 @@ fn the_loss_free_bias_balances_a_skewed_stream() {
             let x = ctx.constant(skewed(512, &mut rng));
             let routing = router.forward(&ctx, &x, &RouteInput::default()).unwrap();
             if update {
-                let load: Vec<f64> = routing.load.iter().map(|&load| load as f64).collect();
-                router.update_balance(&load).unwrap();
+                router.update_balance(&LoadSurplus::of(&routing)).unwrap();
             }
             routing.load
         };
@@ -55,6 +54,40 @@ fn the_loss_free_bias_balances_a_skewed_stream() {
     }
 }
 
+/// A step that leaves experts out says nothing of those, and of the others
+/// only how they share what is theirs.
+#[test]
+fn the_loss_free_bias_balances_while_experts_are_left_out() {
+    let balance = Balance { bias_rate: Some(0.001), ..Balance::default() };
+    let gate = GateKind::Sigmoid { normalize: true };
+    for shards in [1, 4] {
+        let config = RouterConfig { gate, balance, expert_dropout: 0.5, ..RouterConfig::new(8, 2) };
+        let seed = Seed::new(2);
+        let router = Router::<f32>::new(config, WIDTH, &mut seed.stream("init")).unwrap();
+        let mut rng = seed.stream("tokens");
+        let mut load = |ctx: &Ctx| {
+            let x = ctx.constant(skewed(256, &mut rng));
+            router.forward(ctx, &x, &RouteInput::default()).unwrap()
+        };
+        let before = max_over_mean(&load(&Ctx::eval()).load);
+        for step in 0..1500 {
+            let mut surplus = LoadSurplus::from_values([0.0; 8]);
+            for shard in 0..shards {
+                let noise = seed.stream(&format!("noise {step} {shard}"));
+                let routing = load(&Ctx::train(Tape::new(), noise));
+                surplus.add(&LoadSurplus::of(&routing)).unwrap();
+            }
+            router.update_balance(&surplus).unwrap();
+        }
+        let mut total = [0; 8];
+        for _ in 0..16 {
+            total.iter_mut().zip(load(&Ctx::eval()).load).for_each(|(sum, load)| *sum += load);
+        }
+        let after = max_over_mean(&total);
+        assert!(before > 2.0 && after < 1.35, "{shards}: max/mean {before:.2}, then {after:.2}");
+    }
+}
+
 #[test]
 fn the_bias_moves_by_its_rate_and_enters_the_selection_alone() {
     let balance = Balance { bias_rate: Some(0.25), ..Balance::default() };
@@ -65,9 +98,10 @@ fn the_bias_moves_by_its_rate_and_enters_the_selection_alone() {
     };
     let router = Router::<f32>::new(config, WIDTH, &mut Seed::new(1).stream("init")).unwrap();
     router.weight().unwrap().set(Tensor::zeros([4, WIDTH])).unwrap();
-    router.update_balance(&[4.0, 2.0, 0.0, 2.0]).unwrap();
+    let surplus = |values: [f64; 4]| LoadSurplus::from_values(values);
+    router.update_balance(&surplus([8.0, 0.0, -8.0, 0.0])).unwrap();
     assert_eq!(router.balance_bias().unwrap().value().as_slice(), [-0.25, 0.0, 0.25, 0.0]);
-    router.update_balance(&[1.0; 4]).unwrap();
+    router.update_balance(&surplus([0.0; 4])).unwrap();
     assert_eq!(router.balance_bias().unwrap().value().as_slice(), [-0.25, 0.0, 0.25, 0.0]);
     let ctx = Ctx::eval();
     let x = ctx.constant(Tensor::ones([3, WIDTH]));
@@ -105,7 +139,8 @@ fn terms_of_even_and_uneven_routers() {
     close(value(balance::cv_squared(&load).unwrap()), 3.0);
     close(value(balance::cv_squared(&tape.variable(Tensor::zeros([4]))).unwrap()), 0.0);
     // Two layers pooled: f sums to K.
-    let layer = balance::LayerLoad { probabilities: &even, load: &[3, 3, 3, 3], live: None };
+    let load = &[3, 3, 3, 3];
+    let layer = balance::LayerLoad { probabilities: &even, load, even: None, live: None };
     close(value(balance::pooled_load_balance(&[layer, layer]).unwrap()), 2.0);
     let none = balance::pooled_load_balance::<f64>(&[]).unwrap_err().to_string();
     assert_eq!(none, "pooled_load_balance: layers [0]: there must be at least one");

@@ -3,8 +3,8 @@
 use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_routing::gate::{self, SelectArgs};
 use specialformer_routing::{
-    Balance, Capacity, ExpertSet, GateKind, Groups, Keep, LayerStatistics, RouteInput, Router,
-    RouterConfig, RoutingError,
+    Balance, Capacity, ExpertSet, GateKind, Groups, Keep, LayerStatistics, LoadSurplus, RouteInput,
+    Router, RouterConfig, RoutingError,
 };
 use specialformer_tensor::{Seed, Tensor};
 
@@ -152,8 +152,8 @@ fn inputs_that_do_not_fit() {
     let tokens = RouteInput { tokens: Some(&[1]), ..none };
     let message = forward(&hash, Tensor::ones([2, 4]), &tokens);
     assert_eq!(message, "router: tokens [1]: must have one entry for each of 2 tokens");
-    let error = router.update_balance(&[1.0]).unwrap_err().to_string();
-    assert_eq!(error, "update_balance: load [1]: must have one entry for each of 4 experts");
+    let error = router.update_balance(&LoadSurplus::from_values([1.0])).unwrap_err().to_string();
+    assert_eq!(error, "update_balance: surplus [1]: must have one entry for each of 4 experts");
     let message = gate::softmax_top_k(
         ndarray::Array2::<f32>::zeros((2, 3)).view(),
         4,

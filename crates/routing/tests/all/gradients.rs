@@ -180,7 +180,7 @@ fn balance_terms_by_themselves() {
         balance::importance(w, &choices).unwrap()
     });
     check_op("pooled", p(), |p| {
-        let layer = |load, live| balance::LayerLoad { probabilities: p, load, live };
+        let layer = |load, live| balance::LayerLoad { probabilities: p, load, even: None, live };
         balance::pooled_load_balance(&[layer(&[1, 2, 3], None), layer(&[4, 0, 0], Some(&live))])
             .unwrap()
     });

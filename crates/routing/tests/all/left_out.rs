@@ -2,8 +2,8 @@
 
 use specialformer_nn::{Ctx, NamedParameters};
 use specialformer_routing::{
-    Allowed, Balance, Capacity, ExpertSet, GateKind, Keep, RouteInput, Router, RouterConfig,
-    Routing,
+    Allowed, Balance, Capacity, ExpertSet, GateKind, Keep, LoadBalance, LoadSurplus, RouteInput,
+    Router, RouterConfig, Routing, balance,
 };
 use specialformer_tensor::{Seed, Tape, Tensor};
 
@@ -42,10 +42,13 @@ fn of_experts(whole: &Router<f64>, experts: &[usize]) -> Router<f64> {
 }
 
 fn route(router: &Router<f64>, input: &RouteInput<'_>) -> Routing<f64> {
-    let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
+    route_on(&Ctx::train(Tape::new(), Seed::new(1).stream("noise")), router, input)
+}
+
+fn route_on(ctx: &Ctx<f64>, router: &Router<f64>, input: &RouteInput<'_>) -> Routing<f64> {
     let mut rng = Seed::new(4).stream("x");
     let x = ctx.constant(Tensor::from_fn([TOKENS, WIDTH], || rng.normal()));
-    router.forward(&ctx, &x, input).unwrap()
+    router.forward(ctx, &x, input).unwrap()
 }
 
 fn check_same(some: &Routing<f64>, alone: &Routing<f64>, left: &[usize], name: &str) {
@@ -90,6 +93,41 @@ fn expert_dropout_leaves_room_for_all_tokens() {
     check_same(&some, &alone, &left, "expert dropout");
 }
 
+/// The experts of each token that were not masked.
+fn offered(routing: &Routing<f64>) -> Vec<Vec<usize>> {
+    let rows = routing.logits.value().as_slice().chunks(EXPERTS);
+    rows.map(|row| (0..EXPERTS).filter(|&e| row[e] > -1e29).collect()).collect()
+}
+
+#[test]
+fn expert_dropout_draws_among_the_experts_allowed() {
+    let config = RouterConfig { expert_dropout: 0.5, ..config(GateKind::default(), EXPERTS) };
+    let whole = router(config);
+    let set = ExpertSet::new(EXPERTS, LEFT).unwrap();
+    let some = route(&whole.restricted(set.clone()).unwrap(), &RouteInput::default());
+    let kept = &offered(&some)[0];
+    assert!((2..LEFT.len()).contains(&kept.len()), "{kept:?}");
+    assert!(kept.iter().all(|expert| LEFT.contains(expert)), "{kept:?}");
+
+    // A set with no more experts than are chosen keeps them all.
+    let sets = [set, ExpertSet::new(EXPERTS, [0, 3]).unwrap()];
+    let set_of: Vec<u32> = (0..TOKENS as u32).map(|t| t % 2).collect();
+    let allowed = Some(Allowed::PerToken { sets: &sets, set_of: &set_of });
+    let some = route(&whole, &RouteInput { allowed, ..RouteInput::default() });
+    for (token, kept) in offered(&some).iter().enumerate() {
+        let set = &sets[token % 2];
+        assert!(kept.len() >= 2 && kept.iter().all(|&expert| set.contains(expert)), "{kept:?}");
+        assert!(kept.len() < 4);
+    }
+    let few = ExpertSet::new(EXPERTS, [4]).unwrap();
+    let allowed = Some(Allowed::from(&few));
+    let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
+    let x = ctx.constant(Tensor::zeros([TOKENS, WIDTH]));
+    let input = RouteInput { allowed, ..RouteInput::default() };
+    let error = whole.forward(&ctx, &x, &input).unwrap_err().to_string();
+    assert!(error.contains("2 experts are to be chosen"), "{error}");
+}
+
 #[test]
 fn the_smooth_load_is_that_of_the_experts_left() {
     let gate = GateKind::NoisyTopK;
@@ -109,7 +147,81 @@ fn the_bias_balances_the_experts_left() {
     let router = router(RouterConfig { balance, ..RouterConfig::new(EXPERTS, 1) });
     let set = ExpertSet::new(EXPERTS, [0, 1]).unwrap();
     let restricted = router.restricted(set).unwrap();
-    restricted.update_balance(&[700.0, 300.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap();
+    let surplus = LoadSurplus::of(&route(&restricted, &RouteInput::default()));
+    let sign = surplus.values()[0].signum();
+    assert_eq!(surplus.values()[2..], [0.0; 6]);
+    restricted.update_balance(&surplus).unwrap();
     let bias = NamedParameters::of(&router).get("balance_bias").unwrap().value();
-    assert_eq!(bias.as_slice(), [-0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    assert_eq!(bias.as_slice()[..2], [-0.25 * sign, 0.25 * sign]);
+    assert_eq!(bias.as_slice()[2..], [0.0; 6]);
+}
+
+#[test]
+fn one_pass_moves_the_bias_of_the_experts_that_it_had() {
+    let balance = Balance { bias_rate: Some(0.25), ..Balance::default() };
+    let config = RouterConfig { expert_dropout: 0.5, balance, ..RouterConfig::new(EXPERTS, 2) };
+    let router = router(config);
+    let routing = route(&router, &RouteInput::default());
+    router.update_balance(&LoadSurplus::of(&routing)).unwrap();
+    let kept: Vec<bool> =
+        routing.logits.value().as_slice()[..EXPERTS].iter().map(|&l| l > -1e29).collect();
+    let mean = 2.0 * TOKENS as f64 / kept.iter().filter(|&&kept| kept).count() as f64;
+    let bias = router.balance_bias().unwrap().value();
+    for (expert, (&bias, kept)) in bias.as_slice().iter().zip(kept).enumerate() {
+        let above = routing.load[expert] as f64 - mean;
+        let want = if kept && above != 0.0 { -0.25 * above.signum() } else { 0.0 };
+        assert_eq!(bias, want, "expert {expert}");
+    }
+}
+
+#[test]
+fn the_pooled_term_is_that_of_the_experts_left() {
+    let config = |experts| {
+        let variant = LoadBalance::Transformers;
+        let balance = Balance { load_balance: 1.0, variant, ..Balance::default() };
+        RouterConfig { balance, ..RouterConfig::new(experts, 2) }
+    };
+    let pooled = |routings: &[Routing<f64>]| {
+        let term = balance::pooled(&config(EXPERTS).balance, routings).unwrap().unwrap();
+        term.value.value().item().unwrap()
+    };
+    let whole = router(config(EXPERTS));
+    let alone = pooled(&[route(&of_experts(&whole, &LEFT), &RouteInput::default())]);
+    let restricted = |experts: &[usize]| {
+        let set = ExpertSet::new(EXPERTS, experts.iter().copied()).unwrap();
+        whole.restricted(set).unwrap()
+    };
+    let some = pooled(&[route(&restricted(&LEFT), &RouteInput::default())]);
+    assert!((some - alone).abs() < 1e-12, "{some} and {alone}");
+
+    // Layers that leave out different ones, each even: K.
+    let ctx = Ctx::train(Tape::new(), Seed::new(1).stream("noise"));
+    let even = |experts: &[usize]| {
+        let router = restricted(experts);
+        router.weight().unwrap().set(Tensor::zeros([EXPERTS, WIDTH])).unwrap();
+        let mut routing = route_on(&ctx, &router, &RouteInput::default());
+        let loads = routing.even.loads();
+        routing.load = loads.iter().map(|&load| load as u64).collect();
+        routing
+    };
+    let value = pooled(&[even(&LEFT), even(&[0, 1]), even(&[0, 1, 2, 3, 4, 5, 6, 7])]);
+    assert!((value - 2.0).abs() < 1e-12, "{value}");
+}
+
+#[test]
+fn the_sets_of_padding_count_nowhere() {
+    for gate in [GateKind::default(), GateKind::ExpertChoice] {
+        let whole = router(config(gate, EXPERTS));
+        let sets = [ExpertSet::all(EXPERTS).unwrap(), ExpertSet::new(EXPERTS, LEFT).unwrap()];
+        let live: Vec<bool> = (0..TOKENS).map(|t| t % 4 != 0).collect();
+        let set_of: Vec<u32> = live.iter().map(|&live| u32::from(live)).collect();
+        let per_token = |set_of| {
+            let allowed = Some(Allowed::PerToken { sets: &sets, set_of });
+            route(&whole, &RouteInput { allowed, live: Some(&live), ..RouteInput::default() })
+        };
+        let (some, alone) = (per_token(&set_of), per_token(&[1; TOKENS]));
+        let every: Vec<usize> = (0..EXPERTS).collect();
+        check_same(&some, &alone, &every, gate.name());
+        assert_eq!(some.even, alone.even);
+    }
 }

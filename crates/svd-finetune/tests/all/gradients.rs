@@ -190,3 +190,28 @@ fn the_number_of_threads_changes_no_bit() {
     assert!(serial == on(3, Parallelism::Rayon));
     assert!(serial == on(2, Parallelism::Rayon));
 }
+
+/// A matrix without rows or columns is a layer whose outputs are its bias.
+#[test]
+fn matrices_without_elements_give_the_bias() {
+    for (out, input) in [(3, 0), (0, 4), (0, 0)] {
+        let factors = Arc::new(Factors::of(&Tensor::<f64>::zeros([out, input])).unwrap());
+        assert_eq!(factors.rank(), 0);
+        for owners in [None, Some(&[0, NO_EXPERT][..])] {
+            let tape = Tape::<f64>::new();
+            // What the pool holds must not come out.
+            drop(Tensor::build_in(tape.pool(), [2, 1, out], |out| out.fill(7.0)));
+            let x = tape.variable(Tensor::zeros([2, 1, input]));
+            let c = tape.variable(Tensor::zeros([0]));
+            let bias = tape.variable(Tensor::ones([out]));
+            let plain = svf_linear(&x, &c, &factors, None, owners).unwrap();
+            assert_eq!(plain.value().as_slice(), vec![0.0; 2 * out]);
+            let y = svf_linear(&x, &c, &factors, Some(&bias), owners).unwrap();
+            assert_eq!(*y.shape(), [2, 1, out]);
+            assert_eq!(y.value().as_slice(), vec![1.0; 2 * out]);
+            let gradients = tape.backward(&y.sum_all().unwrap()).unwrap();
+            assert_eq!(gradients.of(&bias).unwrap().as_slice(), vec![2.0; out]);
+            assert_eq!(gradients.of(&x).unwrap().shape(), x.shape());
+        }
+    }
+}

@@ -31,6 +31,27 @@ struct Inner<E: Element> {
     changing: Mutex<Option<ThreadId>>,
 }
 
+/// Says which thread is changing a parameter, for as long as it lives.
+struct Changing<'a>(&'a Mutex<Option<ThreadId>>);
+
+impl<'a> Changing<'a> {
+    fn by_this_thread(thread: &'a Mutex<Option<ThreadId>>) -> Self {
+        let changing = Self(thread);
+        changing.set(Some(thread::current().id()));
+        changing
+    }
+
+    fn set(&self, thread: Option<ThreadId>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.set(None);
+    }
+}
+
 impl<E: Element> Parameter<E> {
     /// A trainable parameter with this start value.
     pub fn new(value: Tensor<E>) -> Self {
@@ -91,10 +112,9 @@ impl<E: Element> Parameter<E> {
     /// As [`value`](Self::value).
     pub fn update<R>(&self, change: impl FnOnce(&mut [E]) -> R) -> R {
         let mut value = self.write();
-        self.set_changing(Some(thread::current().id()));
-        let result = change(value.make_mut());
-        self.set_changing(None);
-        result
+        // Before the lock goes, and also when `change` panics.
+        let _changing = Changing::by_this_thread(&self.0.changing);
+        change(value.make_mut())
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tensor<E>> {
@@ -124,10 +144,6 @@ impl<E: Element> Parameter<E> {
         }
     }
 
-    fn set_changing(&self, thread: Option<ThreadId>) {
-        *self.0.changing.lock().unwrap_or_else(PoisonError::into_inner) = thread;
-    }
-
     /// True if training leaves this parameter alone.
     pub fn is_frozen(&self) -> bool {
         self.0.frozen.load(Ordering::Relaxed)
@@ -145,5 +161,21 @@ impl<E: Element> fmt::Debug for Parameter<E> {
             .field("shape", &self.shape())
             .field("frozen", &self.is_frozen())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else this thread could not wait for others that change it later.
+    #[test]
+    fn a_change_that_panics_is_over() {
+        let parameter = Parameter::new(Tensor::<f32>::zeros([2]));
+        let change = || parameter.update(|_| panic!("on purpose"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(change)).is_err());
+        assert_eq!(*parameter.0.changing.lock().unwrap(), None);
+        parameter.update(|values| values[0] = 1.0);
+        assert_eq!(parameter.value().as_slice(), [1.0, 0.0]);
     }
 }

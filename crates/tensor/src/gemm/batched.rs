@@ -1,7 +1,7 @@
 //! Many products of the same shape.
 
 use ndarray::parallel::prelude::*;
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut3, Axis, Slice};
+use ndarray::{ArrayView1, ArrayView2, ArrayView3, ArrayViewMut3, Axis};
 
 use super::policy;
 use super::product::gemm_bias;
@@ -42,7 +42,7 @@ pub fn gemm_batched_bias<E: Element>(
     b: ArrayView3<'_, E>,
     beta: E,
     bias: Option<ArrayView2<'_, E>>,
-    mut c: ArrayViewMut3<'_, E>,
+    c: ArrayViewMut3<'_, E>,
     parallelism: Parallelism,
 ) {
     let (count, m, n) = c.dim();
@@ -56,37 +56,46 @@ pub fn gemm_batched_bias<E: Element>(
         b.dim(),
         c.dim()
     );
+    let (a, b, bias) = (&a, &b, &bias);
+    let factors = |first| {
+        (first..count).map(move |i| {
+            let bias = bias.as_ref().map(|bias| bias.index_axis(Axis(0), i));
+            (a.index_axis(Axis(0), i), b.index_axis(Axis(0), i), bias)
+        })
+    };
+    gemm_each(alpha, k, factors, beta, c, parallelism);
+}
+
+/// A, B and, if there is one, the bias of one of many products.
+pub(crate) type Factors<'a, E> = (ArrayView2<'a, E>, ArrayView2<'a, E>, Option<ArrayView1<'a, E>>);
+
+/// [`gemm_bias`](super::gemm_bias) for every index of the first axis of `c`,
+/// with what `factors` gives from the first of some indices on: A [m, k], B
+/// [k, n] and a bias \[n\] for each.
+pub(crate) fn gemm_each<'a, E: Element, I: Iterator<Item = Factors<'a, E>>>(
+    alpha: E,
+    k: usize,
+    factors: impl Fn(usize) -> I + Sync,
+    beta: E,
+    mut c: ArrayViewMut3<'_, E>,
+    parallelism: Parallelism,
+) {
+    let (count, m, n) = c.dim();
+    let sequence = |first: usize, mut c: ArrayViewMut3<'_, E>, parallelism| {
+        for (c, (a, b, bias)) in c.axis_iter_mut(Axis(0)).zip(factors(first)) {
+            gemm_bias(alpha, a, b, beta, bias, c, parallelism);
+        }
+    };
     let size = m.saturating_mul(k).saturating_mul(n);
     let tasks = policy::tasks(size.saturating_mul(count));
     // Few large products are each cut themselves.
     let inside = count < 16 && policy::tasks(size) > 1;
     if !parallelism.is_parallel() || inside || tasks == 1 {
-        return sequence(alpha, a, b, beta, bias, c, parallelism);
+        return sequence(0, c, parallelism);
     }
     let chunk = count.div_ceil(tasks);
-    c.axis_chunks_iter_mut(Axis(0), chunk).into_par_iter().enumerate().for_each(|(i, c)| {
-        let part = Slice::from(i * chunk..((i + 1) * chunk).min(count));
-        let a = a.slice_axis(Axis(0), part);
-        let b = b.slice_axis(Axis(0), part);
-        let bias = bias.as_ref().map(|bias| bias.slice_axis(Axis(0), part));
-        sequence(alpha, a, b, beta, bias, c, Parallelism::Serial);
-    });
-}
-
-/// The products one after the other.
-fn sequence<E: Element>(
-    alpha: E,
-    a: ArrayView3<'_, E>,
-    b: ArrayView3<'_, E>,
-    beta: E,
-    bias: Option<ArrayView2<'_, E>>,
-    mut c: ArrayViewMut3<'_, E>,
-    parallelism: Parallelism,
-) {
-    for (i, c) in c.axis_iter_mut(Axis(0)).enumerate() {
-        let a = a.index_axis(Axis(0), i);
-        let b = b.index_axis(Axis(0), i);
-        let bias = bias.as_ref().map(|bias| bias.index_axis(Axis(0), i));
-        gemm_bias(alpha, a, b, beta, bias, c, parallelism);
-    }
+    c.axis_chunks_iter_mut(Axis(0), chunk)
+        .into_par_iter()
+        .enumerate()
+        .for_each(|(i, c)| sequence(i * chunk, c, Parallelism::Serial));
 }

@@ -37,11 +37,12 @@ mod tests;
 mod tiled;
 mod transpose;
 
+pub(crate) use batched::gemm_each;
 pub use batched::{gemm_batched, gemm_batched_bias};
 pub use blas_info::{BlasInfo, blas_info};
 pub use policy::KernelChoice;
 pub use product::{gemm, gemm_bias, gemm_with, kernel_for};
-pub use segments::{Segments, gemm_segments, gemm_segments_weight};
+pub use segments::{Segments, gemm_segments, gemm_segments_weight, segment_sums};
 
 use backend::Backend;
 #[cfg(feature = "blas")]

@@ -196,6 +196,95 @@ pub fn gemm_segments_weight<E: Element>(
     }
 }
 
+/// Columns of a long segment that are summed on one thread.
+const SUM_COLUMNS: usize = 256;
+
+/// Elements that are worth a thread.
+const SUM_ELEMENTS: usize = 1 << 14;
+
+/// out\[s\] ← Σ weight\[n\]·rows\[n\] over the rows n of segment s, 0 for
+/// one without rows: the gradient of biases. Without weights they are all 1.
+///
+/// # Shapes
+/// `rows` [N, n], `weights` \[N\], `out` [S, n], row by row.
+///
+/// # Numerics
+/// Every sum is over its rows in their order, so the bits do not depend on the
+/// number of threads.
+///
+/// # Panics
+/// If the shapes do not fit; callers have checked them.
+pub fn segment_sums<E: Element>(
+    rows: &[E],
+    weights: Option<&[E]>,
+    out: &mut [E],
+    segments: &Segments,
+    parallelism: Parallelism,
+) {
+    if out.is_empty() {
+        return;
+    }
+    let width = out.len() / segments.len();
+    assert!(
+        out.len() == width * segments.len()
+            && rows.len() == width * segments.rows()
+            && weights.is_none_or(|weights| weights.len() == segments.rows()),
+        "segment_sums: {} numbers to {} in {} segments of {} rows",
+        rows.len(),
+        out.len(),
+        segments.len(),
+        segments.rows()
+    );
+    let mut units = sum_units(out, width, segments);
+    parallelism.for_each_chunk(&mut units, 1, |_, unit| {
+        let SumUnit { first, column, sums } = &mut unit[0];
+        for (s, sums) in sums.chunks_mut(width).enumerate() {
+            sums.fill(E::ZERO);
+            let columns = *column..*column + sums.len();
+            for n in segments.range(*first + s) {
+                let row = &rows[n * width..][columns.clone()];
+                match weights {
+                    None => sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x),
+                    Some(weights) => {
+                        let weight = weights[n];
+                        sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += weight * x);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Sums that one thread makes: of whole segments from `first` on, or of some
+/// columns of one.
+struct SumUnit<'a, E> {
+    first: usize,
+    column: usize,
+    sums: &'a mut [E],
+}
+
+fn sum_units<'a, E>(out: &'a mut [E], width: usize, segments: &Segments) -> Vec<SumUnit<'a, E>> {
+    let size = |s: usize| segments.range(s).len().max(1) * width;
+    let (mut units, mut rest, mut first) = (Vec::new(), out, 0);
+    while first < segments.len() {
+        let (mut end, mut elements) = (first + 1, size(first));
+        while end < segments.len() && elements + size(end) <= SUM_ELEMENTS {
+            elements += size(end);
+            end += 1;
+        }
+        let (sums, after) = rest.split_at_mut((end - first) * width);
+        rest = after;
+        if elements > SUM_ELEMENTS {
+            let strips = sums.chunks_mut(SUM_COLUMNS).enumerate();
+            units.extend(strips.map(|(i, sums)| SumUnit { first, column: i * SUM_COLUMNS, sums }));
+        } else {
+            units.push(SumUnit { first, column: 0, sums });
+        }
+        first = end;
+    }
+    units
+}
+
 /// The rows of each segment that has any, with the segment's number.
 fn by_segment<'a, E>(
     c: ArrayViewMut2<'a, E>,
@@ -209,4 +298,55 @@ fn by_segment<'a, E>(
         rest = after;
     }
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_those_of_a_loop_however_they_are_cut() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (counts, width) in [
+            (&[3, 0, 5, 1][..], 7),
+            (&[0, 2000, 1, 1], 300),
+            (&[40_000], 1),
+            (&[1; 5000], 9),
+            (&[100], 1000),
+            (&[2, 3], 0),
+            (&[], 4),
+        ] {
+            let segments = Segments::from_counts(counts.iter().copied());
+            let mut rng = crate::Seed::new(1).stream("sums");
+            let mut random = |n| (0..n).map(|_| rng.normal() as f32).collect::<Vec<_>>();
+            let (rows, weights) = (random(segments.rows() * width), random(segments.rows()));
+            for weights in [None, Some(&weights[..])] {
+                let mut want = vec![0.0; counts.len() * width];
+                for (s, range) in segments.iter().enumerate() {
+                    for n in range {
+                        for c in 0..width {
+                            let weight = weights.map_or(1.0, |weights| weights[n]);
+                            want[s * width + c] += weight * rows[n * width + c];
+                        }
+                    }
+                }
+                for parallelism in [Parallelism::Serial, Parallelism::Rayon] {
+                    let mut got = vec![7.0; want.len()];
+                    pool.install(|| {
+                        segment_sums(&rows, weights, &mut got, &segments, parallelism);
+                    });
+                    assert!(got == want, "{} segments, {width} columns", counts.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_long_segment_is_cut() {
+        let mut out = [0.0f32; 2048];
+        let segments = Segments::from_counts([10, 500]);
+        let units = sum_units(&mut out, 1024, &segments);
+        let starts: Vec<_> = units.iter().map(|unit| (unit.first, unit.column)).collect();
+        assert_eq!(starts, [(0, 0), (1, 0), (1, 256), (1, 512), (1, 768)]);
+    }
 }

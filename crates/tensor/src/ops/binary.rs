@@ -4,7 +4,7 @@ use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::CHUNK;
-use crate::ops::broadcast::{inner_axes, strides_against};
+use crate::ops::broadcast::{Offsets, inner_axes, strides_against};
 use crate::ops::reduce::sum_to;
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
@@ -196,15 +196,10 @@ fn runs<E: Element, F: Function2<E>>(
     let run: usize = shape[outer..].iter().product();
     // Several runs make one unit of work, so that short rows stay cheap.
     let runs = (CHUNK / run.max(1)).max(1);
+    let offsets = Offsets::new(&shape[..outer], [sa, sb]);
     parallelism.for_each_chunk(out, run * runs, |i, out| {
-        for (j, out) in out.chunks_mut(run.max(1)).enumerate() {
-            let (mut index, mut at_a, mut at_b) = (i * runs + j, 0, 0);
-            for axis in (0..outer).rev() {
-                let here = index % shape[axis];
-                index /= shape[axis];
-                at_a += here * sa[axis];
-                at_b += here * sb[axis];
-            }
+        let offsets = offsets.starting_at(i * runs);
+        for (out, [at_a, at_b]) in out.chunks_mut(run.max(1)).zip(offsets) {
             let a = if repeat_a { Run::Repeat(a[at_a]) } else { Run::Slice(&a[at_a..]) };
             let b = if repeat_b { Run::Repeat(b[at_b]) } else { Run::Slice(&b[at_b..]) };
             dispatch(Loop { function, a, b, out });

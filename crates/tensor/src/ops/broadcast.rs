@@ -10,6 +10,63 @@ use crate::pool::Pool;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
+/// Positions in N operands of the indices over some axes, counted row by row.
+#[derive(Clone, Copy)]
+pub(crate) struct Offsets<const N: usize> {
+    sizes: Shape,
+    strides: [[usize; crate::MAX_RANK]; N],
+    /// The current index on each axis.
+    index: [usize; crate::MAX_RANK],
+    at: [usize; N],
+}
+
+impl<const N: usize> Offsets<N> {
+    /// From the first index on, for axes of these sizes and the strides of each
+    /// operand over them.
+    pub(crate) fn new(sizes: &[usize], strides: [[usize; crate::MAX_RANK]; N]) -> Self {
+        Self { sizes: Shape::new(sizes), strides, index: [0; crate::MAX_RANK], at: [0; N] }
+    }
+
+    /// From this index on.
+    pub(crate) fn starting_at(mut self, mut index: usize) -> Self {
+        self.at = [0; N];
+        for axis in (0..self.sizes.rank()).rev() {
+            // Over an axis of no size there is no index to ask for.
+            let size = self.sizes[axis].max(1);
+            self.index[axis] = index % size;
+            index /= size;
+            for (at, strides) in self.at.iter_mut().zip(&self.strides) {
+                *at += self.index[axis] * strides[axis];
+            }
+        }
+        self
+    }
+}
+
+/// Endless: after the last index comes the first.
+impl<const N: usize> Iterator for Offsets<N> {
+    type Item = [usize; N];
+
+    #[inline]
+    fn next(&mut self) -> Option<[usize; N]> {
+        let here = self.at;
+        for (axis, &size) in self.sizes.iter().enumerate().rev() {
+            self.index[axis] += 1;
+            if self.index[axis] < size {
+                for (at, strides) in self.at.iter_mut().zip(&self.strides) {
+                    *at += strides[axis];
+                }
+                break;
+            }
+            self.index[axis] = 0;
+            for (at, strides) in self.at.iter_mut().zip(&self.strides) {
+                *at -= (size - 1) * strides[axis];
+            }
+        }
+        Some(here)
+    }
+}
+
 /// Strides of an operand against the output's axes: 0 where it repeats.
 pub(crate) fn strides_against(shape: &Shape, out: &Shape) -> [usize; crate::MAX_RANK] {
     let own = shape.strides();
@@ -51,15 +108,12 @@ pub(crate) fn expand<E: Element>(
     let outer = shape.rank() - inner;
     let run: usize = shape[outer..].iter().product();
     let runs = (CHUNK / run.max(1)).max(1);
+    let offsets = Offsets::new(&shape[..outer], [strides]);
     let x = x.as_slice();
     Tensor::build_in(pool, shape, |out| {
         parallelism.for_each_chunk(out, run * runs, |i, out| {
-            for (j, out) in out.chunks_exact_mut(run.max(1)).enumerate() {
-                let (mut index, mut at) = (i * runs + j, 0);
-                for axis in (0..outer).rev() {
-                    at += index % shape[axis] * strides[axis];
-                    index /= shape[axis];
-                }
+            let offsets = offsets.starting_at(i * runs);
+            for (out, [at]) in out.chunks_exact_mut(run.max(1)).zip(offsets) {
                 if repeat {
                     out.fill(x[at]);
                 } else {
@@ -112,6 +166,23 @@ mod tests {
     use super::*;
     use crate::autograd::Tape;
     use specialformer_testkit::random_array;
+
+    #[test]
+    fn offsets_are_those_of_each_index() {
+        let sizes = [3, 1, 4, 2];
+        let strides = [[8, 8, 2, 1, 0, 0, 0, 0], [0, 5, 1, 0, 0, 0, 0, 0]];
+        let offsets = Offsets::new(&sizes, strides);
+        let mut want = Vec::new();
+        for (a, b, c) in (0..3).flat_map(|a| (0..8).map(move |i| (a, i / 2, i % 2))) {
+            want.push([8 * a + 2 * b + c, b]);
+        }
+        for start in 0..24 {
+            let got: Vec<_> = offsets.starting_at(start).take(24 - start).collect();
+            assert_eq!(got, want[start..]);
+        }
+        assert_eq!(offsets.starting_at(23).nth(1), Some([0, 0]));
+        assert_eq!(Offsets::new(&[], strides).next(), Some([0, 0]));
+    }
 
     #[test]
     fn broadcasting_equals_ndarrays() {

@@ -79,7 +79,36 @@ impl DropoutMask {
     }
 }
 
-/// out = x·factor for elements from `start` on.
+/// The factors of a chunk's elements.
+#[derive(Clone, Copy)]
+struct Factors<E> {
+    mask: DropoutMask,
+    /// Of the upper word of the index, which is constant within a chunk, whose
+    /// starts and sizes are powers of two.
+    first: u32,
+    low: u32,
+    scale: E,
+}
+
+impl<E: Element> Factors<E> {
+    /// For elements from `start` on.
+    #[inline(always)]
+    fn new(mask: DropoutMask, start: u64) -> Self {
+        let first = mask.key[0] ^ ((start >> 32) as u32).wrapping_mul(0x9e37_79b9);
+        Self { mask, first, low: start as u32, scale: E::from_f64(mask.scale) }
+    }
+
+    /// The `i`-th element times its factor.
+    #[inline(always)]
+    fn times(self, i: usize, x: E) -> E {
+        let keep = self.mask.keeps_in(self.first, self.low.wrapping_add(i as u32));
+        let kept = x * self.scale;
+        if keep { kept } else { E::ZERO }
+    }
+}
+
+/// out = x·factor for elements from `start` on. Apart from [`MaskedInPlace`],
+/// because copying x first takes a quarter more time.
 struct Masked<'a, E> {
     mask: DropoutMask,
     start: u64,
@@ -92,14 +121,9 @@ impl<E: Element> Kernel for Masked<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        // The upper word of the index is constant within a chunk, whose
-        // starts and sizes are powers of two.
-        let first = self.mask.key[0] ^ ((self.start >> 32) as u32).wrapping_mul(0x9e37_79b9);
-        let (scale, low) = (E::from_f64(self.mask.scale), self.start as u32);
+        let factors = Factors::new(self.mask, self.start);
         for (i, (out, &x)) in self.out.iter_mut().zip(self.x).enumerate() {
-            let keep = self.mask.keeps_in(first, low.wrapping_add(i as u32));
-            let kept = x * scale;
-            *out = if keep { kept } else { E::ZERO };
+            *out = factors.times(i, x);
         }
     }
 }
@@ -115,12 +139,9 @@ impl<E: Element> Kernel for MaskedInPlace<'_, E> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let first = self.mask.key[0] ^ ((self.start >> 32) as u32).wrapping_mul(0x9e37_79b9);
-        let (scale, low) = (E::from_f64(self.mask.scale), self.start as u32);
+        let factors = Factors::new(self.mask, self.start);
         for (i, grad) in self.grad.iter_mut().enumerate() {
-            let keep = self.mask.keeps_in(first, low.wrapping_add(i as u32));
-            let kept = *grad * scale;
-            *grad = if keep { kept } else { E::ZERO };
+            *grad = factors.times(i, *grad);
         }
     }
 }

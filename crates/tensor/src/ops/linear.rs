@@ -1,6 +1,6 @@
 //! The affine map of a linear layer, fused with its bias.
 
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView1, ArrayViewMut2};
 
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
@@ -14,19 +14,13 @@ struct Linear<E: Element> {
     weight: Tensor<E>,
 }
 
-/// A tensor as a matrix of its last axis, which may have no elements.
-fn as_rows<E: Element>(x: &Tensor<E>) -> ArrayView2<'_, E> {
-    let (rows, columns) = (x.shape().rows(), x.shape().last_size());
-    ArrayView2::from_shape((rows, columns), x.as_slice()).expect("rows·columns elements")
-}
-
 impl<E: Element> Linear<E> {
     fn input_gradient(&self, cx: &BackwardContext<'_, E>, grad: &Tensor<E>) -> Tensor<E> {
         Tensor::build_in(cx.pool(), self.x.shape(), |out| {
-            let g = as_rows(grad);
+            let g = grad.as_rows();
             let shape = (g.nrows(), self.weight.shape()[1]);
             let out = ArrayViewMut2::from_shape(shape, out).expect("rows·in elements");
-            gemm(E::ONE, g, as_rows(&self.weight), E::ZERO, out, cx.parallelism());
+            gemm(E::ONE, g, self.weight.as_rows(), E::ZERO, out, cx.parallelism());
         })
     }
 
@@ -34,8 +28,8 @@ impl<E: Element> Linear<E> {
         Tensor::build_in(cx.pool(), self.weight.shape(), |out| {
             let (o, i) = (self.weight.shape()[0], self.weight.shape()[1]);
             let out = ArrayViewMut2::from_shape((o, i), out).expect("out·in elements");
-            let g = as_rows(grad).reversed_axes();
-            gemm(E::ONE, g, as_rows(&self.x), E::ZERO, out, cx.parallelism());
+            let g = grad.as_rows().reversed_axes();
+            gemm(E::ONE, g, self.x.as_rows(), E::ZERO, out, cx.parallelism());
         })
     }
 }
@@ -98,10 +92,10 @@ impl<E: Element> Var<E> {
         let tape = self.tape();
         let shape = xs.with_size(xs.rank() - 1, ws[0]);
         let y = Tensor::build_in(tape.pool(), shape, |out| {
-            let rows = as_rows(self.value());
+            let rows = self.value().as_rows();
             let bias = bias.map(|bias| ArrayView1::from(bias.value().as_slice()));
             let out = ArrayViewMut2::from_shape((rows.nrows(), ws[0]), out).expect("rows·out");
-            let w = as_rows(weight.value()).reversed_axes();
+            let w = weight.value().as_rows().reversed_axes();
             gemm_bias(E::ONE, rows, w, E::ZERO, bias, out, tape.parallelism());
         });
         let op = || Linear { x: self.value().clone(), weight: weight.value().clone() };

@@ -1,12 +1,13 @@
 //! Matrix products: plain, batched with broadcasting, transposed without
 //! copies.
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, ArrayViewMut3};
 
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
-use crate::gemm::gemm;
+use crate::gemm::gemm_each;
+use crate::ops::broadcast::{Offsets, strides_against};
 use crate::ops::reduce::sum_to;
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
@@ -64,34 +65,6 @@ impl<'a, E: Element> Operand<'a, E> {
     }
 }
 
-/// Position of each broadcast batch index in an operand's own batch.
-struct BatchMap {
-    strides: [usize; crate::MAX_RANK],
-    batch: Shape,
-}
-
-impl BatchMap {
-    fn new(own: &Shape, batch: &Shape) -> Self {
-        let mut strides = [0; crate::MAX_RANK];
-        let (dense, lead) = (own.strides(), batch.rank() - own.rank());
-        for axis in 0..own.rank() {
-            if own[axis] != 1 {
-                strides[lead + axis] = dense[axis];
-            }
-        }
-        Self { strides, batch: *batch }
-    }
-
-    fn at(&self, mut index: usize) -> usize {
-        let mut position = 0;
-        for axis in (0..self.batch.rank()).rev() {
-            position += index % self.batch[axis] * self.strides[axis];
-            index /= self.batch[axis];
-        }
-        position
-    }
-}
-
 fn product<E: Element>(
     a: Operand<'_, E>,
     b: Operand<'_, E>,
@@ -111,18 +84,15 @@ fn product<E: Element>(
     let batch = Shape::broadcast("matmul", &a.batch(), &b.batch())?;
     let count = batch.elements();
     let shape = batch.with_axis(batch.rank(), m).with_axis(batch.rank() + 1, n);
-    let (map_a, map_b) = (BatchMap::new(&a.batch(), &batch), BatchMap::new(&b.batch(), &batch));
-    // Either the batch is spread over threads or each product, never both.
-    let (outer, inner) = if count > 1 {
-        (parallelism, Parallelism::Serial)
-    } else {
-        (Parallelism::Serial, parallelism)
-    };
+    let strides = [&a, &b].map(|operand| strides_against(&operand.batch(), &batch));
+    let offsets = Offsets::new(&batch, strides);
     Ok(Tensor::build_in(pool, shape, |out| {
-        outer.for_each_chunk(out, m * n, |i, out| {
-            let c = ndarray::ArrayViewMut2::from_shape((m, n), out).expect("m·n elements");
-            gemm(E::ONE, a.matrix(map_a.at(i)), b.matrix(map_b.at(i)), E::ZERO, c, inner);
-        });
+        let c = ArrayViewMut3::from_shape((count, m, n), out).expect("count·m·n elements");
+        let factors = |first| {
+            let positions = offsets.starting_at(first);
+            positions.map(|[at_a, at_b]| (a.matrix(at_a), b.matrix(at_b), None))
+        };
+        gemm_each(E::ONE, a.columns(), factors, E::ZERO, c, parallelism);
     }))
 }
 
@@ -257,6 +227,61 @@ mod tests {
                 let got = c.value().view().index_axis_move(ndarray::Axis(0), i);
                 let got = got.index_axis_move(ndarray::Axis(0), j);
                 assert_eq!(got, want.into_dyn());
+            }
+        }
+    }
+
+    /// Few large products, many small ones, and both operands broadcast.
+    #[test]
+    fn batches_are_products_of_their_matrices_on_any_number_of_threads() {
+        let mut rng = crate::rng::Seed::new(1).stream("matmul");
+        for (a, b, transpose) in [
+            (&[2, 1, 3, 5][..], &[4, 5, 2][..], Transpose::default()),
+            (&[2, 200, 150], &[2, 150, 300], Transpose::default()),
+            (&[3, 150, 200], &[1, 300, 150], Transpose { lhs: true, rhs: true }),
+            (&[5000, 4, 6], &[5000, 6, 3], Transpose::default()),
+            (&[40, 1, 64, 32], &[1, 2, 64, 32], Transpose { lhs: false, rhs: true }),
+            (&[0, 3, 2], &[0, 2, 3], Transpose::default()),
+            (&[3, 0, 2], &[3, 2, 4], Transpose::default()),
+            (&[2, 2, 0], &[2, 0, 3], Transpose::default()),
+        ] {
+            let mut random = |shape: &[usize]| Tensor::from_fn(shape, || rng.normal());
+            let (a, b) = (random(a), random(b));
+            let run = |threads: usize| {
+                let config = crate::autograd::TapeConfig {
+                    parallelism: Parallelism::Rayon,
+                    ..Default::default()
+                };
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    let tape = Tape::<f64>::with_config(config);
+                    let (a, b) = (tape.constant(a.clone()), tape.constant(b.clone()));
+                    a.matmul_with(&b, transpose).unwrap().value().clone()
+                })
+            };
+            let (one, many) = (run(1), run(3));
+            assert!(one.as_slice() == many.as_slice(), "threads change {}", one.shape());
+
+            let matrices = |x: &Tensor<f64>, batch: &Shape, transposed: bool| {
+                let shape = x.shape();
+                let full = batch.with_axis(batch.rank(), shape[shape.rank() - 2]);
+                let full = full.with_axis(full.rank(), shape.last_size());
+                let x = x.view();
+                let x = x.broadcast(ndarray::IxDyn(&full)).unwrap().to_owned();
+                let (rows, columns) = (full[full.rank() - 2], full.last_size());
+                let x = x.into_shape_with_order((batch.elements(), rows, columns)).unwrap();
+                if transposed { x.permuted_axes([0, 2, 1]) } else { x }
+            };
+            let batch = Shape::new(&one.shape()[..one.shape().rank() - 2]);
+            let (a, b) = (matrices(&a, &batch, transpose.lhs), matrices(&b, &batch, transpose.rhs));
+            let size = one.shape()[one.shape().rank() - 2] * one.shape().last_size();
+            for i in 0..batch.elements() {
+                let want =
+                    a.index_axis(ndarray::Axis(0), i).dot(&b.index_axis(ndarray::Axis(0), i));
+                let got = &one.as_slice()[i * size..(i + 1) * size];
+                for (got, want) in got.iter().zip(want.iter()) {
+                    assert!((got - want).abs() < 1e-10, "{}: {got} and {want}", one.shape());
+                }
             }
         }
     }

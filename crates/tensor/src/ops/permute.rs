@@ -4,6 +4,7 @@ use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
 use crate::ops::CHUNK;
+use crate::ops::broadcast::Offsets;
 use crate::parallel::Parallelism;
 use crate::pool::Pool;
 use crate::shape::Shape;
@@ -38,14 +39,9 @@ impl Plan {
         Self { sizes, strides }
     }
 
-    /// Position in the input of an index over the axes before `end`.
-    fn position(&self, mut index: usize, end: usize, skip: usize) -> usize {
-        let mut at = 0;
-        for axis in (0..end).rev().filter(|&axis| axis != skip) {
-            at += index % self.sizes[axis] * self.strides[axis];
-            index /= self.sizes[axis];
-        }
-        at
+    /// Positions in the input of the indices over the axes before `end`.
+    fn positions(&self, end: usize) -> Offsets<1> {
+        Offsets::new(&self.sizes[..end], [self.strides])
     }
 }
 
@@ -72,9 +68,10 @@ pub(crate) fn permuted<E: Element>(
         if step == 1 {
             // The last axis stays: whole runs are copied.
             let runs = (CHUNK / run).max(1);
+            let positions = plan.positions(rank - 1);
             parallelism.for_each_chunk(out, run * runs, |i, out| {
-                for (j, out) in out.chunks_exact_mut(run).enumerate() {
-                    let at = plan.position(i * runs + j, rank - 1, rank);
+                let positions = positions.starting_at(i * runs);
+                for (out, [at]) in out.chunks_exact_mut(run).zip(positions) {
                     out.copy_from_slice(&x[at..at + run]);
                 }
             });
@@ -85,13 +82,13 @@ pub(crate) fn permuted<E: Element>(
         let across = (0..rank).find(|&axis| plan.strides[axis] == 1).expect("some axis is dense");
         if across == rank - 2 {
             let rows = plan.sizes[across];
+            let positions = plan.positions(across);
             let matrices = (CHUNK / (rows * run)).max(1);
             if matrices == 1 {
                 // Large matrices are cut into bands of rows of the output.
                 let band = TILE.max(CHUNK / run).min(rows);
                 let bands = rows.div_ceil(band);
-                for (k, out) in out.chunks_exact_mut(rows * run).enumerate() {
-                    let at = plan.position(k, across, rank);
+                for (out, [at]) in out.chunks_exact_mut(rows * run).zip(positions) {
                     parallelism.for_each_chunk(out, band * run, |i, out| {
                         debug_assert!(i < bands);
                         transpose(&x[at + i * band..], step, out, run);
@@ -99,17 +96,18 @@ pub(crate) fn permuted<E: Element>(
                 }
             } else {
                 parallelism.for_each_chunk(out, matrices * rows * run, |i, out| {
-                    for (j, out) in out.chunks_exact_mut(rows * run).enumerate() {
-                        let at = plan.position(i * matrices + j, across, rank);
+                    let positions = positions.starting_at(i * matrices);
+                    for (out, [at]) in out.chunks_exact_mut(rows * run).zip(positions) {
                         transpose(&x[at..], step, out, run);
                     }
                 });
             }
         } else {
             let runs = (CHUNK / run).max(1);
+            let positions = plan.positions(rank - 1);
             parallelism.for_each_chunk(out, run * runs, |i, out| {
-                for (j, out) in out.chunks_exact_mut(run).enumerate() {
-                    let at = plan.position(i * runs + j, rank - 1, rank);
+                let positions = positions.starting_at(i * runs);
+                for (out, [at]) in out.chunks_exact_mut(run).zip(positions) {
                     for (out, &x) in out.iter_mut().zip(x[at..].iter().step_by(step)) {
                         *out = x;
                     }

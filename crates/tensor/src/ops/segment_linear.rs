@@ -5,8 +5,7 @@ use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3};
 use crate::autograd::{BackwardContext, Grad, Op, Var};
 use crate::element::Element;
 use crate::error::{Result, TensorError};
-use crate::gemm::{Segments, gemm_segments, gemm_segments_weight};
-use crate::ops::CHUNK;
+use crate::gemm::{Segments, gemm_segments, gemm_segments_weight, segment_sums};
 use crate::tensor::Tensor;
 
 fn matrix<E: Element>(x: &Tensor<E>) -> ArrayView2<'_, E> {
@@ -45,24 +44,8 @@ impl<E: Element> SegmentLinear<E> {
 
     fn bias_gradient(&self, cx: &BackwardContext<'_, E>, grad: &Tensor<E>) -> Tensor<E> {
         let shape = self.weights.shape();
-        let (count, width) = (shape[0], shape[1]);
-        let grad = grad.as_slice();
-        // Segments of one chunk are summed on one thread.
-        let rows_each = self.segments.rows().div_ceil(count.max(1)).max(1);
-        let chunk = (CHUNK / (rows_each * width).max(1)).max(1);
-        Tensor::build_in(cx.pool(), [count, width], |out| {
-            cx.parallelism().for_each_chunk(out, chunk * width, |i, out| {
-                for (j, sum) in out.chunks_exact_mut(width).enumerate() {
-                    sum.fill(E::ZERO);
-                    let rows = self.segments.range(i * chunk + j);
-                    let rows = &grad[rows.start * width..rows.end * width];
-                    for row in rows.chunks_exact(width) {
-                        for (sum, &g) in sum.iter_mut().zip(row) {
-                            *sum += g;
-                        }
-                    }
-                }
-            });
+        Tensor::build_in(cx.pool(), [shape[0], shape[1]], |out| {
+            segment_sums(grad.as_slice(), None, out, &self.segments, cx.parallelism());
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What a run keeps on the disk, and continuing from it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -38,8 +39,8 @@ where
     /// # Errors
     /// [`TrainError::ConfigChanged`] listing every setting that differs;
     /// [`TrainError::Checkpoint`] naming the file and every tensor that does
-    /// not fit the model; [`TrainError::Damaged`] with a remedy if the
-    /// checkpoint cannot be read; [`TrainError::State`]; [`TrainError::Io`].
+    /// not fit the model; [`TrainError::Damaged`] with a remedy if files
+    /// of the checkpoint are missing or not whole; [`TrainError::State`]; [`TrainError::Io`].
     pub fn resume_in(mut self, folder: RunFolder, settings: &impl Serialize) -> Result<Self> {
         let settings = self.settings(&folder, settings)?;
         let Some((step, checkpoint)) = RunFolder::latest_checkpoint(folder.path())? else {
@@ -74,9 +75,10 @@ where
             let path = folder.path().to_owned();
             return Err(TrainError::State { path, what: "no checkpoint to grow from".into() });
         };
-        let state = State::load(&checkpoint)?;
+        let state = State::load(&checkpoint).map_err(|e| damaged(e, &folder, &checkpoint))?;
         state.check_settings(&checkpoint, &settings)?;
-        load_grown(&checkpoint, &self.own, self.optimizer.as_mut())?;
+        load_grown(&checkpoint, &self.own, self.optimizer.as_mut())
+            .map_err(|e| damaged(e, &folder, &checkpoint))?;
         self.feed.seek(&state.cursor)?;
         tracing::info!(step, folder = %checkpoint.display(), "the model grows");
         self.state = State { settings, ..state };
@@ -160,17 +162,26 @@ where
     }
 }
 
-/// Says what to do about a checkpoint that cannot be read.
+/// True if a file is not there or not whole. A system that refuses to read it
+/// says nothing of what is in it.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), NotFound | UnexpectedEof | InvalidData)
+}
+
+/// Says what to do about a checkpoint whose files are not what was written.
 fn damaged(source: TrainError, folder: &RunFolder, checkpoint: &Path) -> TrainError {
-    let unreadable = match &source {
+    let is_damaged = match &source {
+        TrainError::Io { source, .. }
+        | TrainError::Checkpoint(CheckpointError::Io { source, .. }) => is_damage(source),
         TrainError::Checkpoint(error) => !matches!(
             error,
             CheckpointError::NewerVersion { .. } | CheckpointError::Mismatch { .. }
         ),
-        TrainError::State { .. } | TrainError::Io { .. } => true,
+        TrainError::State { .. } => true,
         _ => false,
     };
-    if !unreadable {
+    if !is_damaged {
         return source;
     }
     let remedy = match folder.checkpoint_before(checkpoint) {

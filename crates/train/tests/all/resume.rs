@@ -153,6 +153,41 @@ fn a_folder_of_something_else_is_no_run() {
 }
 
 #[test]
+fn a_run_that_was_killed_in_its_first_write_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    for open in [RunFolder::create, RunFolder::open, RunFolder::open_or_create] {
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join(".lock"), "").unwrap();
+        fs::write(path.join(".config.toml.abc123.part"), "kind").unwrap();
+        drop(open(path.clone()).unwrap());
+        let names = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), [".lock"]);
+    }
+}
+
+/// Also alone: whoever put it there would find another in its place.
+#[test]
+fn a_configuration_that_no_run_wrote_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("exp");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("config.toml"), "mine").unwrap();
+    for more in ["letter.txt", ".letter.txt.abc123.part"] {
+        let error = RunFolder::open(&path).unwrap_err().to_string();
+        assert!(error.ends_with("the folder holds other files"), "{error}");
+        let error = RunFolder::open_or_create(&path).unwrap_err().to_string();
+        assert!(error.contains("already holds files"), "{error}");
+        fs::write(path.join(more), "Dear").unwrap();
+    }
+    assert_eq!(fs::read_to_string(path.join("config.toml")).unwrap(), "mine");
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 3);
+    // The same from a run, which locked its folder first.
+    fs::write(path.join(".lock"), "").unwrap();
+    drop(RunFolder::open(&path).unwrap());
+}
+
+#[test]
 fn a_folder_is_opened_or_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run");

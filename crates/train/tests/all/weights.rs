@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::{Mlp, Sums};
-use specialformer_train::{RunFolder, TrainConfig, Trainer};
+use specialformer_train::{RunFolder, TrainConfig, TrainError, Trainer};
 
 fn trainer(model: &Mlp<f32>) -> Trainer<'_, Mlp<f32>> {
     let config = TrainConfig { checkpoint_every: 5, ..TrainConfig::new(10, 8, 0.02) };
@@ -62,4 +62,35 @@ fn a_damaged_checkpoint_says_what_to_do() {
     let error = resume();
     let remedy = format!("remove {} to go on from {}", checkpoint.display(), older.display());
     assert!(error.ends_with(&remedy), "{error}");
+    // A model that grows reads the same files.
+    let model = Mlp::<f32>::new(16, 1);
+    let grown = trainer(&model).resume_grown_in(RunFolder::open(&run).unwrap(), &"toy");
+    let error = grown.err().unwrap().to_string();
+    assert!(error.ends_with(&remedy), "{error}");
+    // So is one of which a file is not there.
+    fs::remove_file(checkpoint.join("state.json")).unwrap();
+    let error = resume();
+    assert!(error.contains("state.json: cannot read: ") && error.ends_with(&remedy), "{error}");
+}
+
+#[test]
+fn a_checkpoint_that_the_system_does_not_give_is_not_called_damaged() {
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("run");
+    finished(&run);
+    for name in ["state.json", "model.safetensors"] {
+        let file = run.join("checkpoints/step-00000010").join(name);
+        let away = place.path().join("away");
+        fs::rename(&file, &away).unwrap();
+        fs::create_dir(&file).unwrap();
+        let model = Mlp::<f32>::new(16, 1);
+        let resumed = trainer(&model).resume_in(RunFolder::open(&run).unwrap(), &"toy");
+        let Err(error) = resumed else { panic!("a folder was read") };
+        assert!(!matches!(error, TrainError::Damaged { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(&format!("{name}: cannot ")), "{error}");
+        assert!(!error.contains("remove") && !error.contains("anew"), "{error}");
+        fs::remove_dir(&file).unwrap();
+        fs::rename(&away, &file).unwrap();
+    }
 }

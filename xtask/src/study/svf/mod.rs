@@ -5,11 +5,13 @@ mod table;
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use specialformer::adaptation::CLASSIFIER_FILE;
+use specialformer_checkpoint::atomic_write;
 
 use super::process::Binary;
 use super::queue::{Experiment, Record, Run};
@@ -183,9 +185,9 @@ impl Experiment for Svf {
     fn perform(&self, run: &Run) -> Result<Value> {
         let words = words(&run.settings)?;
         match run.settings["part"].as_str() {
-            Some("adapt") => self.gather(&run.settings)?,
+            Some("adapt") => gather_experts(&run.settings)?,
             Some("naming") => {
-                self.gather(&run.settings)?;
+                gather_experts(&run.settings)?;
                 remove(&run.settings)?;
             }
             Some("methods" | "few" | "matrices" | "reinforce") => remove(&run.settings)?,
@@ -304,29 +306,39 @@ fn words(settings: &Value) -> Result<Vec<String>> {
     Ok(words)
 }
 
-impl Svf {
-    /// Puts the experts of seed 1 into a folder.
-    fn gather(&self, settings: &Value) -> Result<()> {
-        let experts = folder(settings).join("experts");
-        std::fs::create_dir_all(&experts).map_err(|e| format!("{}: {e}", experts.display()))?;
-        for task in settings["experts"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            let from = folder(settings).join("seed1").join(format!("{task}.safetensors"));
-            let to = experts.join(format!("{task}.safetensors"));
-            let io = |e: std::io::Error| format!("{}: {e}", from.display());
-            let expert = std::fs::read(&from).map_err(io)?;
-            if std::fs::read(&to).is_ok_and(|known| known == expert) {
-                continue;
-            }
-            std::fs::write(&to, expert).map_err(io)?;
-            // What was trained for the experts that were there.
-            let classifier = experts.join(CLASSIFIER_FILE);
-            if classifier.exists() {
-                std::fs::remove_file(&classifier).map_err(io)?;
-            }
-        }
-        Ok(())
-    }
+/// Puts the experts of seed 1 into a folder.
+fn gather_experts(settings: &Value) -> Result<()> {
+    let tasks = settings["experts"].as_array().into_iter().flatten();
+    let tasks: Vec<_> = tasks.filter_map(Value::as_str).collect();
+    gather(&folder(settings).join("seed1"), &folder(settings).join("experts"), &tasks)
+}
 
+/// Puts the experts of these tasks into a folder, from where they are trained.
+fn gather(from: &Path, experts: &Path, tasks: &[&str]) -> Result<()> {
+    std::fs::create_dir_all(experts).map_err(|e| format!("{}: {e}", experts.display()))?;
+    for task in tasks {
+        let from = from.join(format!("{task}.safetensors"));
+        let to = experts.join(format!("{task}.safetensors"));
+        let expert = std::fs::read(&from).map_err(|e| format!("{}: {e}", from.display()))?;
+        if std::fs::read(&to).is_ok_and(|known| known == expert) {
+            continue;
+        }
+        // First, what was trained for the experts that were there: if this is
+        // stopped in between, the next start must not take it for one of the
+        // new experts.
+        let classifier = experts.join(CLASSIFIER_FILE);
+        match std::fs::remove_file(&classifier) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(format!("{}: {e}", classifier.display()).into());
+            }
+            _ => {}
+        }
+        atomic_write(&to, |file| file.write_all(&expert))?;
+    }
+    Ok(())
+}
+
+impl Svf {
     /// What a command of the binary prints as JSON; the model is its first
     /// argument.
     fn printed(&self, words: &[String]) -> Result<Value> {
@@ -341,6 +353,27 @@ impl Svf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_classifier_of_other_experts_goes_before_them() {
+        let place = tempfile::tempdir().unwrap();
+        let (from, experts) = (place.path().join("seed1"), place.path().join("experts"));
+        std::fs::create_dir(&from).unwrap();
+        let write = |task: &str, text: &str| {
+            std::fs::write(from.join(format!("{task}.safetensors")), text).unwrap();
+        };
+        write("a", "1");
+        gather(&from, &experts, &["a"]).unwrap();
+        let classifier = experts.join(CLASSIFIER_FILE);
+        std::fs::write(&classifier, "of a").unwrap();
+        gather(&from, &experts, &["a"]).unwrap();
+        assert!(classifier.exists(), "nothing is new");
+        // As if it were stopped: the expert cannot be put in its place.
+        write("b", "2");
+        std::fs::create_dir(experts.join("b.safetensors")).unwrap();
+        assert!(gather(&from, &experts, &["a", "b"]).is_err());
+        assert!(!classifier.exists());
+    }
 
     #[test]
     fn runs_have_names_of_their_own_and_commands() {

@@ -12,7 +12,7 @@ mod text;
 
 use specialformer_moe::MoeFeedForward;
 use specialformer_nn::{Ctx, Module, NamedParameters, ParameterVisitor};
-use specialformer_routing::{Keep, Routing, RoutingTrace};
+use specialformer_routing::{Keep, LoadSurplus, Routing, RoutingTrace};
 use specialformer_tensor::{Element, RngStream, Var};
 use specialformer_train::{BoxError, ModelOutput, Rows};
 
@@ -237,21 +237,22 @@ impl<E: Element> Specialformer<E> {
         Ok(model)
     }
 
-    /// Moves the biases that balance experts by a step's loads.
+    /// Moves the biases that balance experts, given the
+    /// [surplus](LoadSurplus::values) of a step's loads, layer by layer.
     ///
     /// # Errors
-    /// If there are not as many loads as experts.
-    pub fn update_balance(&self, loads: &[f64]) -> Result<()> {
+    /// If there are not as many values as experts.
+    pub fn update_balance(&self, surplus: &[f64]) -> Result<()> {
         let experts = self.experts();
         let total: usize = experts.iter().map(|(_, moe)| moe.config().router.experts).sum();
-        if loads.len() != total {
-            let what = format!("{} loads for {total} experts", loads.len());
+        if surplus.len() != total {
+            let what = format!("{} loads for {total} experts", surplus.len());
             return Err(Error::Input { model: "specialformer", what });
         }
-        let mut rest = loads;
+        let mut rest = surplus;
         for (_, moe) in experts {
             let (own, others) = rest.split_at(moe.config().router.experts);
-            moe.router().update_balance(own)?;
+            moe.router().update_balance(&LoadSurplus::from_values(own))?;
             rest = others;
         }
         Ok(())

@@ -2,8 +2,7 @@
 //! representations and traces.
 
 use specialformer_nn::Ctx;
-use specialformer_routing::statistics::max_over_mean;
-use specialformer_routing::{Balance, Routing, RoutingTrace, balance};
+use specialformer_routing::{Balance, LoadSurplus, Routing, RoutingTrace, balance};
 use specialformer_tensor::{Element, Var};
 use specialformer_train::ModelOutput;
 
@@ -31,11 +30,14 @@ pub(super) fn report<E: Element>(
     }
     let mut counters = Vec::new();
     for LayerRouting { name, routing, .. } in layers {
-        counters.extend(routing.load.iter().map(|&n| n as f64));
+        counters.extend(LoadSurplus::of(routing).values());
         output = output
             .with_statistic(format!("{name}.router_entropy"), routing.entropy())
             .with_statistic(format!("{name}.dropped_share"), routing.drop_share())
-            .with_statistic(format!("{name}.max_over_mean_load"), max_over_mean(&routing.load));
+            .with_statistic(
+                format!("{name}.max_over_mean_load"),
+                routing.even.largest_ratio(&routing.load),
+            );
     }
     Ok(output.with_counters(counters))
 }
@@ -49,7 +51,7 @@ pub(super) fn report_mixture<E: Element>(
 ) -> Result<ModelOutput<E>> {
     output = output
         .with_statistic("embedding.router_entropy", routing.entropy())
-        .with_statistic("embedding.max_over_mean_load", max_over_mean(&routing.load));
+        .with_statistic("embedding.max_over_mean_load", routing.even.largest_ratio(&routing.load));
     for term in balance::terms(balance, [routing])? {
         let name = match term.name {
             "load_balance" => "embedding_load_balance",
