@@ -370,6 +370,9 @@ fn classifier(
             Err(Failure::input(format!("expert `{task}`: {what} {how}")))
         }
         (None, None) => {
+            if !settings.quiet {
+                say!("training the classifier of {} tasks", prompts.len());
+            }
             let threshold = settings.threshold.unwrap_or(THRESHOLD);
             let classifier = TaskClassifier::train(model, format, &prompts, threshold)?;
             let classifier = classifier.of_base(base);
