@@ -19,11 +19,8 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Hears Ctrl-C and the signals from now on.
 pub(crate) fn install() {
-    if let Err(error) = ctrlc::set_handler(stop) {
-        tracing::warn!("Ctrl-C ends the program without saving: {error}");
-    }
     if let Err(error) = signals::hear() {
-        tracing::warn!("signals end the program without saving: {error}");
+        tracing::warn!("Ctrl-C ends the program without saving: {error}");
     }
 }
 
@@ -48,18 +45,20 @@ mod signals {
     use std::io;
     use std::sync::atomic::Ordering;
 
-    use signal_hook::consts::{SIGHUP, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use signal_hook::iterator::Signals;
 
-    /// A thread that hears the signals that ask a program to end.
+    /// Starts a thread that hears the signals.
     pub(super) fn hear() -> io::Result<()> {
-        let mut signals = Signals::new([SIGTERM])?;
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
         if !hangup_is_ignored() {
             signals.add_signal(SIGHUP)?;
         }
         let listen = move || {
-            for _ in signals.forever() {
-                super::ENDING.store(true, Ordering::Relaxed);
+            for signal in signals.forever() {
+                if signal != SIGINT {
+                    super::ENDING.store(true, Ordering::Relaxed);
+                }
                 super::stop();
             }
         };
@@ -78,11 +77,11 @@ mod signals {
     }
 }
 
-/// Elsewhere there are no such signals.
+/// Elsewhere there is Ctrl-C alone.
 #[cfg(not(unix))]
 mod signals {
-    pub(super) fn hear() -> std::io::Result<()> {
-        Ok(())
+    pub(super) fn hear() -> Result<(), ctrlc::Error> {
+        ctrlc::set_handler(super::stop)
     }
 }
 
