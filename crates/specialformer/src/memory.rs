@@ -105,19 +105,14 @@ impl ModelConfig {
     /// configuration names; 0 for a pretrained model, whose files say. Unlike a
     /// count it builds nothing.
     fn least_parameters(&self) -> f64 {
-        let table = |base: &BaseConfig| base.vocabulary as f64 * base.width as f64;
+        let plain = |base: &BaseConfig, stack: &StackConfig| {
+            let rows = base.vocabulary + self.outputs();
+            rows as f64 * base.width as f64 + of_stack(stack, None)
+        };
         match self {
             Self::Specialformer(c) => of_specialformer(c),
-            Self::Transformer(c) => {
-                table(&c.base)
-                    + of_stack(&c.stack(), None)
-                    + self.outputs() as f64 * c.base.width as f64
-            }
-            Self::Cisformer(c) => {
-                table(&c.base)
-                    + of_stack(&c.stack(), None)
-                    + self.outputs() as f64 * c.base.width as f64
-            }
+            Self::Transformer(c) => plain(&c.base, &c.stack()),
+            Self::Cisformer(c) => plain(&c.base, &c.stack()),
             Self::Lstm(c) => {
                 let hidden = c.hidden as f64;
                 let cells = 4.0 * hidden * (c.embedding as f64 + hidden)
