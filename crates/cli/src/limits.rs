@@ -25,6 +25,14 @@ pub(crate) fn check_most(flag: &str, count: usize) -> Result<(), Failure> {
     }
 }
 
+/// Refuses the first flag that was given without effect: `why` follows its name.
+pub(crate) fn check_unused(flags: &[(&str, bool)], why: &str) -> Result<(), Failure> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Failure::input(format!("{flag}{why}"))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses a number of threads that cannot be started.
 pub(crate) fn check_threads(threads: usize) -> Result<(), Failure> {
     match threads {

@@ -157,14 +157,11 @@ fn check(args: &AdaptArgs, strategy: StrategyName) -> Result<(), Failure> {
         ("--random-search", args.random_search),
         ("--seed", args.seed.is_some()),
     ];
-    let groups = [
-        (StrategyName::Classifier, "classifier", &of_classifier[..]),
-        (StrategyName::Mixture, "mixture", &of_mixture[..]),
-    ];
-    for (_, name, flags) in groups.into_iter().filter(|(of, ..)| *of != strategy) {
-        if let Some((flag, _)) = flags.iter().find(|(_, given)| *given) {
-            return Err(Failure::input(format!("{flag} is for --strategy {name}")));
-        }
+    if strategy != StrategyName::Classifier {
+        limits::check_unused(&of_classifier, " is for --strategy classifier")?;
+    }
+    if strategy != StrategyName::Mixture {
+        limits::check_unused(&of_mixture, " is for --strategy mixture")?;
     }
     Ok(())
 }
@@ -195,8 +192,14 @@ pub(crate) fn run(args: &AdaptArgs) -> Result<(), Failure> {
     // Before the folder is read, if it is clear.
     named.map_or(Ok(()), |strategy| check(args, strategy))?;
     let library = ExpertLibrary::open(&args.experts)?;
-    let strategy = named.unwrap_or_else(|| usual_strategy(&library));
-    check(args, strategy)?;
+    let strategy = match named {
+        Some(strategy) => strategy,
+        None => {
+            let usual = usual_strategy(&library);
+            check(args, usual)?;
+            usual
+        }
+    };
     let data = prompts_by_task(&args.data, &library)?;
     let scored = args.score.as_deref().map(GeneratedTask::named).transpose()?;
     let seed = args.seed.unwrap_or(1);

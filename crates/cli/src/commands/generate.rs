@@ -15,7 +15,7 @@ use crate::args::CommonArgs;
 use crate::args::text::GenerateArgs;
 use crate::failure::Failure;
 use crate::terminal::say;
-use crate::{interrupt, terminal};
+use crate::{interrupt, limits, terminal};
 
 /// New tokens, temperature and top-p where nothing else is said.
 const DEFAULTS: (usize, f64, f64) = (128, 0.0, 1.0);
@@ -121,10 +121,7 @@ fn check_of_text(args: &GenerateArgs) -> Result<(), Failure> {
         ("--repetition-penalty", (sampling.repetition_penalty - 1.0).abs() > 0.0),
         ("--seed", sampling.seed > 0),
     ];
-    match of_text.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => Err(Failure::input(format!("{flag} is for runs on text"))),
-        None => Ok(()),
-    }
+    limits::check_unused(&of_text, " is for runs on text")
 }
 
 /// The model if it answers prompts in place of continuing them.

@@ -22,8 +22,8 @@ pub(crate) fn run(args: &RouteTraceArgs) -> Result<(), Failure> {
     limits::check_count("--size", args.size)?;
     let in_prompts =
         [("--generate", args.generate > 0), ("--most-tokens", args.most_tokens.is_some())];
-    if let Some((flag, _)) = in_prompts.iter().find(|(_, given)| *given && args.prompts.is_none()) {
-        return Err(Failure::input(format!("{flag}: is for prompts, and there is no --prompts")));
+    if args.prompts.is_none() {
+        limits::check_unused(&in_prompts, ": is for prompts, and there is no --prompts")?;
     }
     let out = args.out.clone().unwrap_or_else(|| beside(&args.model));
     if let Some(path) = &args.jsonl {

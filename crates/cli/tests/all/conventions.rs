@@ -139,17 +139,20 @@ fn signal(child: &Child, name: &str) {
     assert!(status.unwrap().success());
 }
 
+/// Whether a signal is in a mask of a process, where a file tells.
+#[cfg(unix)]
+fn has_signal(process: &str, mask: &str, signal: u32) -> Option<bool> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let digits = status.lines().find_map(|line| line.strip_prefix(mask))?;
+    Some(u64::from_str_radix(digits.trim(), 16).ok()? >> (signal - 1) & 1 == 1)
+}
+
 /// Waits until a command, which waits for its input, hears signals.
 #[cfg(unix)]
 fn until_it_hears(child: &mut Child) {
-    let status = format!("/proc/{}/status", child.id());
-    let hears = || {
-        let text = fs::read_to_string(&status).ok()?;
-        let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
-        // SIGTERM is 15, the last that is listened to.
-        Some(u64::from_str_radix(caught.trim(), 16).ok()? >> 14 & 1 == 1)
-    };
-    while hears() == Some(false) {
+    let process = child.id().to_string();
+    // SIGTERM is the last that is listened to.
+    while has_signal(&process, "SigCgt:", 15) == Some(false) {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -209,24 +212,13 @@ fn commands_that_only_read_end_at_once() {
     assert_eq!(text(&output.stderr), "\ninterrupted\n");
 }
 
-/// Whether this process ignores the signal of a closed terminal, where a file
-/// tells.
-#[cfg(unix)]
-fn hangup_is_ignored() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    // SIGHUP is 1, the first.
-    ignored.is_some_and(|mask| mask & 1 == 1)
-}
-
 #[cfg(unix)]
 #[test]
 fn a_closed_terminal_ends_a_command_unless_nohup_is_there() {
     let folder = tempfile::tempdir().unwrap();
     for nohup in [false, true] {
-        // Under `nohup` the tests' commands are, too.
-        if !nohup && hangup_is_ignored() {
+        // Under `nohup` the tests' commands are, too. (SIGHUP is 1.)
+        if !nohup && has_signal("self", "SigIgn:", 1) == Some(true) {
             continue;
         }
         let program = env!("CARGO_BIN_EXE_specialformer");

@@ -47,10 +47,8 @@ fn check(args: &TrainArgs) -> Result<(), Failure> {
         return Err(Failure::input("--kl is for --objective reinforce"));
     }
     let of_svf = [("--sigmoid", args.sigmoid.is_some()), ("--trace", args.trace)];
-    if let Some((flag, _)) = of_svf.iter().find(|(_, given)| *given)
-        && args.method != MethodName::Svf
-    {
-        return Err(Failure::input(format!("{flag} is for --method svf")));
+    if args.method != MethodName::Svf {
+        limits::check_unused(&of_svf, " is for --method svf")?;
     }
     if args.skip_base && args.test == 0 {
         return Err(Failure::input("--skip-base: nothing is scored with --test 0"));
